@@ -1,0 +1,101 @@
+/* backend: where numbers are crunched. A plan is made once per layer at set-up from an operation's
+ * shapes and run every step without allocating, looking up or logging. A layer never names a
+ * backend and a backend never names a layer kind: they meet in struct pl_op. Activations, parameters
+ * and gradients are float32 in canonical layout (channels first, weights [out, in/groups, kh, kw]). */
+#ifndef PL_BACKEND_H
+#define PL_BACKEND_H
+
+#include "base/base.h"
+
+#define PL_MAX_INPUTS 16
+#define PL_MAX_PARAMS 4
+
+struct pl_shape { int dims; int64_t dim[PL_MAX_DIMS]; }; /* dim[0] is the batch's capacity */
+int64_t pl_shape_elems(const struct pl_shape *s);
+int64_t pl_shape_row_elems(const struct pl_shape *s); /* of one sample */
+
+enum pl_op_kind {
+    PL_OP_DENSE,          /* y[N,O] = x[N,I] W^T + b; params W [O,I], b [O] (if bias) */
+    PL_OP_CONV,           /* params W [O, C/groups, kh, kw], b [O] (if bias) */
+    PL_OP_MAXPOOL, PL_OP_AVGPOOL, /* padding counts in neither */
+    PL_OP_RELU, PL_OP_SIGMOID, PL_OP_TANH,
+    PL_OP_DROPOUT,        /* keeps with 1 - rate, scales by 1 / (1 - rate) in training; identity in evaluation */
+    PL_OP_BATCHNORM,      /* over N, H, W of the real rows; params scale, shift, running mean, running variance [C] */
+    PL_OP_LRN,            /* across channels: y = x / (k + alpha/size * sum x^2)^beta (Krizhevsky 2012, Caffe's form) */
+    PL_OP_CONCAT,         /* along channels (axis 1) */
+    PL_OP_ADD,            /* sum of the inputs */
+    PL_OP_SOFTMAX_LOSS,   /* x[N,C] (further dims must be 1), int32 label[N]; y = probabilities */
+    PL_OP_SIGMOID_LOSS,   /* x[N,K], float label[N,K] in [0,1] or int32 label with K = 1; y = probabilities */
+    PL_OP_EUCLIDEAN_LOSS  /* x[N,K], float label[N,K]; loss of a sample = sum of squares / 2; y = x */
+};
+
+struct pl_op {
+    enum pl_op_kind kind;
+    const char *name;              /* the layer's, for messages; lives as long as the plan */
+    int inputs;
+    struct pl_shape x[PL_MAX_INPUTS], y;
+    int params;
+    struct pl_shape p[PL_MAX_PARAMS];
+    bool bias;
+    int64_t kernel[2], stride[2], pad_begin[2], pad_end[2], dilation[2], groups; /* h, w */
+    double rate;                   /* dropout */
+    double epsilon, momentum;      /* batchnorm: running = momentum * running + (1 - momentum) * batch */
+    int64_t size; double alpha, beta, k; /* lrn */
+    int64_t label_floats;          /* losses: 0 = int32 classes */
+    bool need_dx[PL_MAX_INPUTS];   /* backward must write dx[i] */
+    bool train;                    /* backward will be called */
+};
+
+/* Sums over the real rows of one forward pass, added to by a loss plan. */
+struct pl_loss_sums { double loss, correct, correct5; int64_t rows; };
+
+/* What one run of a plan works on. All buffers have the op's shapes; those not needed are NULL.
+ * Rows from `rows` up to the batch's capacity are padding: their inputs are finite, a loss gives
+ * them dx = 0, batchnorm leaves them out of its statistics (y and dx of padding rows: 0). */
+struct pl_io {
+    int64_t rows;                  /* real samples, 0 .. capacity */
+    bool train;                    /* training or evaluation behaviour */
+    bool accumulate;               /* dp += instead of dp = (dx is always overwritten) */
+    const float *x[PL_MAX_INPUTS];
+    float *y;
+    const float *p[PL_MAX_PARAMS];
+    const void *label;             /* int32_t[N] or float[N, K] */
+    struct pl_loss_sums *sums;     /* losses, forward */
+    const float *dy;               /* NULL at a loss */
+    float *dx[PL_MAX_INPUTS];
+    /* Sums over rows, never means. Batchnorm's p[2], p[3] get rows * (batch mean, unbiased variance). */
+    float *dp[PL_MAX_PARAMS];
+    uint64_t seed, step_key;       /* dropout: with row_key[], names the random stream */
+    uint32_t layer_key;
+    const int64_t *row_key;        /* [N] index of the sample in its data set */
+};
+
+struct pl_backend; /* a device that was opened */
+struct pl_plan;
+
+struct pl_backend_table {
+    const char *name;
+    pl_status (*open)(int threads, struct pl_backend **out);
+    void (*close)(struct pl_backend *b);
+    void (*describe)(struct pl_backend *b, char *text, size_t bytes); /* one line for people */
+    void *(*alloc)(struct pl_backend *b, size_t bytes, const char *what); /* zeroed; NULL: error recorded */
+    void (*free)(struct pl_backend *b, void *p);
+    pl_status (*upload)(struct pl_backend *b, void *device, const void *host, size_t bytes);
+    pl_status (*download)(struct pl_backend *b, void *host, const void *device, size_t bytes);
+    pl_status (*finish)(struct pl_backend *b); /* waits for all that was started */
+    /* Makes a plan. PL_ERR_USAGE naming op->name and the backend where it cannot. */
+    pl_status (*plan)(struct pl_backend *b, const struct pl_op *op, struct pl_plan **out);
+    void (*plan_destroy)(struct pl_plan *p);
+    pl_status (*forward)(struct pl_plan *p, const struct pl_io *io);
+    pl_status (*backward)(struct pl_plan *p, const struct pl_io *io); /* uses what forward left; same x, y, p */
+};
+
+/* By device.kind: auto takes cpu. The array of backends is in backend.c; reference is the oracle. */
+const struct pl_backend_table *pl_backend_find(const char *name); /* NULL: not built */
+const struct pl_backend_table *const *pl_backend_list(void);      /* NULL-terminated, by preference */
+/* What of the cpu backend this build and machine have, for doctor and the start event. */
+void pl_backend_cpu_describe(char *text, size_t bytes);
+/* C[m,n] = A[m,k] B[k,n] with the cpu backend's own matrix product; for bench's peak. */
+void pl_backend_cpu_sgemm(int64_t m, int64_t n, int64_t k, const float *a, const float *b, float *c);
+
+#endif

@@ -1,0 +1,93 @@
+/* activation: relu, sigmoid, tanh, element by element. The gradients need y alone. Not a number
+ * stays not a number, so that the loss shows it. */
+#include "backend/cpu/cpu.h"
+#include "backend/cpu/vmath.h"
+
+struct job {
+    const float *x, *dy; /* [N, ...]; dy NULL forward */
+    const float *y;
+    float *out; /* y or dx */
+};
+
+PL_CPU_CLONES
+static void relu_forward(void *arg, int part, int64_t begin, int64_t end) {
+    (void)part;
+    const float *x = ((struct job *)arg)->x;
+    float *y = ((struct job *)arg)->out;
+    for (int64_t i = begin; i < end; i++)
+        y[i] = x[i] < 0.0f ? 0.0f : x[i];
+}
+
+PL_CPU_CLONES
+static void relu_backward(void *arg, int part, int64_t begin, int64_t end) {
+    (void)part;
+    const struct job *j = arg;
+    const float *y = j->y, *dy = j->dy;
+    float *dx = j->out;
+    for (int64_t i = begin; i < end; i++)
+        dx[i] = y[i] > 0.0f ? dy[i] : 0.0f;
+}
+
+PL_CPU_CLONES
+static void sigmoid_forward(void *arg, int part, int64_t begin, int64_t end) {
+    (void)part;
+    const float *x = ((struct job *)arg)->x;
+    float *y = ((struct job *)arg)->out;
+    for (int64_t i = begin; i < end; i++)
+        y[i] = pl_vsigmoid(x[i]);
+}
+
+PL_CPU_CLONES
+static void sigmoid_backward(void *arg, int part, int64_t begin, int64_t end) {
+    (void)part;
+    const struct job *j = arg;
+    const float *y = j->y, *dy = j->dy;
+    float *dx = j->out;
+    for (int64_t i = begin; i < end; i++)
+        dx[i] = dy[i] * y[i] * (1.0f - y[i]);
+}
+
+PL_CPU_CLONES
+static void tanh_forward(void *arg, int part, int64_t begin, int64_t end) {
+    (void)part;
+    const float *x = ((struct job *)arg)->x;
+    float *y = ((struct job *)arg)->out;
+    for (int64_t i = begin; i < end; i++)
+        y[i] = pl_vtanh(x[i]);
+}
+
+PL_CPU_CLONES
+static void tanh_backward(void *arg, int part, int64_t begin, int64_t end) {
+    (void)part;
+    const struct job *j = arg;
+    const float *y = j->y, *dy = j->dy;
+    float *dx = j->out;
+    for (int64_t i = begin; i < end; i++)
+        dx[i] = dy[i] * (1.0f - y[i] * y[i]);
+}
+
+static pl_status forward(struct pl_plan *p, const struct pl_io *io) {
+    pl_cpu_part_fn *body = p->op.kind == PL_OP_RELU      ? relu_forward
+                           : p->op.kind == PL_OP_SIGMOID ? sigmoid_forward
+                                                         : tanh_forward;
+    struct job j = {.x = io->x[0], .out = io->y};
+    pl_cpu_parts(p->backend, pl_shape_elems(&p->op.y), PL_CPU_GRAIN, body, &j);
+    return PL_OK;
+}
+
+static pl_status backward(struct pl_plan *p, const struct pl_io *io) {
+    pl_cpu_part_fn *body = p->op.kind == PL_OP_RELU      ? relu_backward
+                           : p->op.kind == PL_OP_SIGMOID ? sigmoid_backward
+                                                         : tanh_backward;
+    struct job j = {.dy = io->dy, .y = io->y, .out = io->dx[0]};
+    if (p->op.need_dx[0] && io->dx[0] != NULL)
+        pl_cpu_parts(p->backend, pl_shape_elems(&p->op.y), PL_CPU_GRAIN, body, &j);
+    return PL_OK;
+}
+
+const struct pl_cpu_kind pl_cpu_relu = {pl_cpu_plan_nothing, pl_cpu_destroy_state, forward,
+                                        backward};
+const struct pl_cpu_kind pl_cpu_sigmoid = {pl_cpu_plan_nothing, pl_cpu_destroy_state, forward,
+                                           backward};
+const struct pl_cpu_kind pl_cpu_tanh = {pl_cpu_plan_nothing, pl_cpu_destroy_state, forward,
+                                        backward};

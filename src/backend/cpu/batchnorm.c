@@ -1,0 +1,234 @@
+/* batchnorm: Ioffe & Szegedy 2015, over batch and plane of the real rows. Sums are taken in double
+ * over float's exact products, so mean and variance come from one pass. In training the gradients
+ * are those of the batch's own statistics; in evaluation the running ones are constants.
+ * Channels are cut over the threads; without planes ([N, C]) the loops run along the channels. */
+#include "backend/cpu/cpu.h"
+
+#include <math.h>
+#include <string.h>
+
+struct state {
+    int64_t channels, plane, capacity;
+    double *sum, *sum2;        /* [C] scratch of the sums */
+    double *mean, *var, *inv;  /* [C] of the last forward; var biased, inv = 1 / sqrt(var + eps) */
+    float *a, *b, *c;          /* [C] scratch: factors of the last loop */
+    double epsilon;
+    bool batch;                /* the last forward used the batch's statistics */
+    int64_t rows;
+};
+
+struct job {
+    struct state *s;
+    const struct pl_io *io;
+    bool need_dx;
+};
+
+static pl_status plan(struct pl_plan *p) {
+    struct pl_cpu_dims d = pl_cpu_dims(&p->op.x[0]);
+    for (int i = 0; i < p->op.params; i++)
+        if (pl_shape_elems(&p->op.p[i]) != d.c)
+            return pl_cpu_refuse(&p->op, "a parameter has not one element a channel");
+    size_t doubles = (size_t)d.c * 5, floats = (size_t)d.c * 3;
+    struct state *s = pl_alloc(sizeof *s + doubles * sizeof(double) + floats * sizeof(float),
+                               "a batch normalisation's plan");
+    if (s == NULL)
+        return PL_ERR_MEMORY;
+    p->state = s;
+    s->channels = d.c;
+    s->plane = d.h * d.w;
+    s->capacity = d.n;
+    s->epsilon = p->op.epsilon;
+    s->sum = (double *)(void *)(s + 1);
+    s->sum2 = s->sum + d.c;
+    s->mean = s->sum2 + d.c;
+    s->var = s->mean + d.c;
+    s->inv = s->var + d.c;
+    s->a = (float *)(void *)(s->inv + d.c);
+    s->b = s->a + d.c;
+    s->c = s->b + d.c;
+    return PL_OK;
+}
+
+/* *sum = sum of u, *sum2 = sum of u v over one channel's planes */
+static inline void plane_sums(const float *u, const float *v, int64_t rows, int64_t row,
+                              int64_t plane, double *sum, double *sum2) {
+    double l1[8] = {0}, l2[8] = {0};
+    for (int64_t n = 0; n < rows; n++) {
+        const float *a = u + n * row, *b = v + n * row;
+        int64_t i = 0;
+        for (; i + 8 <= plane; i += 8)
+            for (int k = 0; k < 8; k++) {
+                l1[k] += (double)a[i + k];
+                l2[k] += (double)a[i + k] * (double)b[i + k];
+            }
+        for (; i < plane; i++) {
+            l1[i & 7] += (double)a[i];
+            l2[i & 7] += (double)a[i] * (double)b[i];
+        }
+    }
+    *sum = ((l1[0] + l1[1]) + (l1[2] + l1[3])) + ((l1[4] + l1[5]) + (l1[6] + l1[7]));
+    *sum2 = ((l2[0] + l2[1]) + (l2[2] + l2[3])) + ((l2[4] + l2[5]) + (l2[6] + l2[7]));
+}
+
+/* s->sum, s->sum2 of channels [begin, end) */
+static inline void sums(struct state *s, const float *u, const float *v, int64_t rows,
+                        int64_t begin, int64_t end) {
+    int64_t row = s->channels * s->plane;
+    if (s->plane > 1) {
+        for (int64_t c = begin; c < end; c++)
+            plane_sums(u + c * s->plane, v + c * s->plane, rows, row, s->plane, &s->sum[c],
+                       &s->sum2[c]);
+        return;
+    }
+    for (int64_t c = begin; c < end; c++)
+        s->sum[c] = s->sum2[c] = 0.0;
+    for (int64_t n = 0; n < rows; n++)
+        for (int64_t c = begin; c < end; c++) {
+            s->sum[c] += (double)u[n * row + c];
+            s->sum2[c] += (double)u[n * row + c] * (double)v[n * row + c];
+        }
+}
+
+/* out = a (u - b (v - mean)) + c, rows [0, rows); rows behind them 0. Forward: u = v = x, b = 0.
+ * The mean is taken off before anything is scaled, as it may be much larger than what is left. */
+static inline void forward_rows(const struct state *s, const float *x, float *y, int64_t rows,
+                                int64_t begin, int64_t end) {
+    int64_t row = s->channels * s->plane;
+    for (int64_t n = 0; n < s->capacity; n++) {
+        if (n >= rows) {
+            memset(y + n * row + begin * s->plane, 0,
+                   (size_t)((end - begin) * s->plane) * sizeof *y);
+            continue;
+        }
+        if (s->plane == 1) {
+            for (int64_t c = begin; c < end; c++)
+                y[n * row + c] = (x[n * row + c] - s->b[c]) * s->a[c] + s->c[c];
+            continue;
+        }
+        for (int64_t c = begin; c < end; c++) {
+            const float *from = x + n * row + c * s->plane;
+            float *to = y + n * row + c * s->plane, a = s->a[c], b = s->b[c], add = s->c[c];
+            for (int64_t i = 0; i < s->plane; i++)
+                to[i] = (from[i] - b) * a + add;
+        }
+    }
+}
+
+static void statistics(const struct job *j, int64_t begin, int64_t end) {
+    struct state *s = j->s;
+    double m = (double)(j->io->rows * s->plane);
+    for (int64_t c = begin; c < end; c++) {
+        if (s->batch) {
+            s->mean[c] = m > 0 ? s->sum[c] / m : 0.0;
+            double var = m > 0 ? s->sum2[c] / m - s->mean[c] * s->mean[c] : 0.0;
+            s->var[c] = var < 0.0 ? 0.0 : var;
+        } else {
+            s->mean[c] = (double)j->io->p[2][c];
+            s->var[c] = (double)j->io->p[3][c];
+        }
+        s->inv[c] = 1.0 / sqrt(s->var[c] + s->epsilon);
+        s->a[c] = (float)((double)j->io->p[0][c] * s->inv[c]);
+        s->b[c] = (float)s->mean[c];
+        s->c[c] = j->io->p[1][c];
+    }
+}
+
+PL_CPU_CLONES
+static void forward_channels(void *arg, int part, int64_t begin, int64_t end) {
+    (void)part;
+    const struct job *j = arg;
+    struct state *s = j->s;
+    if (s->batch)
+        sums(s, j->io->x[0], j->io->x[0], j->io->rows, begin, end);
+    statistics(j, begin, end);
+    forward_rows(s, j->io->x[0], j->io->y, j->io->rows, begin, end);
+}
+
+static void put(float *dp, bool accumulate, int64_t c, double v) {
+    if (dp != NULL)
+        dp[c] = accumulate ? dp[c] + (float)v : (float)v;
+}
+
+/* The parameters' gradients, and a, b, c for dx = a (dy - c - b (x - mean)). */
+static void gradients(const struct job *j, int64_t begin, int64_t end) {
+    struct state *s = j->s;
+    const struct pl_io *io = j->io;
+    double m = (double)(s->rows * s->plane);
+    for (int64_t c = begin; c < end; c++) {
+        double centred = s->sum2[c] - s->mean[c] * s->sum[c]; /* sum of dy (x - mean) */
+        put(io->dp[0], io->accumulate, c, centred * s->inv[c]);
+        put(io->dp[1], io->accumulate, c, s->sum[c]);
+        if (s->batch) {
+            double unbiased = m > 1 ? s->var[c] * m / (m - 1) : s->var[c];
+            put(io->dp[2], io->accumulate, c, (double)s->rows * s->mean[c]);
+            put(io->dp[3], io->accumulate, c, (double)s->rows * unbiased);
+        } else {
+            put(io->dp[2], io->accumulate, c, (double)s->rows * (double)io->p[2][c]);
+            put(io->dp[3], io->accumulate, c, (double)s->rows * (double)io->p[3][c]);
+        }
+        bool own = s->batch && m > 0;
+        s->a[c] = (float)((double)io->p[0][c] * s->inv[c]);
+        s->b[c] = own ? (float)(centred / m * s->inv[c] * s->inv[c]) : 0.0f;
+        s->c[c] = own ? (float)(s->sum[c] / m) : 0.0f;
+    }
+}
+
+static inline void backward_rows(const struct state *s, const struct pl_io *io, int64_t begin,
+                                 int64_t end) {
+    int64_t row = s->channels * s->plane;
+    float *dx = io->dx[0];
+    for (int64_t n = 0; n < s->capacity; n++) {
+        if (n >= s->rows) {
+            memset(dx + n * row + begin * s->plane, 0,
+                   (size_t)((end - begin) * s->plane) * sizeof *dx);
+            continue;
+        }
+        if (s->plane == 1) {
+            const float *x = io->x[0] + n * row, *dy = io->dy + n * row;
+            for (int64_t c = begin; c < end; c++)
+                dx[n * row + c] =
+                    s->a[c] * (dy[c] - s->c[c] - s->b[c] * (x[c] - (float)s->mean[c]));
+            continue;
+        }
+        for (int64_t c = begin; c < end; c++) {
+            int64_t at = n * row + c * s->plane;
+            const float *x = io->x[0] + at, *dy = io->dy + at;
+            float a = s->a[c], b = s->b[c], less = s->c[c], mean = (float)s->mean[c];
+            for (int64_t i = 0; i < s->plane; i++)
+                dx[at + i] = a * (dy[i] - less - b * (x[i] - mean));
+        }
+    }
+}
+
+PL_CPU_CLONES
+static void backward_channels(void *arg, int part, int64_t begin, int64_t end) {
+    (void)part;
+    const struct job *j = arg;
+    sums(j->s, j->io->dy, j->io->x[0], j->s->rows, begin, end);
+    gradients(j, begin, end);
+    if (j->need_dx)
+        backward_rows(j->s, j->io, begin, end);
+}
+
+static int64_t grain(const struct state *s) {
+    return PL_CPU_GRAIN / (s->capacity * s->plane) + 1;
+}
+
+static pl_status forward(struct pl_plan *p, const struct pl_io *io) {
+    struct state *s = p->state;
+    struct job j = {s, io, false};
+    s->batch = io->train;
+    s->rows = io->rows;
+    pl_cpu_parts(p->backend, s->channels, grain(s), forward_channels, &j);
+    return PL_OK;
+}
+
+static pl_status backward(struct pl_plan *p, const struct pl_io *io) {
+    struct state *s = p->state;
+    struct job j = {s, io, p->op.need_dx[0] && io->dx[0] != NULL};
+    pl_cpu_parts(p->backend, s->channels, grain(s), backward_channels, &j);
+    return PL_OK;
+}
+
+const struct pl_cpu_kind pl_cpu_batchnorm = {
+    .plan = plan, .destroy = pl_cpu_destroy_state, .forward = forward, .backward = backward};

@@ -1,0 +1,144 @@
+/* cpu: the backend's table, memory, and the making of plans. What an operation does is in the file
+ * of its name; the list that maps operations to them is at the end. Memory is the host's own, so
+ * upload and download copy and finish has nothing to wait for. */
+#include "backend/cpu/cpu.h"
+
+#include <string.h>
+
+static pl_status cpu_open(int threads, struct pl_backend **out) {
+    struct pl_backend *b = pl_alloc(sizeof *b, "the cpu backend");
+    if (b == NULL)
+        return PL_ERR_MEMORY;
+    b->threads = threads < 1 ? 1 : threads;
+    b->blas_parallel = pl_cpu_blas_open(b->threads);
+    b->dnnl = pl_cpu_dnnl_open();
+    *out = b;
+    return PL_OK;
+}
+
+static void cpu_close(struct pl_backend *b) {
+    if (b == NULL)
+        return;
+    pl_cpu_dnnl_close(b->dnnl);
+    pl_free(b->scratch);
+    pl_free(b);
+}
+
+static void cpu_describe(struct pl_backend *b, char *text, size_t bytes) {
+    char have[256];
+    pl_backend_cpu_describe(have, sizeof have);
+    snprintf(text, bytes, "%d thread%s, %s", b->threads, b->threads == 1 ? "" : "s", have);
+}
+
+static void *cpu_alloc(struct pl_backend *b, size_t bytes, const char *what) {
+    (void)b;
+    return pl_alloc(bytes, what);
+}
+
+static void cpu_free(struct pl_backend *b, void *p) {
+    (void)b;
+    pl_free(p);
+}
+
+static pl_status cpu_copy(struct pl_backend *b, void *to, const void *from, size_t bytes) {
+    (void)b;
+    if (bytes > 0)
+        memcpy(to, from, bytes);
+    return PL_OK;
+}
+
+static pl_status cpu_finish(struct pl_backend *b) {
+    (void)b;
+    return PL_OK;
+}
+
+pl_status pl_cpu_plan_nothing(struct pl_plan *p) {
+    (void)p;
+    return PL_OK;
+}
+
+void pl_cpu_destroy_state(struct pl_plan *p) { pl_free(p->state); }
+
+pl_status pl_cpu_scratch(struct pl_backend *b, size_t bytes) {
+    if (bytes <= b->scratch_bytes)
+        return PL_OK;
+    char *more = pl_alloc(bytes, "the cpu backend's scratch memory");
+    if (more == NULL)
+        return PL_ERR_MEMORY;
+    pl_free(b->scratch);
+    b->scratch = more;
+    b->scratch_bytes = bytes;
+    return PL_OK;
+}
+
+pl_status pl_cpu_refuse(const struct pl_op *op, const char *why) {
+    return pl_error(PL_ERR_USAGE, "backend", "cpu cannot compute layer %s: %s",
+                    op->name ? op->name : "?", why);
+}
+
+static const struct pl_cpu_kind *const kinds[] = {
+    [PL_OP_DENSE] = &pl_cpu_dense,
+    [PL_OP_CONV] = &pl_cpu_conv,
+    [PL_OP_MAXPOOL] = &pl_cpu_maxpool,
+    [PL_OP_AVGPOOL] = &pl_cpu_avgpool,
+    [PL_OP_RELU] = &pl_cpu_relu,
+    [PL_OP_SIGMOID] = &pl_cpu_sigmoid,
+    [PL_OP_TANH] = &pl_cpu_tanh,
+    [PL_OP_DROPOUT] = &pl_cpu_dropout,
+    [PL_OP_BATCHNORM] = &pl_cpu_batchnorm,
+    [PL_OP_LRN] = &pl_cpu_lrn,
+    [PL_OP_CONCAT] = &pl_cpu_concat,
+    [PL_OP_ADD] = &pl_cpu_add,
+    [PL_OP_SOFTMAX_LOSS] = &pl_cpu_softmax_loss,
+    [PL_OP_SIGMOID_LOSS] = &pl_cpu_sigmoid_loss,
+    [PL_OP_EUCLIDEAN_LOSS] = &pl_cpu_euclidean_loss,
+};
+
+static void cpu_plan_destroy(struct pl_plan *p) {
+    if (p == NULL)
+        return;
+    p->kind->destroy(p);
+    pl_free(p);
+}
+
+static pl_status cpu_plan(struct pl_backend *b, const struct pl_op *op, struct pl_plan **out) {
+    *out = NULL;
+    if ((size_t)op->kind >= sizeof kinds / sizeof kinds[0] || kinds[op->kind] == NULL)
+        return pl_cpu_refuse(op, "this kind of operation is unknown to it");
+    struct pl_plan *p = pl_alloc(sizeof *p, "a plan");
+    if (p == NULL)
+        return PL_ERR_MEMORY;
+    p->op = *op;
+    p->backend = b;
+    p->kind = kinds[op->kind];
+    pl_status s = p->kind->plan(p);
+    if (s < 0)
+        cpu_plan_destroy(p);
+    else
+        *out = p;
+    return s;
+}
+
+static pl_status cpu_forward(struct pl_plan *p, const struct pl_io *io) {
+    return p->kind->forward(p, io);
+}
+
+static pl_status cpu_backward(struct pl_plan *p, const struct pl_io *io) {
+    return p->kind->backward(p, io);
+}
+
+const struct pl_backend_table pl_backend_cpu = {
+    .name = "cpu",
+    .open = cpu_open,
+    .close = cpu_close,
+    .describe = cpu_describe,
+    .alloc = cpu_alloc,
+    .free = cpu_free,
+    .upload = cpu_copy,
+    .download = cpu_copy,
+    .finish = cpu_finish,
+    .plan = cpu_plan,
+    .plan_destroy = cpu_plan_destroy,
+    .forward = cpu_forward,
+    .backward = cpu_backward,
+};

@@ -1,0 +1,103 @@
+/* cpu: the backend on the node's own cores. What its files share; other rooms see backend.h only.
+ *
+ * Threads: every operation, the matrix products too, is cut into parts here and each part runs on
+ * one thread of the process's pool, BLAS inside it single-threaded. So there is one team of threads
+ * and not two that fight for the cores (libgomp's workers spin for milliseconds after a region), and
+ * the cut, thus every rounding, depends on the shapes and the number of threads alone. oneDNN is the
+ * exception: its primitives bring their own OpenMP team, asked for only while one runs. */
+#ifndef PL_BACKEND_CPU_H
+#define PL_BACKEND_CPU_H
+
+#include "backend/backend.h"
+
+extern const struct pl_backend_table pl_backend_cpu;
+
+/* One function compiled for several instruction sets, chosen when the program is loaded (an ifunc,
+ * which the sanitizers' start-up cannot bear; clang 14 has no target_clones worth the name). */
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__gnu_linux__) && \
+    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define PL_CPU_CLONES __attribute__((target_clones("default", "avx2", "avx512f")))
+#else
+#define PL_CPU_CLONES
+#endif
+
+struct pl_cpu_dnnl; /* dnnl.c: oneDNN's engine and stream */
+
+struct pl_backend {
+    int threads;
+    bool blas_parallel;    /* several threads may be inside BLAS at once */
+    char *scratch;         /* one for all plans: only one runs at a time */
+    size_t scratch_bytes;
+    struct pl_cpu_dnnl *dnnl; /* NULL: not built in */
+};
+
+struct pl_cpu_kind {
+    pl_status (*plan)(struct pl_plan *p); /* checks, and makes p->state; p->op is set */
+    void (*destroy)(struct pl_plan *p);   /* also after a plan that failed half way */
+    pl_status (*forward)(struct pl_plan *p, const struct pl_io *io);
+    pl_status (*backward)(struct pl_plan *p, const struct pl_io *io);
+};
+
+struct pl_plan {
+    struct pl_op op;
+    struct pl_backend *backend;
+    const struct pl_cpu_kind *kind;
+    void *state; /* the kind's own, of pl_alloc */
+};
+
+/* cpu.c: for kinds without state, or whose state is one allocation. */
+pl_status pl_cpu_plan_nothing(struct pl_plan *p);
+void pl_cpu_destroy_state(struct pl_plan *p);
+/* Makes the shared scratch at least this large. At plan time; read b->scratch at run time only. */
+pl_status pl_cpu_scratch(struct pl_backend *b, size_t bytes);
+/* PL_ERR_USAGE that names the layer and the backend. */
+pl_status pl_cpu_refuse(const struct pl_op *op, const char *why);
+
+/* parts.c: n items in at most `threads` parts of at least `grain` items, part p from n*p/parts on. */
+typedef void pl_cpu_part_fn(void *arg, int part, int64_t begin, int64_t end);
+int pl_cpu_part_count(const struct pl_backend *b, int64_t n, int64_t grain);
+void pl_cpu_parts(const struct pl_backend *b, int64_t n, int64_t grain, pl_cpu_part_fn *body,
+                  void *arg);
+#define PL_CPU_GRAIN 16384 /* elements below which a second thread costs more than it brings */
+
+/* blas.c: C[m,n] = alpha A B + beta C, row-major, on the calling thread alone. */
+struct pl_cpu_gemm {
+    bool ta, tb; /* a is stored [k, m]; b is stored [n, k] */
+    int64_t m, n, k;
+    const float *a;
+    int64_t lda;
+    const float *b;
+    int64_t ldb;
+    float beta;
+    float *c;
+    int64_t ldc;
+};
+void pl_cpu_gemm_here(const struct pl_cpu_gemm *g);
+void pl_cpu_gemm(const struct pl_backend *b, const struct pl_cpu_gemm *g); /* cut over the pool */
+pl_status pl_cpu_gemm_check(const struct pl_op *op, int64_t m, int64_t n, int64_t k);
+bool pl_cpu_blas_open(int threads); /* true: several threads may be inside BLAS at once */
+void pl_cpu_blas_describe(char *text, size_t bytes);
+
+/* The channels view of an activation [N, C, H, W] or [N, C]. */
+struct pl_cpu_dims {
+    int64_t n, c, h, w;
+};
+struct pl_cpu_dims pl_cpu_dims(const struct pl_shape *s); /* missing dims are 1; w takes the rest */
+
+/* dnnl.c and conv_dnnl.c; without PL_HAVE_DNNL none of them exists. */
+struct pl_cpu_dnnl *pl_cpu_dnnl_open(void); /* NULL with the error recorded */
+void pl_cpu_dnnl_close(struct pl_cpu_dnnl *d);
+/* Which of a convolution's three passes oneDNN takes; the others are im2col's. */
+struct pl_cpu_conv_dnnl;
+struct pl_cpu_conv_dnnl *pl_cpu_conv_dnnl_create(const struct pl_plan *p); /* NULL: none of them */
+void pl_cpu_conv_dnnl_destroy(struct pl_cpu_conv_dnnl *d);
+/* false: not taken, nothing done. */
+bool pl_cpu_conv_dnnl_forward(struct pl_cpu_conv_dnnl *d, const struct pl_io *io, pl_status *s);
+bool pl_cpu_conv_dnnl_weights(struct pl_cpu_conv_dnnl *d, const struct pl_io *io, pl_status *s);
+bool pl_cpu_conv_dnnl_data(struct pl_cpu_conv_dnnl *d, const struct pl_io *io, pl_status *s);
+
+extern const struct pl_cpu_kind pl_cpu_dense, pl_cpu_conv, pl_cpu_maxpool, pl_cpu_avgpool,
+    pl_cpu_relu, pl_cpu_sigmoid, pl_cpu_tanh, pl_cpu_dropout, pl_cpu_batchnorm, pl_cpu_lrn,
+    pl_cpu_concat, pl_cpu_add, pl_cpu_softmax_loss, pl_cpu_sigmoid_loss, pl_cpu_euclidean_loss;
+
+#endif

@@ -1,0 +1,80 @@
+/* dense: y = x W^T + b and its gradients, three matrix products (cuBLAS and Caffe do the same). All
+ * rows up to the capacity are computed: padding rows are finite and their dy is 0. */
+#include "backend/cpu/cpu.h"
+
+struct sum_job {
+    int64_t rows, columns;
+    const float *dy; /* [N, O] */
+    float *db;       /* [O] */
+    bool accumulate;
+};
+
+static pl_status plan(struct pl_plan *p) {
+    const struct pl_op *op = &p->op;
+    if (pl_shape_row_elems(&op->x[0]) != op->p[0].dim[1] ||
+        pl_shape_row_elems(&op->y) != op->p[0].dim[0])
+        return pl_cpu_refuse(op, "input, output and weight do not fit together");
+    return pl_cpu_gemm_check(op, op->x[0].dim[0], op->p[0].dim[0], op->p[0].dim[1]);
+}
+
+struct bias_job {
+    int64_t columns;
+    const float *bias; /* [O] */
+    float *y;          /* [N, O] */
+};
+
+PL_CPU_CLONES
+static void bias_rows(void *arg, int part, int64_t begin, int64_t end) {
+    (void)part;
+    const struct bias_job *j = arg;
+    for (int64_t n = begin; n < end; n++)
+        for (int64_t o = 0; o < j->columns; o++)
+            j->y[n * j->columns + o] = j->bias[o];
+}
+
+static pl_status forward(struct pl_plan *p, const struct pl_io *io) {
+    int64_t n = p->op.x[0].dim[0], out = p->op.p[0].dim[0], in = p->op.p[0].dim[1];
+    if (p->op.bias) {
+        struct bias_job j = {out, io->p[1], io->y};
+        pl_cpu_parts(p->backend, n, PL_CPU_GRAIN / out + 1, bias_rows, &j);
+    }
+    pl_cpu_gemm(p->backend,
+                &(struct pl_cpu_gemm){.tb = true, .m = n, .n = out, .k = in, .a = io->x[0],
+                                      .lda = in, .b = io->p[0], .ldb = in,
+                                      .beta = p->op.bias ? 1.0f : 0.0f, .c = io->y, .ldc = out});
+    return PL_OK;
+}
+
+PL_CPU_CLONES
+static void bias_gradient(void *arg, int part, int64_t begin, int64_t end) {
+    (void)part;
+    const struct sum_job *j = arg;
+    if (!j->accumulate)
+        for (int64_t o = begin; o < end; o++)
+            j->db[o] = 0.0f;
+    for (int64_t n = 0; n < j->rows; n++)
+        for (int64_t o = begin; o < end; o++)
+            j->db[o] += j->dy[n * j->columns + o];
+}
+
+static pl_status backward(struct pl_plan *p, const struct pl_io *io) {
+    int64_t n = p->op.x[0].dim[0], out = p->op.p[0].dim[0], in = p->op.p[0].dim[1];
+    if (io->dp[0])
+        pl_cpu_gemm(p->backend,
+                    &(struct pl_cpu_gemm){.ta = true, .m = out, .n = in, .k = n, .a = io->dy,
+                                          .lda = out, .b = io->x[0], .ldb = in,
+                                          .beta = io->accumulate ? 1.0f : 0.0f, .c = io->dp[0],
+                                          .ldc = in});
+    if (p->op.bias && io->dp[1]) {
+        struct sum_job j = {n, out, io->dy, io->dp[1], io->accumulate};
+        pl_cpu_parts(p->backend, out, PL_CPU_GRAIN / n + 1, bias_gradient, &j);
+    }
+    if (p->op.need_dx[0] && io->dx[0])
+        pl_cpu_gemm(p->backend,
+                    &(struct pl_cpu_gemm){.m = n, .n = in, .k = out, .a = io->dy, .lda = out,
+                                          .b = io->p[0], .ldb = in, .c = io->dx[0], .ldc = in});
+    return PL_OK;
+}
+
+const struct pl_cpu_kind pl_cpu_dense = {
+    .plan = plan, .destroy = pl_cpu_destroy_state, .forward = forward, .backward = backward};

@@ -1,0 +1,115 @@
+/* join: concatenation along channels, and the sum of several inputs. */
+#include "backend/cpu/cpu.h"
+
+#include <string.h>
+
+struct job {
+    const struct pl_op *op;
+    const struct pl_io *io;
+    int64_t row; /* elements of a sample of y */
+};
+
+static void concat_forward_rows(void *arg, int part, int64_t begin, int64_t end) {
+    (void)part;
+    const struct job *j = arg;
+    for (int64_t n = begin; n < end; n++) {
+        float *y = j->io->y + n * j->row;
+        for (int i = 0; i < j->op->inputs; i++) {
+            int64_t elems = pl_shape_row_elems(&j->op->x[i]);
+            memcpy(y, j->io->x[i] + n * elems, (size_t)elems * sizeof *y);
+            y += elems;
+        }
+    }
+}
+
+static void concat_backward_rows(void *arg, int part, int64_t begin, int64_t end) {
+    (void)part;
+    const struct job *j = arg;
+    for (int64_t n = begin; n < end; n++) {
+        const float *dy = j->io->dy + n * j->row;
+        for (int i = 0; i < j->op->inputs; i++) {
+            int64_t elems = pl_shape_row_elems(&j->op->x[i]);
+            if (j->op->need_dx[i] && j->io->dx[i] != NULL)
+                memcpy(j->io->dx[i] + n * elems, dy, (size_t)elems * sizeof *dy);
+            dy += elems;
+        }
+    }
+}
+
+static void by_rows(struct pl_plan *p, const struct pl_io *io, pl_cpu_part_fn *body) {
+    struct job j = {&p->op, io, pl_shape_row_elems(&p->op.y)};
+    pl_cpu_parts(p->backend, p->op.y.dim[0], PL_CPU_GRAIN / (j.row + 1) + 1, body, &j);
+}
+
+static pl_status concat_plan(struct pl_plan *p) {
+    int64_t sum = 0;
+    for (int i = 0; i < p->op.inputs; i++)
+        sum += pl_shape_row_elems(&p->op.x[i]);
+    if (sum != pl_shape_row_elems(&p->op.y))
+        return pl_cpu_refuse(&p->op, "inputs and output do not fit together");
+    return PL_OK;
+}
+
+static pl_status concat_forward(struct pl_plan *p, const struct pl_io *io) {
+    by_rows(p, io, concat_forward_rows);
+    return PL_OK;
+}
+
+static pl_status concat_backward(struct pl_plan *p, const struct pl_io *io) {
+    by_rows(p, io, concat_backward_rows);
+    return PL_OK;
+}
+
+PL_CPU_CLONES
+static void add_forward_part(void *arg, int part, int64_t begin, int64_t end) {
+    (void)part;
+    const struct job *j = arg;
+    float *y = j->io->y;
+    const float *a = j->io->x[0], *b = j->op->inputs > 1 ? j->io->x[1] : NULL;
+    if (b == NULL)
+        memcpy(y + begin, a + begin, (size_t)(end - begin) * sizeof *y);
+    else
+        for (int64_t k = begin; k < end; k++)
+            y[k] = a[k] + b[k];
+    for (int i = 2; i < j->op->inputs; i++) {
+        const float *x = j->io->x[i];
+        for (int64_t k = begin; k < end; k++)
+            y[k] += x[k];
+    }
+}
+
+static void add_backward_part(void *arg, int part, int64_t begin, int64_t end) {
+    (void)part;
+    const struct job *j = arg;
+    for (int i = 0; i < j->op->inputs; i++)
+        if (j->op->need_dx[i] && j->io->dx[i] != NULL && j->io->dx[i] != j->io->dy)
+            memcpy(j->io->dx[i] + begin, j->io->dy + begin, (size_t)(end - begin) * sizeof(float));
+}
+
+static pl_status add_plan(struct pl_plan *p) {
+    for (int i = 0; i < p->op.inputs; i++)
+        if (pl_shape_elems(&p->op.x[i]) != pl_shape_elems(&p->op.y))
+            return pl_cpu_refuse(&p->op, "its inputs differ in shape");
+    return PL_OK;
+}
+
+static pl_status add_forward(struct pl_plan *p, const struct pl_io *io) {
+    struct job j = {&p->op, io, 0};
+    pl_cpu_parts(p->backend, pl_shape_elems(&p->op.y), PL_CPU_GRAIN, add_forward_part, &j);
+    return PL_OK;
+}
+
+static pl_status add_backward(struct pl_plan *p, const struct pl_io *io) {
+    struct job j = {&p->op, io, 0};
+    pl_cpu_parts(p->backend, pl_shape_elems(&p->op.y), PL_CPU_GRAIN, add_backward_part, &j);
+    return PL_OK;
+}
+
+const struct pl_cpu_kind pl_cpu_concat = {.plan = concat_plan,
+                                          .destroy = pl_cpu_destroy_state,
+                                          .forward = concat_forward,
+                                          .backward = concat_backward};
+const struct pl_cpu_kind pl_cpu_add = {.plan = add_plan,
+                                       .destroy = pl_cpu_destroy_state,
+                                       .forward = add_forward,
+                                       .backward = add_backward};

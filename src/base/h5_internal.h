@@ -1,0 +1,42 @@
+/* Internal to base/'s HDF5 wrappers (h5.c, h5_write.c, h5_chunk.c). */
+#ifndef PL_BASE_H5_INTERNAL_H
+#define PL_BASE_H5_INTERNAL_H
+
+#include "base/base.h"
+
+#include <hdf5.h>
+
+struct pl_h5 {
+    hid_t id;
+    char *path;
+    const char *room;
+    pl_status err;
+};
+
+#define PL_H5_MAX_FILTERS 8
+struct pl_h5ds {
+    struct pl_h5 *file;
+    hid_t id;
+    char *name;
+    struct pl_h5_info info;
+    int filters;
+    H5Z_filter_t filter[PL_H5_MAX_FILTERS];
+    unsigned shuffle_bytes; /* element size of the shuffle filter */
+    size_t chunk_bytes, row_bytes;
+    int64_t cached;         /* chunk in `decoded`; -1: none */
+    unsigned char *decoded, *raw, *other; /* [chunk_bytes + slack] each, made at the first read */
+    size_t raw_capacity;
+};
+
+/* One mutex around every HDF5 call, whatever the build; also silences HDF5's own printing. */
+void pl_h5_lock(void);
+void pl_h5_unlock(void);
+/* Takes HDF5's text of the failed call (lock held), unlocks, records "path:/name: what: text". */
+pl_status pl_h5_failed(struct pl_h5 *f, const char *name, const char *what);
+hid_t pl_h5_type(enum pl_dtype t);
+pl_status pl_h5_transfer(struct pl_h5ds *d, int64_t first, int64_t rows, enum pl_dtype t, void *p, bool write);
+/* Rows [first, first + rows) by raw chunks. */
+pl_status pl_h5_read_chunks(struct pl_h5ds *d, int64_t first, int64_t rows, unsigned char *out);
+void pl_h5_look_at_filters(struct pl_h5ds *d, hid_t plist); /* lock held */
+
+#endif

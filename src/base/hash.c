@@ -1,0 +1,17 @@
+/* FNV-1a for telling things apart, CRC-32 (zlib's) for finding damage. */
+#include "base/base.h"
+
+#include <zlib.h>
+
+uint64_t pl_hash(uint64_t h, const void *data, size_t bytes)
+{
+    const unsigned char *p = data;
+    for (size_t i = 0; i < bytes; i++)
+        h = (h ^ p[i]) * 0x100000001b3ull;
+    return h;
+}
+
+uint32_t pl_crc32(uint32_t crc, const void *data, size_t bytes)
+{
+    return (uint32_t)crc32_z(crc, data, bytes);
+}

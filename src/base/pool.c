@@ -1,0 +1,97 @@
+/* A pool for our own loops. The partition of a loop depends on its length, its grain and the number
+ * of threads alone, so results have the same bits in every run. Workers sleep between loops. */
+#include "base/base.h"
+
+#define MAX_WORKERS 255
+
+typedef void body_fn(void *arg, int64_t begin, int64_t end);
+
+static struct {
+    pthread_mutex_t lock; /* guards all below */
+    pthread_cond_t work, idle;
+    pthread_t thread[MAX_WORKERS];
+    int workers, parts, busy;
+    uint64_t round;
+    bool stop;
+    int64_t n;
+    body_fn *body;
+    void *arg;
+} pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .work = PTHREAD_COND_INITIALIZER, .idle = PTHREAD_COND_INITIALIZER};
+
+static void run_part(body_fn *body, void *arg, int64_t n, int parts, int part)
+{
+    int64_t begin = n / parts * part + (part < n % parts ? part : n % parts);
+    int64_t end = begin + n / parts + (part < n % parts ? 1 : 0);
+    if (begin < end)
+        body(arg, begin, end);
+}
+
+static void *worker(void *index)
+{
+    int part = (int)(intptr_t)index + 1;
+    uint64_t seen = 0;
+    pthread_mutex_lock(&pool.lock);
+    for (;;) {
+        while (!pool.stop && pool.round == seen)
+            pthread_cond_wait(&pool.work, &pool.lock);
+        if (pool.stop)
+            break;
+        seen = pool.round;
+        if (part < pool.parts) {
+            pthread_mutex_unlock(&pool.lock);
+            run_part(pool.body, pool.arg, pool.n, pool.parts, part);
+            pthread_mutex_lock(&pool.lock);
+        }
+        if (--pool.busy == 0)
+            pthread_cond_signal(&pool.idle);
+    }
+    pthread_mutex_unlock(&pool.lock);
+    return NULL;
+}
+
+pl_status pl_pool_start(int threads)
+{
+    pool.stop = false;
+    pool.round = 0;
+    for (pool.workers = 0; pool.workers < threads - 1 && pool.workers < MAX_WORKERS; pool.workers++)
+        PL_TRY(pl_thread_start(&pool.thread[pool.workers], "pool", worker, (void *)(intptr_t)pool.workers));
+    return PL_OK;
+}
+
+void pl_pool_stop(void)
+{
+    pthread_mutex_lock(&pool.lock);
+    pool.stop = true;
+    pthread_cond_broadcast(&pool.work);
+    pthread_mutex_unlock(&pool.lock);
+    for (int i = 0; i < pool.workers; i++)
+        pthread_join(pool.thread[i], NULL);
+    pool.workers = 0;
+}
+
+int pl_pool_threads(void) { return pool.workers + 1; }
+
+void pl_parallel_for(int64_t n, int64_t grain, body_fn *body, void *arg)
+{
+    int64_t most = grain > 0 ? n / grain : n;
+    int parts = most < pool.workers + 1 ? (int)most : pool.workers + 1;
+    if (parts <= 1) {
+        if (n > 0)
+            body(arg, 0, n);
+        return;
+    }
+    pthread_mutex_lock(&pool.lock);
+    pool.n = n;
+    pool.parts = parts;
+    pool.body = body;
+    pool.arg = arg;
+    pool.busy = pool.workers;
+    pool.round++;
+    pthread_cond_broadcast(&pool.work);
+    pthread_mutex_unlock(&pool.lock);
+    run_part(body, arg, n, parts, 0);
+    pthread_mutex_lock(&pool.lock);
+    while (pool.busy > 0)
+        pthread_cond_wait(&pool.idle, &pool.lock);
+    pthread_mutex_unlock(&pool.lock);
+}

@@ -1,0 +1,57 @@
+/* checkpoint: DIR/step-00001200/ with model.h5 and manifest.json, written under another name,
+ * synced, renamed; `latest` names the newest whole one. Layout: the design, section 8. */
+#ifndef PL_CHECKPOINT_H
+#define PL_CHECKPOINT_H
+
+#include "optim/optim.h"
+
+struct pl_run_state { /* attributes on /run */
+    int64_t step;            /* committed steps */
+    int64_t epoch, epoch_step; /* position in the data order: next global batch to read */
+    int64_t samples_seen;
+    int64_t seed;
+    int ranks;
+    bool done;               /* the run's last step */
+    double best;             /* best value of the stop metric so far; NAN: none */
+    double last_loss, last_accuracy; /* of the last evaluation; NAN: none */
+    int64_t last_eval_step;
+};
+
+/* Writes one checkpoint from host memory; returns when it is on disk and renamed, `latest` set and
+ * old ones removed but `keep` (and the best, if keep_best). Rank 0 only. PL_ERR_CHECKPOINT; nothing
+ * whole is harmed. slots: slabs in slot order. */
+struct pl_checkpoint_source {
+    const struct pl_graph *graph; /* names and layout only */
+    const struct pl_optimizer *optimizer; /* slot names only */
+    const float *params;
+    const float *const *slot;
+    const struct pl_run_state *state;
+    const struct pl_job *job;
+    bool best;
+};
+pl_status pl_checkpoint_save(const char *dir, const struct pl_checkpoint_source *src);
+
+/* Before training: dir can be made and written. */
+pl_status pl_checkpoint_probe(const char *dir);
+/* Newest whole checkpoint of dir (or dir itself if it is one) whose manifest holds; damaged ones are
+ * named on stderr and passed over. *path NULL when there is none. Owner: the caller. */
+pl_status pl_checkpoint_find(const char *dir, char **path);
+/* Loads into host slabs. Refuses another model (PL_ERR_CHECKPOINT). optimizer NULL: weights only. */
+pl_status pl_checkpoint_load(const char *path, const struct pl_graph *g, struct pl_optimizer *o,
+                             float *params, struct pl_run_state *state);
+/* Weights by name from /params of any such file or checkpoint directory (train.init, eval). */
+pl_status pl_checkpoint_load_weights(const char *path, const struct pl_graph *g, float *params);
+/* The job text kept in it. Owner: the caller. */
+pl_status pl_checkpoint_job_text(const char *path, char **text);
+
+/* Background writer: takes a snapshot (copies), writes in its own thread, one at a time. */
+struct pl_checkpoint_writer;
+pl_status pl_checkpoint_writer_create(const char *dir, const struct pl_graph *g, const struct pl_optimizer *o,
+                                      const struct pl_job *job, struct pl_checkpoint_writer **out);
+/* Waits for the write before, copies, and returns; reports the earlier write's error here. */
+pl_status pl_checkpoint_writer_save(struct pl_checkpoint_writer *w, const float *params,
+                                    const struct pl_run_state *state, bool best);
+/* Waits until all is on disk. */
+pl_status pl_checkpoint_writer_finish(struct pl_checkpoint_writer *w);
+void pl_checkpoint_writer_destroy(struct pl_checkpoint_writer *w);
+#endif

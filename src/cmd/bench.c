@@ -1,0 +1,171 @@
+/* paceline bench step JOB.yaml: speed of a training step on made-up data, beside the machine's own
+ * matrix product measured between the runs with the same threads. Work counted: 2 per multiply-add
+ * of convolutions and dense layers, times 3 for training. */
+#include "cmd/cmd.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ROUNDS 5
+#define PEAK_SIZE 2048
+
+extern const struct pl_command pl_cmd_bench;
+
+struct made_up { struct pl_batch batch; };
+
+static pl_status made_up_next(void *arg, struct pl_batch **out)
+{
+    *out = &((struct made_up *)arg)->batch;
+    return PL_OK;
+}
+
+static void made_up_release(void *arg, struct pl_batch *b) { (void)arg, (void)b; }
+
+static void made_up_free(struct made_up *m)
+{
+    pl_free(m->batch.data);
+    pl_free(m->batch.label);
+    pl_free(m->batch.index);
+}
+
+/* One batch of noise, used in every step. */
+static pl_status made_up_make(struct made_up *m, const struct pl_trainer *t)
+{
+    const struct pl_job_input *in = &t->job->input;
+    int64_t row = 1, classes = pl_graph_classes(t->graph), wide = classes > 0 ? 1 : in->label_floats;
+    struct pl_rng r = pl_rng_make(1, (uint64_t)t->world->rank, 0, 0);
+    for (int d = 0; d < in->dims; d++)
+        row *= in->dim[d];
+    m->batch = (struct pl_batch){.rows = t->batch, .capacity = t->batch};
+    m->batch.data = pl_alloc((size_t)(t->batch * row) * sizeof(float), "bench data");
+    m->batch.label = pl_alloc((size_t)(t->batch * wide) * sizeof(float), "bench labels");
+    m->batch.index = pl_alloc((size_t)t->batch * sizeof(int64_t), "bench indices");
+    if (!m->batch.data || !m->batch.label || !m->batch.index)
+        return PL_ERR_MEMORY;
+    for (int64_t i = 0; i < t->batch * row; i++)
+        m->batch.data[i] = (float)pl_rng_normal(&r);
+    for (int64_t i = 0; i < t->batch * wide && classes > 0; i++)
+        ((int32_t *)m->batch.label)[i] = (int32_t)pl_rng_below(&r, (uint64_t)classes);
+    for (int64_t i = 0; i < t->batch; i++)
+        m->batch.index[i] = i;
+    return PL_OK;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *v, int n)
+{
+    qsort(v, (size_t)n, sizeof *v, by_value);
+    return n % 2 ? v[n / 2] : (v[n / 2 - 1] + v[n / 2]) / 2;
+}
+
+/* GFLOP/s of one matrix product; the first run of a pair warms up. */
+static double measure_peak(const float *a, const float *b, float *c)
+{
+    double begin = pl_now_ms();
+    pl_backend_cpu_sgemm(PEAK_SIZE, PEAK_SIZE, PEAK_SIZE, a, b, c);
+    return 2.0 * PEAK_SIZE * PEAK_SIZE * PEAK_SIZE / (pl_now_ms() - begin) / 1e6;
+}
+
+struct figures { double step_ms[ROUNDS], exposed_ms[ROUNDS], busy_ms[ROUNDS], peak[ROUNDS]; };
+
+/* Rounds of steps and peak in turn, so that both see the same machine. */
+static pl_status measure(struct pl_trainer *t, int steps, struct figures *f, const float *a, float *c)
+{
+    struct pl_step_result r;
+    for (int i = 0; i < 3; i++)
+        PL_TRY(pl_trainer_step(t, &r));
+    measure_peak(a, a, c);
+    for (int round = 0; round < ROUNDS; round++) {
+        f->peak[round] = measure_peak(a, a, c);
+        double ms = 0, exposed = 0, busy = 0;
+        PL_TRY(pl_exchange_sum(t->exchange, &ms, 1)); /* start together */
+        for (int i = 0; i < steps; i++) {
+            PL_TRY(pl_trainer_step(t, &r));
+            ms += r.step_ms, exposed += r.exchange.exposed_ms, busy += r.exchange.busy_ms;
+        }
+        f->step_ms[round] = ms / steps;
+        f->exposed_ms[round] = exposed / steps;
+        f->busy_ms[round] = busy / steps;
+    }
+    return PL_OK;
+}
+
+static void print_figures(const struct pl_trainer *t, struct figures *f)
+{
+    double step = median(f->step_ms, ROUNDS), exposed = median(f->exposed_ms, ROUNDS);
+    double busy = median(f->busy_ms, ROUNDS), peak = median(f->peak, ROUNDS);
+    double flops = 3 * pl_graph_flops(t->graph, t->batch);
+    printf("{\"model\": \"%s\", \"ranks\": %d, \"threads\": %d, \"batch\": %lld, \"step_ms\": %.3f, "
+           "\"samples_per_s\": %.1f, \"gflops_a_rank\": %.2f, \"peak_gflops\": %.2f, \"share_of_peak\": %.3f, "
+           "\"exchange_ms\": %.3f, \"exchange_share\": %.3f, \"exchange_whole_ms\": %.3f}\n",
+           t->job->model_name, t->world->ranks, t->threads, (long long)t->batch, step,
+           (double)t->micro_global / step * 1000, flops / step / 1e6, peak, flops / step / 1e6 / peak, exposed,
+           exposed / step, busy);
+}
+
+static pl_status bench(struct pl_trainer *t, struct pl_world *w, const char *steps_text)
+{
+    struct made_up m = {0};
+    struct figures f;
+    int steps = steps_text ? atoi(steps_text) : 10;
+    size_t bytes = (size_t)PEAK_SIZE * PEAK_SIZE * sizeof(float);
+    float *a = pl_alloc(bytes, "bench matrix"), *c = pl_alloc(bytes, "bench matrix");
+    pl_status s = !a || !c ? PL_ERR_MEMORY : made_up_make(&m, t);
+    if (s == PL_OK && steps < 1)
+        s = pl_error(PL_ERR_USAGE, "bench", "--steps %s: at least 1", steps_text);
+    s = pl_world_agree(w, s);
+    t->source = (struct pl_source){.next = made_up_next, .release = made_up_release, .arg = &m, .epoch_steps = INT64_MAX};
+    t->steps_per_epoch = t->total_steps = INT32_MAX;
+    if (s == PL_OK) {
+        for (size_t i = 0; i < bytes / sizeof(float); i++)
+            a[i] = (float)(i % 17) * 0.01f;
+        s = measure(t, steps, &f, a, c);
+        if (s < 0)
+            pl_world_abort(w, s);
+        if (w->rank == 0)
+            print_figures(t, &f);
+    }
+    made_up_free(&m);
+    pl_free(a);
+    pl_free(c);
+    return s;
+}
+
+static int run_bench(int argc, char **argv)
+{
+    static const char *const options[] = {"steps", NULL};
+    struct pl_world w;
+    struct pl_args args;
+    struct pl_job *job;
+    struct pl_trainer t;
+    int code = 0;
+    if (argc < 1 || strcmp(argv[0], "step") != 0) {
+        fprintf(stderr, "paceline: bench knows: step\nusage: %s\n", pl_cmd_bench.usage);
+        return pl_exit_code(PL_ERR_USAGE);
+    }
+    if (pl_cmd_start(argc - 1, argv + 1, options, &w, &args, &job, &code) < 0)
+        return code;
+    pl_status s = pl_trainer_open(&t, &w, job, true);
+    if (s == PL_OK) {
+        s = bench(&t, &w, args.option_value[0]);
+        pl_trainer_close(&t);
+    }
+    pl_job_destroy(job);
+    pl_args_free(&args);
+    return pl_world_finish(&w, s);
+}
+
+const struct pl_command pl_cmd_bench = {
+    .name = "bench",
+    .usage = "paceline bench step JOB.yaml [--steps N] [key=value ...]",
+    .help = "Times training steps of the job's model on made-up data: medians of 5 rounds of N steps\n"
+            "(default 10), each beside the machine's own matrix product (sgemm 2048, same threads).\n"
+            "Prints one JSON object. bench/step does it for all models.",
+    .run = run_bench,
+};

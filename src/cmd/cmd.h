@@ -1,0 +1,35 @@
+/* cmd: one file a command; main.c finds them in the table of cmd.c. A command gets the arguments
+ * after its name and returns the process's exit code. */
+#ifndef PL_CMD_H
+#define PL_CMD_H
+
+#include "train/train.h"
+
+struct pl_command {
+    const char *name, *usage, *help; /* help: what --help prints below the usage */
+    int (*run)(int argc, char **argv);
+};
+const struct pl_command *const *pl_commands(void); /* NULL-terminated */
+
+/* argv split into the job file (or other first argument), "--name value" options and key=value
+ * overrides. */
+struct pl_args {
+    const char *file;
+    int overrides;
+    char **override; /* points into argv's strings */
+    const char *option_value[8];
+};
+/* options: NULL-terminated names without "--", each takes a value. PL_ERR_USAGE. */
+pl_status pl_args_read(int argc, char **argv, const char *const *options, struct pl_args *out);
+void pl_args_free(struct pl_args *a);
+
+/* World and job for a command that works on all ranks. On failure everything is ended and the exit
+ * code is in *code. */
+pl_status pl_cmd_start(int argc, char **argv, const char *const *options, struct pl_world *w,
+                       struct pl_args *args, struct pl_job **job, int *code);
+
+/* What to read weights from: the path given, or the newest whole checkpoint of checkpoint.dir.
+ * Owner of *path: the caller. (eval.c) */
+pl_status pl_cmd_find_weights(const struct pl_job *job, const char *given, char **path);
+
+#endif

@@ -1,0 +1,69 @@
+/* paceline doctor: what this machine and build offer a run, and what would slow one down. */
+#include "cmd/cmd.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/statvfs.h>
+
+static void print_components(void)
+{
+    char text[512];
+    pl_backend_cpu_describe(text, sizeof text);
+    printf("cpu backend   %s\n", text);
+    printf("backends      ");
+    for (const struct pl_backend_table *const *b = pl_backend_list(); *b; b++)
+        printf("%s ", (*b)->name);
+    printf("(cuda: not built)\n");
+    printf("hdf5          %s\n", pl_h5_version());
+}
+
+static void print_transports(const struct pl_world *w)
+{
+    for (const struct pl_transport_table *const *t = pl_transport_list(); *t; t++) {
+        char why[256] = "";
+        bool works = (*t)->probe(w, why, sizeof why);
+        printf("transport     %s: %s (%s)\n", (*t)->name, works ? "works" : "does not work", why);
+    }
+    printf("transport     tcp, verbs: not built\n");
+}
+
+static void print_shm(void)
+{
+    struct statvfs v;
+    if (statvfs("/dev/shm", &v) == 0)
+        printf("/dev/shm      %.1f GB free\n", (double)v.f_bavail * (double)v.f_frsize / 1e9);
+}
+
+static int run_doctor(int argc, char **argv)
+{
+    struct pl_world w;
+    struct pl_args args;
+    pl_status s = pl_args_read(argc, argv, NULL, &args);
+    if (s == PL_OK)
+        s = pl_world_start(NULL, NULL, &w);
+    pl_args_free(&args);
+    if (s < 0) {
+        pl_log("%s", pl_error_text());
+        return pl_exit_code(s);
+    }
+    if (w.rank == 0) {
+        printf("paceline      %s\n", PL_VERSION);
+        printf("mpi           %s, %d rank%s on %d node%s\n", pl_world_mpi_version(), w.ranks,
+               w.ranks == 1 ? "" : "s", w.nodes, w.nodes == 1 ? "" : "s");
+        printf("cores         %d in this rank's mask, %d compute thread%s a rank%s\n", w.cores, w.threads,
+               w.threads == 1 ? "" : "s",
+               w.cores_unused ? "; other cores are left unused: mpirun --bind-to none" : "");
+        print_components();
+        print_transports(&w);
+        print_shm();
+    }
+    return pl_world_finish(&w, PL_OK);
+}
+
+const struct pl_command pl_cmd_doctor = {
+    .name = "doctor",
+    .usage = "paceline doctor",
+    .help = "Shows what this machine and this build offer: MPI, cores and threads, BLAS, oneDNN,\n"
+            "HDF5, transports. Run it the way the job is run, say under mpirun -n 2.",
+    .run = run_doctor,
+};

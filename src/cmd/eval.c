@@ -1,0 +1,85 @@
+/* paceline eval JOB.yaml [--checkpoint PATH] [--set train|test]: loss and accuracy over a set. */
+#include "cmd/cmd.h"
+
+#include <string.h>
+
+struct evaluation {
+    struct pl_trainer t;
+    struct pl_dataset *data;
+    struct pl_loader *loader;
+    char *path;
+};
+
+pl_status pl_cmd_find_weights(const struct pl_job *job, const char *given, char **path)
+{
+    const char *dir = given ? given : job->checkpoint.dir;
+    if (!dir)
+        return pl_error(PL_ERR_USAGE, "paceline", "the job has no checkpoint.dir\ngive --checkpoint PATH");
+    size_t n = strlen(dir);
+    if (n > 3 && strcmp(dir + n - 3, ".h5") == 0) {
+        *path = pl_strdup(dir);
+        return PL_OK;
+    }
+    PL_TRY(pl_checkpoint_find(dir, path));
+    return *path ? PL_OK : pl_error(PL_ERR_CHECKPOINT, "checkpoint", "no whole checkpoint in %s", dir);
+}
+
+static pl_status open_parts(struct evaluation *e, const struct pl_job *job, const struct pl_args *args)
+{
+    const char *set = args->option_value[1] ? args->option_value[1] : "test";
+    bool train = strcmp(set, "train") == 0;
+    if (!train && strcmp(set, "test") != 0)
+        return pl_error(PL_ERR_USAGE, "paceline", "--set %s: train or test", set);
+    const struct pl_job_set *source = train ? &job->train_set : &job->test_set;
+    if (!source->file)
+        return pl_error(PL_ERR_USAGE, "job", "data.%s.file is missing", set);
+    PL_TRY(pl_cmd_find_weights(job, args->option_value[0], &e->path));
+    PL_TRY(pl_dataset_open(source, &job->input, &e->data));
+    PL_TRY(pl_trainer_eval_loader(&e->t, e->data, &e->loader));
+    return pl_checkpoint_load_weights(e->path, e->t.graph, pl_graph_params(e->t.graph));
+}
+
+static pl_status evaluate(struct pl_world *w, const struct pl_job *job, const struct pl_args *args)
+{
+    struct evaluation e = {0};
+    struct pl_evaluation r;
+    pl_status s = pl_trainer_open(&e.t, w, job, false);
+    PL_TRY(s);
+    s = pl_world_agree(w, open_parts(&e, job, args));
+    if (s == PL_OK) {
+        s = pl_trainer_evaluate(&e.t, e.t.graph, e.loader, &r);
+        if (s < 0)
+            pl_world_abort(w, s);
+        if (w->rank == 0)
+            printf("%s: loss %.6f, accuracy %.4f, top-5 %.4f, %lld samples\n", e.path, r.loss, r.accuracy,
+                   r.top5, (long long)r.samples);
+    }
+    pl_loader_destroy(e.loader);
+    pl_dataset_close(e.data);
+    pl_trainer_close(&e.t);
+    pl_free(e.path);
+    return s;
+}
+
+static int run_eval(int argc, char **argv)
+{
+    static const char *const options[] = {"checkpoint", "set", NULL};
+    struct pl_world w;
+    struct pl_args args;
+    struct pl_job *job;
+    int code = 0;
+    if (pl_cmd_start(argc, argv, options, &w, &args, &job, &code) < 0)
+        return code;
+    pl_status s = evaluate(&w, job, &args);
+    pl_job_destroy(job);
+    pl_args_free(&args);
+    return pl_world_finish(&w, s);
+}
+
+const struct pl_command pl_cmd_eval = {
+    .name = "eval",
+    .usage = "paceline eval JOB.yaml [--checkpoint PATH] [--set test|train] [key=value ...]",
+    .help = "Loss and accuracy of trained weights over a whole set. PATH is a checkpoint, a directory\n"
+            "of checkpoints (the newest is taken; default: the job's checkpoint.dir) or a model.h5.",
+    .run = run_eval,
+};

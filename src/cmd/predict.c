@@ -1,0 +1,129 @@
+/* paceline predict JOB.yaml --out FILE.h5: the network's output for every sample of a set, in the
+ * set's order: /output [N, ...] and, where the output is one row of classes, /class [N]. One rank. */
+#include "cmd/cmd.h"
+
+#include <string.h>
+
+struct prediction {
+    struct pl_trainer t;
+    struct pl_dataset *data;
+    struct pl_loader *loader;
+    struct pl_h5 *file;
+    struct pl_h5ds *output, *class;
+    int32_t *best; /* [batch] */
+};
+
+static pl_status make_file(struct prediction *p, const char *out)
+{
+    const struct pl_shape *y = pl_graph_output_shape(p->t.graph);
+    int64_t dim[PL_MAX_DIMS];
+    memcpy(dim, y->dim, sizeof dim);
+    dim[0] = pl_dataset_samples(p->data);
+    PL_TRY(pl_h5_create(out, "predict", PL_ERR_CHECKPOINT, &p->file));
+    PL_TRY(pl_h5_make_dataset(p->file, "/output", PL_F32, y->dims, dim, 0, 0, &p->output));
+    if (pl_shape_row_elems(y) != y->dim[1])
+        return PL_OK;
+    p->best = pl_alloc((size_t)p->t.batch * sizeof *p->best, "predicted classes");
+    if (!p->best)
+        return PL_ERR_MEMORY;
+    return pl_h5_make_dataset(p->file, "/class", PL_I32, 1, dim, 0, 0, &p->class);
+}
+
+static pl_status write_rows(struct prediction *p, int64_t first, int64_t rows)
+{
+    const struct pl_shape *shape = pl_graph_output_shape(p->t.graph);
+    const float *y = pl_graph_output(p->t.graph); /* [rows, ...] */
+    int64_t width = pl_shape_row_elems(shape);
+    PL_TRY(pl_h5_write_rows(p->output, first, rows, PL_F32, y));
+    if (!p->class)
+        return PL_OK;
+    for (int64_t r = 0; r < rows; r++) {
+        p->best[r] = 0;
+        for (int64_t c = 1; c < width; c++)
+            if (y[r * width + c] > y[r * width + p->best[r]])
+                p->best[r] = (int32_t)c;
+    }
+    return pl_h5_write_rows(p->class, first, rows, PL_I32, p->best);
+}
+
+static pl_status run_all(struct prediction *p)
+{
+    struct pl_batch *b;
+    struct pl_loss_sums ignored = {0};
+    int64_t first = 0;
+    pl_status s;
+    PL_TRY(pl_loader_start(p->loader, 0, 0, true));
+    while ((s = pl_loader_next(p->loader, &b)) == PL_OK) {
+        struct pl_graph_batch in = {.rows = b->rows, .data = b->data, .index = b->index};
+        int64_t rows = b->rows;
+        s = pl_graph_forward(p->t.graph, &in, false, &ignored);
+        pl_loader_release(p->loader, b);
+        PL_TRY(s);
+        PL_TRY(write_rows(p, first, rows));
+        first += rows;
+    }
+    return s < 0 ? s : PL_OK;
+}
+
+static pl_status open_parts(struct prediction *p, const struct pl_job *job, const struct pl_args *args)
+{
+    const struct pl_job_set *set = args->option_value[1] && strcmp(args->option_value[1], "train") == 0 ? &job->train_set : &job->test_set;
+    char *path = NULL;
+    if (!args->option_value[2])
+        return pl_error(PL_ERR_USAGE, "paceline", "predict needs --out FILE.h5");
+    if (!set->file)
+        return pl_error(PL_ERR_USAGE, "job", "the job names no such data set");
+    PL_TRY(pl_cmd_find_weights(job, args->option_value[0], &path));
+    pl_status s = pl_checkpoint_load_weights(path, p->t.graph, pl_graph_params(p->t.graph));
+    pl_free(path);
+    PL_TRY(s);
+    PL_TRY(pl_dataset_open(set, &job->input, &p->data));
+    PL_TRY(pl_trainer_eval_loader(&p->t, p->data, &p->loader));
+    return make_file(p, args->option_value[2]);
+}
+
+static pl_status predict(struct pl_world *w, const struct pl_job *job, const struct pl_args *args)
+{
+    struct prediction p = {0};
+    pl_status s = w->ranks > 1 ? pl_error(PL_ERR_USAGE, "predict", "predict runs on one rank, not on %d", w->ranks) : PL_OK;
+    PL_TRY(pl_world_agree(w, s));
+    PL_TRY(pl_trainer_open(&p.t, w, job, false));
+    s = open_parts(&p, job, args);
+    if (s == PL_OK)
+        s = run_all(&p);
+    pl_h5_dataset_close(p.output);
+    pl_h5_dataset_close(p.class);
+    pl_status closed = pl_h5_close(p.file);
+    if (s >= 0)
+        s = closed;
+    if (s == PL_OK)
+        printf("%s: %lld rows\n", args->option_value[2], (long long)pl_dataset_samples(p.data));
+    pl_loader_destroy(p.loader);
+    pl_dataset_close(p.data);
+    pl_trainer_close(&p.t);
+    pl_free(p.best);
+    return s;
+}
+
+static int run_predict(int argc, char **argv)
+{
+    static const char *const options[] = {"checkpoint", "set", "out", NULL};
+    struct pl_world w;
+    struct pl_args args;
+    struct pl_job *job;
+    int code = 0;
+    if (pl_cmd_start(argc, argv, options, &w, &args, &job, &code) < 0)
+        return code;
+    pl_status s = predict(&w, job, &args);
+    pl_job_destroy(job);
+    pl_args_free(&args);
+    return pl_world_finish(&w, s);
+}
+
+const struct pl_command pl_cmd_predict = {
+    .name = "predict",
+    .usage = "paceline predict JOB.yaml --out FILE.h5 [--checkpoint PATH] [--set test|train] [key=value ...]",
+    .help = "Writes the network's output for every sample of a set, in the set's order, to a new HDF5\n"
+            "file: /output and, for classes, /class. Labels are not used.",
+    .run = run_predict,
+};

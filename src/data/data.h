@@ -1,0 +1,65 @@
+/* data: HDF5 data sets, the order of samples, and the thread that reads ahead. */
+#ifndef PL_DATA_H
+#define PL_DATA_H
+
+#include "job/job.h"
+
+/* ---- dataset.c ---------------------------------------------------------------------------------- */
+
+struct pl_dataset;
+/* Opens and checks a set against the model's input: shapes, types, lengths of data and label. want is
+ * one sample as the network takes it (after crop). PL_ERR_DATA naming file, dataset, index. */
+pl_status pl_dataset_open(const struct pl_job_set *set, const struct pl_job_input *want,
+                          struct pl_dataset **out);
+void pl_dataset_close(struct pl_dataset *d);
+int64_t pl_dataset_samples(const struct pl_dataset *d); /* limit applied */
+
+/* ---- sampler.c: who reads what, when ----------------------------------------------------------- */
+
+/* The order of an epoch is a pure function of (seed, epoch, samples, chunk rows), the same on any
+ * number of ranks: chunks are permuted, then samples within a window of chunks. Global batch s is
+ * entries [s * G, (s + 1) * G) of the order; rank r takes the sub-range [r * B, (r + 1) * B) of it,
+ * B = ceil(G / ranks); the last batch may be short, down to none on the last ranks. */
+struct pl_sampler;
+struct pl_sampler *pl_sampler_create(int64_t samples, int64_t chunk_rows, bool shuffle, uint64_t seed);
+void pl_sampler_destroy(struct pl_sampler *s);
+/* Writes the sample indices of positions [first, first + n) of the epoch's order. */
+pl_status pl_sampler_order(struct pl_sampler *s, int64_t epoch, int64_t first, int64_t n, int64_t *index);
+int64_t pl_sampler_steps(int64_t samples, int64_t global_batch); /* global batches of an epoch, the short one too */
+/* Range of positions of rank in global batch `step`. */
+void pl_sampler_share(int64_t samples, int64_t global_batch, int64_t step, int rank, int ranks,
+                      int64_t *first, int64_t *rows);
+
+/* ---- loader.c ------------------------------------------------------------------------------------- */
+
+struct pl_batch {
+    int64_t epoch, step;     /* step within the epoch, in micro-batches of global_batch samples */
+    int64_t rows, capacity;  /* real rows; the rest is zero */
+    float *data;             /* [capacity, ...] scaled, normalised, augmented */
+    void *label;             /* int32_t[capacity] or float[capacity, K] */
+    int64_t *index;          /* [capacity] sample index, -1 for padding */
+};
+
+struct pl_loader_options {
+    int64_t global_batch;    /* samples of one step over all ranks */
+    int rank, ranks;
+    uint64_t seed;
+    bool shuffle, augment;   /* random crop and flip; otherwise the centre crop */
+    int64_t classes;         /* labels must be below this; 0: floats */
+    int depth;               /* batches read ahead */
+};
+
+/* Starts the thread. The set must outlive the loader. */
+struct pl_loader;
+pl_status pl_loader_create(struct pl_dataset *d, const struct pl_loader_options *o, struct pl_loader **out);
+void pl_loader_destroy(struct pl_loader *l);
+int64_t pl_loader_capacity(const struct pl_loader *l);   /* rows of a batch on this rank */
+int64_t pl_loader_steps(const struct pl_loader *l);      /* steps of an epoch, equal on all ranks */
+/* Goes to step `step` of `epoch` and reads on from there: on through the epochs, or to the end of
+ * this one only (once), after which next gives PL_END. */
+pl_status pl_loader_start(struct pl_loader *l, int64_t epoch, int64_t step, bool once);
+/* The next batch, waiting for it; errors of the thread come out here. Borrowed until release. */
+pl_status pl_loader_next(struct pl_loader *l, struct pl_batch **out);
+void pl_loader_release(struct pl_loader *l, struct pl_batch *b);
+
+#endif

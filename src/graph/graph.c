@@ -1,0 +1,218 @@
+/* The network as an object: put together from its parts, its slabs and arena on the backend, a plan
+ * for each layer that computes, and what others ask of it. */
+#include "graph/graph_private.h"
+
+#include <string.h>
+
+/* ---- plans ----------------------------------------------------------------------------------- */
+
+static pl_status plan_layer(struct pl_graph *g, int i)
+{
+    const struct pl_layer *l = &g->layer[i];
+    struct pl_node *n = &g->node[i];
+    n->key = (uint32_t)pl_hash(PL_HASH_START, l->name, strlen(l->name));
+    if (l->kind->view)
+        return PL_OK;
+    struct pl_op op = {.name = l->name,
+                       .inputs = l->inputs,
+                       .y = l->y,
+                       .params = l->params,
+                       .train = n->need_grad};
+    for (int k = 0; k < l->inputs; k++) {
+        op.x[k] = l->x[k];
+        op.need_dx[k] = n->dx[k] != PL_NO_SPAN;
+    }
+    for (int k = 0; k < l->params; k++)
+        op.p[k] = l->param[k].shape;
+    l->kind->op(l, &op);
+    return g->table->plan(g->backend, &op, &n->plan);
+}
+
+/* The sum of gradients of an output with several users. */
+static pl_status plan_add(struct pl_graph *g, int root)
+{
+    const struct pl_layer *l = &g->layer[root];
+    if (g->node[root].add)
+        return PL_OK;
+    struct pl_op op = {
+        .kind = PL_OP_ADD, .name = l->name, .inputs = 2, .x = {l->y, l->y}, .y = l->y};
+    return g->table->plan(g->backend, &op, &g->node[root].add);
+}
+
+static pl_status make_plans(struct pl_graph *g)
+{
+    for (int i = 0; i < g->layers; i++) {
+        PL_TRY(plan_layer(g, i));
+        for (int k = 0; k < g->layer[i].inputs; k++)
+            if (g->node[i].adds[k])
+                PL_TRY(plan_add(g, pl_input_root(g, i, k)));
+    }
+    return PL_OK;
+}
+
+/* ---- memory ---------------------------------------------------------------------------------- */
+
+static pl_status allocate(struct pl_graph *g, size_t bytes, const char *what, void *out)
+{
+    void *p = g->table->alloc(g->backend, bytes ? bytes : 64, what);
+    memcpy(out, &p, sizeof p);
+    return p ? PL_OK : PL_ERR_MEMORY;
+}
+
+static pl_status allocate_all(struct pl_graph *g)
+{
+    size_t slab = (size_t)g->elems * sizeof(float);
+    PL_TRY(allocate(g, g->arena_bytes, "activations", &g->arena));
+    if (!g->share)
+        PL_TRY(allocate(g, slab, "parameters", &g->own_params));
+    if (g->train)
+        PL_TRY(allocate(g, slab, "gradients", &g->own_grads));
+    return PL_OK;
+}
+
+/* ---- create, destroy ------------------------------------------------------------------------- */
+
+static pl_status create(struct pl_graph *g, const struct pl_job *job)
+{
+    if (g->batch < 1)
+        return pl_error(PL_ERR_USAGE, "graph", "a batch of %lld samples", (long long)g->batch);
+    PL_TRY(pl_graph_build(g, job));
+    PL_TRY(pl_graph_shapes(g, &job->input));
+    if (g->share && pl_graph_signature(g->share) != pl_graph_signature(g))
+        return pl_error(PL_ERR_USAGE, "graph", "parameters shared between two different models");
+    PL_TRY(pl_graph_plan_memory(g));
+    PL_TRY(allocate_all(g));
+    return make_plans(g);
+}
+
+pl_status pl_graph_create(const struct pl_job *job, const struct pl_backend_table *table,
+                          struct pl_backend *backend, int64_t batch, bool train,
+                          struct pl_graph *share, struct pl_graph **out)
+{
+    *out = NULL;
+    struct pl_graph *g = pl_alloc(sizeof *g, "graph");
+    if (!g)
+        return PL_ERR_MEMORY;
+    g->table = table;
+    g->backend = backend;
+    g->batch = batch;
+    g->train = train;
+    g->share = share;
+    pl_status s = create(g, job);
+    if (s < 0) {
+        pl_graph_destroy(g);
+        return s;
+    }
+    *out = g;
+    return PL_OK;
+}
+
+void pl_graph_destroy(struct pl_graph *g)
+{
+    if (!g)
+        return;
+    for (int i = g->layers - 1; i >= 0; i--) {
+        if (g->node[i].add)
+            g->table->plan_destroy(g->node[i].add);
+        if (g->node[i].plan)
+            g->table->plan_destroy(g->node[i].plan);
+        pl_graph_layer_free(&g->layer[i]);
+    }
+    if (g->arena)
+        g->table->free(g->backend, g->arena);
+    if (g->own_params)
+        g->table->free(g->backend, g->own_params);
+    if (g->own_grads)
+        g->table->free(g->backend, g->own_grads);
+    pl_free(g->span);
+    pl_free(g->tensor);
+    pl_free(g->node);
+    pl_free(g->layer);
+    pl_free(g);
+}
+
+/* ---- initial values -------------------------------------------------------------------------- */
+
+pl_status pl_graph_init(struct pl_graph *g, uint64_t seed)
+{
+    float *host = pl_alloc((size_t)(g->elems + 1) * sizeof(float), "initial parameters");
+    if (!host)
+        return PL_ERR_MEMORY;
+    for (int i = 0; i < g->tensors; i++)
+        pl_init_fill(g->tensor[i].param, g->tensor[i].layer, seed,
+                     host + g->tensor[i].param->offset);
+    pl_status s =
+        g->table->upload(g->backend, pl_graph_params(g), host, (size_t)g->elems * sizeof(float));
+    pl_free(host);
+    return s;
+}
+
+/* ---- questions ------------------------------------------------------------------------------- */
+
+static uint64_t hash_text(uint64_t h, const char *s) { return pl_hash(h, s, strlen(s) + 1); }
+
+static uint64_t hash_shape(uint64_t h, const struct pl_shape *s, int first)
+{
+    h = pl_hash(h, &s->dims, sizeof s->dims);
+    return pl_hash(h, s->dim + first, (size_t)(s->dims - first) * sizeof s->dim[0]);
+}
+
+uint64_t pl_graph_signature(const struct pl_graph *g)
+{
+    uint64_t h = hash_shape(PL_HASH_START, &g->data, 1);
+    for (int i = 0; i < g->layers; i++) {
+        const struct pl_layer *l = &g->layer[i];
+        h = hash_text(hash_text(h, l->name), l->kind->name);
+        for (int k = 0; k < l->inputs; k++)
+            h = hash_text(h, l->input[k] == PL_DATA ? "data" : g->layer[l->input[k]].name);
+        h = hash_shape(h, &l->y, 1);
+        for (int k = 0; k < l->params; k++)
+            h = hash_shape(hash_text(h, l->param[k].name), &l->param[k].shape, 0);
+    }
+    return h;
+}
+
+double pl_graph_flops(const struct pl_graph *g, int64_t rows)
+{
+    double sum = 0;
+    for (int i = 0; i < g->layers; i++)
+        sum += pl_layer_flops(&g->layer[i], rows);
+    return sum;
+}
+
+int pl_graph_tensors(const struct pl_graph *g, const struct pl_tensor **out)
+{
+    *out = g->tensor;
+    return g->tensors;
+}
+
+int pl_graph_layers(const struct pl_graph *g, const struct pl_layer **out)
+{
+    *out = g->layer;
+    return g->layers;
+}
+
+float *pl_graph_params(struct pl_graph *g)
+{
+    if (g->set_params)
+        return g->set_params;
+    return g->share ? pl_graph_params(g->share) : g->own_params;
+}
+
+float *pl_graph_grads(struct pl_graph *g) { return g->set_grads ? g->set_grads : g->own_grads; }
+void pl_graph_set_params(struct pl_graph *g, float *params) { g->set_params = params; }
+void pl_graph_set_grads(struct pl_graph *g, float *grads) { g->set_grads = grads; }
+int64_t pl_graph_elems(const struct pl_graph *g) { return g->elems; }
+int64_t pl_graph_weights(const struct pl_graph *g) { return g->weights; }
+size_t pl_graph_arena_bytes(const struct pl_graph *g) { return g->arena_bytes; }
+
+const struct pl_shape *pl_graph_output_shape(const struct pl_graph *g)
+{
+    return &g->layer[g->output].y;
+}
+
+const float *pl_graph_output(const struct pl_graph *g)
+{
+    int root = g->node[g->output].root;
+    return root == PL_DATA ? g->last_data : pl_span_memory(g, g->node[root].y);
+}

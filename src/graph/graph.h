@@ -1,0 +1,67 @@
+/* graph: the network as a DAG of layers, its slabs, its memory plan, and one pass through it. */
+#ifndef PL_GRAPH_H
+#define PL_GRAPH_H
+
+#include "layer/layer.h"
+
+struct pl_graph; /* one network on one backend at one batch capacity */
+
+/* One tensor of the slabs, in slab order (forward order; backward finishes from the far end). */
+struct pl_tensor {
+    const char *layer, *name;
+    const struct pl_param *param; /* shape, multipliers, offset */
+};
+
+/* Builds layers, infers shapes, lays out slabs and the activation arena, makes the plans. train
+ * false: forward only, no gradient memory. share: NULL makes parameters here; otherwise uses those
+ * of another graph of the same job (evaluation), whichever it has at each pass. The job, and the
+ * graph that is shared, must outlive this one. PL_ERR_USAGE, PL_ERR_MEMORY. Not collective. */
+pl_status pl_graph_create(const struct pl_job *job, const struct pl_backend_table *table,
+                          struct pl_backend *backend, int64_t batch, bool train,
+                          struct pl_graph *share, struct pl_graph **out);
+void pl_graph_destroy(struct pl_graph *g);
+
+int pl_graph_tensors(const struct pl_graph *g, const struct pl_tensor **out);
+int pl_graph_layers(const struct pl_graph *g, const struct pl_layer **out); /* with activations */
+int64_t pl_graph_elems(const struct pl_graph *g); /* of a slab; multiples of 16, 0 in gaps */
+int64_t pl_graph_weights(const struct pl_graph *g); /* trainable numbers */
+float *pl_graph_params(struct pl_graph *g);         /* slab, on the backend */
+float *pl_graph_grads(struct pl_graph *g); /* slab, sums over samples; NULL without train */
+/* Uses the caller's slab, on the backend, with the layout of pl_graph_tensors and 0 in the gaps,
+ * from the next pass on (versions of parameters, a gradient kept until its step is committed). NULL
+ * goes back to the graph's own. Not between a forward and its backward. The caller owns it. */
+void pl_graph_set_params(struct pl_graph *g, float *params);
+void pl_graph_set_grads(struct pl_graph *g, float *grads);
+size_t pl_graph_arena_bytes(const struct pl_graph *g);
+double pl_graph_flops(const struct pl_graph *g, int64_t rows); /* forward */
+/* Of names, kinds, shapes and who takes what from whom: "the same model". */
+uint64_t pl_graph_signature(const struct pl_graph *g);
+/* Shape of what predict writes: the loss's output, or the last layer's. */
+const struct pl_shape *pl_graph_output_shape(const struct pl_graph *g);
+
+/* Labels are integers below this; 0: labels are floats, or there is no loss. */
+int64_t pl_graph_classes(const struct pl_graph *g);
+
+/* Fills the parameters with their initial values. PL_ERR_MEMORY. */
+pl_status pl_graph_init(struct pl_graph *g, uint64_t seed);
+
+struct pl_graph_batch {
+    int64_t rows;
+    const float *data;        /* [batch, ...], padding rows 0 */
+    const void *label;        /* int32_t or float; NULL: no loss is computed (predict) */
+    const int64_t *index;     /* [batch] sample index, names random streams */
+    uint64_t seed, step_key;  /* dropout */
+};
+/* Layers forward; adds to *sums (may be NULL where label is). train: only a graph made for it. */
+pl_status pl_graph_forward(struct pl_graph *g, const struct pl_graph_batch *b, bool train,
+                           struct pl_loss_sums *sums);
+/* Of the last forward, until the next: [batch, ...] as pl_graph_output_shape says. */
+const float *pl_graph_output(const struct pl_graph *g);
+/* Layers backward, after a forward with train of the same batch. After each layer whose gradient is
+ * final calls slice(arg, a, b): elements [a, b) of the gradient slab, from the far end to 0 without
+ * a gap. Returns what slice returns when not 0: PL_END abandons the pass. slice may be NULL. */
+typedef pl_status pl_slice_fn(void *arg, int64_t a, int64_t b);
+pl_status pl_graph_backward(struct pl_graph *g, const struct pl_graph_batch *b, bool accumulate,
+                            pl_slice_fn *slice, void *arg);
+
+#endif

@@ -1,0 +1,82 @@
+/* Inside graph/ (and its test) only: the network as it is put together by build.c (which layers, in
+ * which order), shapes.c (shapes and slabs), plan_memory.c (where activations lie) and graph.c (the
+ * backend's plans), and run by run.c. */
+#ifndef PL_GRAPH_PRIVATE_H
+#define PL_GRAPH_PRIVATE_H
+
+#include "graph/graph.h"
+
+/* A stretch of the arena in use from time step `begin` to `end`, both included. With L layers,
+ * layer i runs forward at time i and backward at time 2L - 1 - i. */
+struct pl_span {
+    size_t bytes;
+    int begin, end;
+    size_t offset;
+};
+enum { PL_NO_SPAN = -1, PL_DATA = -1 };
+
+/* What graph.c and run.c add to a layer. */
+struct pl_node {
+    struct pl_plan *plan; /* NULL: a view */
+    int root;       /* the layer that owns the output's memory; PL_DATA: a view of the input */
+    bool need_grad; /* the loss depends on a parameter through this output */
+    int y, dy;      /* spans of a root's output and its gradient */
+    int dx[PL_MAX_INPUTS];    /* span that backward writes the gradient of an input into, or none */
+    bool adds[PL_MAX_INPUTS]; /* that span is temporary, to be added to the gradient of the input's
+                                 root */
+    struct pl_plan *add;      /* y = x0 + x1 in place, for a root whose gradient is a sum */
+    uint32_t key;             /* names dropout's random stream */
+};
+
+struct pl_graph {
+    const struct pl_backend_table *table;
+    struct pl_backend *backend;
+    bool train;
+    int64_t batch;
+    struct pl_shape data; /* of the input */
+    int layers;
+    struct pl_layer *layer; /* in the order they run */
+    struct pl_node *node;   /* of the same index */
+    int output;             /* the loss, or the last layer */
+    bool has_loss;
+    int tensors;
+    struct pl_tensor *tensor;
+    int64_t elems, weights;
+    struct pl_graph *share; /* whose parameters are used; not owned */
+    float *own_params, *own_grads;
+    float *set_params, *set_grads; /* the caller's, or NULL */
+    int spans;
+    struct pl_span *span;
+    size_t arena_bytes;
+    char *arena;
+    const float *last_data; /* for an output that is a view of the input */
+};
+
+/* build.c: g->layer in an order in which every layer follows its inputs; checks the network's form.
+ */
+pl_status pl_graph_build(struct pl_graph *g, const struct pl_job *job);
+void pl_graph_layer_free(struct pl_layer *l);
+
+/* shapes.c: shapes from the input on, parameter tensors, their places in the slabs. */
+pl_status pl_graph_shapes(struct pl_graph *g, const struct pl_job_input *input);
+
+/* plan_memory.c: spans of activations and gradients by the layers' order; arena_bytes. */
+pl_status pl_graph_plan_memory(struct pl_graph *g);
+/* Gives every span its offset such that spans of overlapping times do not overlap; returns the
+ * total. */
+size_t pl_spans_place(struct pl_span *span, int n);
+/* For tests: every span gets memory of its own. */
+extern bool pl_graph_unplanned;
+
+static inline float *pl_span_memory(const struct pl_graph *g, int span)
+{
+    return span < 0 ? NULL : (float *)(void *)(g->arena + g->span[span].offset);
+}
+/* The layer that owns the memory of input k of layer i; PL_DATA: the batch itself. */
+static inline int pl_input_root(const struct pl_graph *g, int i, int k)
+{
+    int from = g->layer[i].input[k];
+    return from < 0 ? PL_DATA : g->node[from].root;
+}
+
+#endif

@@ -1,0 +1,104 @@
+/* One pass through the network: layers forward in order, backward in the reverse. This is the
+ * step's path: it only hands pointers to plans, and allocates, looks up and logs nothing. */
+#include "graph/graph_private.h"
+
+static const float *value(const struct pl_graph *g, const struct pl_graph_batch *b, int root)
+{
+    return root == PL_DATA ? b->data : pl_span_memory(g, g->node[root].y);
+}
+
+/* What forward and backward of layer i have in common. */
+static struct pl_io make_io(struct pl_graph *g, const struct pl_graph_batch *b, int i, bool train)
+{
+    const struct pl_layer *l = &g->layer[i];
+    struct pl_io io = {.rows = b->rows,
+                       .train = train,
+                       .y = pl_span_memory(g, g->node[i].y),
+                       .seed = b->seed,
+                       .step_key = b->step_key,
+                       .layer_key = g->node[i].key,
+                       .row_key = b->index};
+    const float *params = pl_graph_params(g);
+    for (int k = 0; k < l->inputs; k++)
+        io.x[k] = value(g, b, pl_input_root(g, i, k));
+    for (int k = 0; k < l->params; k++)
+        io.p[k] = params + l->param[k].offset;
+    if (l->kind->loss)
+        io.label = b->label;
+    return io;
+}
+
+static pl_status check_batch(const struct pl_graph *g, const struct pl_graph_batch *b, bool train)
+{
+    if (b->rows < 0 || b->rows > g->batch)
+        return pl_error(PL_ERR_USAGE, "graph", "%lld samples for a graph of %lld",
+                        (long long)b->rows, (long long)g->batch);
+    if (train && !g->train)
+        return pl_error(PL_ERR_USAGE, "graph", "training on a graph that was made without");
+    return PL_OK;
+}
+
+pl_status pl_graph_forward(struct pl_graph *g, const struct pl_graph_batch *b, bool train,
+                           struct pl_loss_sums *sums)
+{
+    PL_TRY(check_batch(g, b, train));
+    g->last_data = b->data;
+    for (int i = 0; i < g->layers; i++) {
+        if (!g->node[i].plan)
+            continue;
+        struct pl_io io = make_io(g, b, i, train);
+        if (io.label)
+            io.sums = sums;
+        PL_TRY(g->table->forward(g->node[i].plan, &io));
+    }
+    return PL_OK;
+}
+
+/* Adds the gradient that layer i's k-th input has in temporary memory to that of its root. */
+static pl_status add_gradient(struct pl_graph *g, const struct pl_graph_batch *b, int i, int k)
+{
+    struct pl_node *root = &g->node[pl_input_root(g, i, k)];
+    float *sum = pl_span_memory(g, root->dy);
+    struct pl_io io = {
+        .rows = b->rows, .train = true, .x = {sum, pl_span_memory(g, g->node[i].dx[k])}, .y = sum};
+    return g->table->forward(root->add, &io);
+}
+
+static pl_status backward_layer(struct pl_graph *g, const struct pl_graph_batch *b, bool accumulate,
+                                int i)
+{
+    const struct pl_layer *l = &g->layer[i];
+    const struct pl_node *n = &g->node[i];
+    struct pl_io io = make_io(g, b, i, true);
+    io.accumulate = accumulate;
+    io.dy = pl_span_memory(g, n->dy);
+    for (int k = 0; k < l->inputs; k++)
+        io.dx[k] = pl_span_memory(g, n->dx[k]);
+    for (int k = 0; k < l->params; k++)
+        io.dp[k] = pl_graph_grads(g) + l->param[k].offset;
+    PL_TRY(g->table->backward(n->plan, &io));
+    for (int k = 0; k < l->inputs; k++)
+        if (n->adds[k])
+            PL_TRY(add_gradient(g, b, i, k));
+    return PL_OK;
+}
+
+pl_status pl_graph_backward(struct pl_graph *g, const struct pl_graph_batch *b, bool accumulate,
+                            pl_slice_fn *slice, void *arg)
+{
+    PL_TRY(check_batch(g, b, true));
+    int64_t end = g->elems;
+    for (int i = g->layers - 1; i >= 0; i--) {
+        const struct pl_layer *l = &g->layer[i];
+        if (!g->node[i].plan || !g->node[i].need_grad)
+            continue;
+        PL_TRY(backward_layer(g, b, accumulate, i));
+        if (l->params == 0 || !slice)
+            continue;
+        pl_status s = slice(arg, l->param[0].offset, end);
+        if (s != PL_OK)
+            return s;
+        end = l->param[0].offset;
+    }
+    return PL_OK;
+}

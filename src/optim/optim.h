@@ -1,0 +1,30 @@
+/* optim: from the agreed gradient to new parameters, one file an optimizer kind, and the schedule. */
+#ifndef PL_OPTIM_H
+#define PL_OPTIM_H
+
+#include "graph/graph.h"
+
+struct pl_optimizer;
+/* State slots are slabs with the layout of the parameters, zero at first. job gives kind and numbers. */
+pl_status pl_optimizer_create(const struct pl_job *job, const struct pl_graph *g, struct pl_optimizer **out);
+void pl_optimizer_destroy(struct pl_optimizer *o);
+int pl_optimizer_slots(const struct pl_optimizer *o);
+const char *pl_optimizer_slot_name(const struct pl_optimizer *o, int slot);
+float *pl_optimizer_slot(struct pl_optimizer *o, int slot);
+
+/* Learning rate of committed step `step` (0-based), warm-up included (linear from 0). */
+double pl_schedule_lr(const struct pl_job *job, int64_t step, int64_t steps_per_epoch, int64_t total_steps);
+
+struct pl_update {
+    double lr;
+    int64_t step;         /* 0-based; Adam's bias correction uses step + 1 */
+    double samples;       /* the summed gradient is divided by this */
+    double clip;          /* further factor on weights' gradients, 1 for none */
+};
+/* Sum of squares of the trainable gradient in [a, b) of the slab, in double, fixed order. */
+double pl_optimizer_square_sum(const struct pl_optimizer *o, const float *sum, int64_t a, int64_t b);
+/* Applies the update to whole tensors within the slab: reads `sum` (summed gradient) and `from`
+ * (parameters), writes `to` (may equal from). Statistics: to = m * from + (1 - m) * sum / samples. */
+void pl_optimizer_update(struct pl_optimizer *o, const struct pl_update *u, const float *sum,
+                         const float *from, float *to);
+#endif

@@ -1,0 +1,24 @@
+/* report: what rank 0 shows and writes: the progress line or batch log on stderr, metrics.jsonl
+ * (appended, one write a line). On other ranks every function does nothing. */
+#ifndef PL_REPORT_H
+#define PL_REPORT_H
+
+#include "base/base.h"
+
+struct pl_report;
+/* dir NULL: no metrics file. total_steps for the time left. PL_ERR_CHECKPOINT (6) if dir cannot be written. */
+pl_status pl_report_open(const char *dir, bool active, int64_t total_steps, double total_epochs, struct pl_report **out);
+void pl_report_close(struct pl_report *r);
+
+struct pl_report_start { int ranks, threads; const char *device, *backend, *transport, *algorithm, *model; int64_t parameters, batch, global_batch, train_samples, test_samples; };
+void pl_report_start(struct pl_report *r, const struct pl_report_start *s);
+struct pl_report_step { int64_t step, epoch; double loss, accuracy, lr, samples_per_s, step_ms, data_ms, compute_ms, exchange_ms, exchange_total_ms, update_ms, grad_norm; const char *late; };
+void pl_report_step(struct pl_report *r, const struct pl_report_step *s); /* NAN fields are left out */
+void pl_report_progress(struct pl_report *r, const struct pl_report_step *s); /* live line only, at most 10 a second */
+void pl_report_eval(struct pl_report *r, int64_t step, int64_t epoch, const char *set, double loss, double accuracy, double top5, int64_t samples);
+void pl_report_checkpoint(struct pl_report *r, int64_t step, const char *path, double ms);
+void pl_report_resume(struct pl_report *r, int64_t step, const char *path);
+void pl_report_end(struct pl_report *r, int64_t step, const char *reason, double seconds, int64_t samples);
+/* A sentence for people, kept clear of the live line. */
+void pl_report_say(struct pl_report *r, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+#endif

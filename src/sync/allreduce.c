@@ -1,0 +1,87 @@
+/* Synchronous SGD over all ranks: every gradient takes part, the sum is all-reduced bucket by bucket
+ * while backward goes on. The own gradient stays whole: the sum goes to a slab of its own, but for a
+ * rank alone, whose gradient is the sum. The counts travel as six doubles beside the gradient. */
+#include "sync/sync.h"
+
+enum { ROWS, LOSS, CORRECT, CORRECT5, STOP, NOT_FINITE, VALUES };
+
+struct pl_sync {
+    struct pl_exchange *exchange;
+    const float *grads; /* [elems] */
+    float *sum;         /* [elems], or grads with one rank */
+    bool own_sum;
+    int64_t elems;
+    double values[VALUES];
+};
+
+static pl_status allreduce_create(struct pl_exchange *x, const struct pl_world *w, const float *grads,
+                                  int64_t elems, struct pl_sync **out)
+{
+    struct pl_sync *s = pl_alloc(sizeof *s, "sync");
+    if (!s)
+        return PL_ERR_MEMORY;
+    *s = (struct pl_sync){.exchange = x, .grads = grads, .sum = (float *)grads, .elems = elems};
+    if (w->ranks > 1) {
+        s->own_sum = true;
+        s->sum = pl_alloc((size_t)elems * sizeof(float), "the agreed gradient");
+        if (!s->sum) {
+            pl_free(s);
+            return PL_ERR_MEMORY;
+        }
+    }
+    *out = s;
+    return PL_OK;
+}
+
+static void allreduce_destroy(struct pl_sync *s)
+{
+    if (!s)
+        return;
+    if (s->own_sum)
+        pl_free(s->sum);
+    pl_free(s);
+}
+
+static pl_status allreduce_begin(struct pl_sync *s, int64_t step)
+{
+    return pl_exchange_begin(s->exchange, s->grads, s->sum, s->elems, step);
+}
+
+static pl_status allreduce_contribute(struct pl_sync *s, const struct pl_contribution *mine)
+{
+    s->values[ROWS] = mine->rows;
+    s->values[LOSS] = mine->loss;
+    s->values[CORRECT] = mine->correct;
+    s->values[CORRECT5] = mine->correct5;
+    s->values[STOP] = mine->stop ? 1 : 0;
+    s->values[NOT_FINITE] = mine->not_finite ? 1 : 0;
+    return pl_exchange_post_sum(s->exchange, s->values, VALUES);
+}
+
+static pl_status allreduce_slice_final(struct pl_sync *s, int64_t a, int64_t b)
+{
+    return pl_exchange_ready(s->exchange, a, b);
+}
+
+static pl_status allreduce_finish(struct pl_sync *s, struct pl_agreement *out)
+{
+    *out = (struct pl_agreement){.sum = s->sum};
+    PL_TRY(pl_exchange_finish(s->exchange, &out->times));
+    out->rows = s->values[ROWS];
+    out->loss = s->values[LOSS];
+    out->correct = s->values[CORRECT];
+    out->correct5 = s->values[CORRECT5];
+    out->stop = s->values[STOP] > 0;
+    out->not_finite = (int)s->values[NOT_FINITE];
+    return PL_OK;
+}
+
+const struct pl_sync_table pl_sync_allreduce = {
+    .name = "allreduce",
+    .create = allreduce_create,
+    .destroy = allreduce_destroy,
+    .begin = allreduce_begin,
+    .contribute = allreduce_contribute,
+    .slice_final = allreduce_slice_final,
+    .finish = allreduce_finish,
+};

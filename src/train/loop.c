@@ -1,0 +1,369 @@
+/* The run: steps until the end, evaluations and checkpoints when due, an orderly stop on a signal.
+ * Set-up agrees on failure; from the first step on, an error of one rank alone ends the job. */
+#include "train/train.h"
+
+#include <math.h>
+#include <string.h>
+
+struct run {
+    struct pl_trainer t;
+    struct pl_dataset *train_data, *test_data;
+    struct pl_loader *loader, *test_loader;
+    struct pl_graph *eval_graph;
+    struct pl_report *report;
+    struct pl_checkpoint_writer *writer; /* rank 0 with a checkpoint.dir */
+    bool root;
+    double started_ms, saved_ms, shown_ms;
+    int64_t first_step, samples;
+    struct pl_step_result last;
+    bool goal_reached;
+    int64_t saved_step; /* of the newest checkpoint; -1: none */
+};
+
+static pl_status loader_next(void *arg, struct pl_batch **out) { return pl_loader_next(arg, out); }
+static void loader_release(void *arg, struct pl_batch *b) { pl_loader_release(arg, b); }
+
+/* ---- set-up ------------------------------------------------------------------------------------- */
+
+static pl_status open_data(struct run *r)
+{
+    const struct pl_job *job = r->t.job;
+    if (!job->train_set.file)
+        return pl_error(PL_ERR_USAGE, "job", "data.train.file is missing");
+    PL_TRY(pl_dataset_open(&job->train_set, &job->input, &r->train_data));
+    if (job->test_set.file)
+        PL_TRY(pl_dataset_open(&job->test_set, &job->input, &r->test_data));
+    int64_t samples = pl_dataset_samples(r->train_data);
+    if (samples < r->t.world->ranks)
+        return pl_error(PL_ERR_DATA, "data", "%s: %lld samples for %d ranks\nstart fewer ranks",
+                        job->train_set.file, (long long)samples, r->t.world->ranks);
+    return PL_OK;
+}
+
+static pl_status open_loaders(struct run *r)
+{
+    struct pl_trainer *t = &r->t;
+    struct pl_loader_options o = {.global_batch = t->micro_global, .rank = t->world->rank,
+                                  .ranks = t->world->ranks, .seed = (uint64_t)t->job->train.seed,
+                                  .shuffle = t->job->train_set.shuffle, .augment = true,
+                                  .classes = pl_graph_classes(t->graph), .depth = 4};
+    PL_TRY(pl_loader_create(r->train_data, &o, &r->loader));
+    t->source = (struct pl_source){.next = loader_next, .release = loader_release, .arg = r->loader,
+                                   .epoch_steps = pl_loader_steps(r->loader)};
+    if (!r->test_data)
+        return PL_OK;
+    PL_TRY(pl_graph_create(t->job, t->table, t->backend, t->batch, false, t->graph, &r->eval_graph));
+    return pl_trainer_eval_loader(t, r->test_data, &r->test_loader);
+}
+
+static pl_status plan_length(struct run *r)
+{
+    struct pl_trainer *t = &r->t;
+    int64_t k = t->job->train.accumulate;
+    t->steps_per_epoch = (t->source.epoch_steps + k - 1) / k;
+    t->total_steps = t->job->train.steps > 0 ? t->job->train.steps
+                                             : (int64_t)ceil(t->job->train.epochs * (double)t->steps_per_epoch - 1e-9);
+    if (t->job->train.eval_every.unit == PL_MS)
+        return pl_error(PL_ERR_USAGE, "job", "train.eval_every is counted in steps or epochs, not in time");
+    return PL_OK;
+}
+
+static pl_status open_outputs(struct run *r)
+{
+    struct pl_trainer *t = &r->t;
+    double epochs = t->steps_per_epoch > 0 ? (double)t->total_steps / (double)t->steps_per_epoch : 0;
+    PL_TRY(pl_report_open(t->job->report.dir, r->root, t->total_steps, epochs, &r->report));
+    if (!t->job->checkpoint.dir)
+        return PL_OK;
+    PL_TRY(pl_signals_catch(&t->job->checkpoint.signals));
+    if (!r->root)
+        return PL_OK;
+    PL_TRY(pl_checkpoint_probe(t->job->checkpoint.dir));
+    return pl_checkpoint_writer_create(t->job->checkpoint.dir, t->graph, t->optimizer, t->job, &r->writer);
+}
+
+/* ---- resume ------------------------------------------------------------------------------------- */
+
+/* Rank 0 decides which checkpoint, if any; path is "" for none. */
+static pl_status choose_checkpoint(struct run *r, char *path, size_t bytes)
+{
+    const struct pl_job *job = r->t.job;
+    const char *how = job->checkpoint.resume ? job->checkpoint.resume : "auto";
+    bool never = strcmp(how, "never") == 0, automatic = strcmp(how, "auto") == 0;
+    const char *dir = automatic || never ? job->checkpoint.dir : how;
+    char *found = NULL;
+    path[0] = '\0';
+    if (!dir)
+        return PL_OK;
+    PL_TRY(pl_checkpoint_find(dir, &found));
+    pl_status s = PL_OK;
+    if (found && never)
+        s = pl_error(PL_ERR_CHECKPOINT, "checkpoint",
+                     "%s holds checkpoints and checkpoint.resume is never\n"
+                     "continue them with checkpoint.resume=auto, or start afresh with checkpoint.dir=ANOTHER",
+                     dir);
+    else if (!found && !automatic && !never)
+        s = pl_error(PL_ERR_CHECKPOINT, "checkpoint", "no whole checkpoint in %s", dir);
+    else if (found)
+        snprintf(path, bytes, "%s", found);
+    pl_free(found);
+    return s;
+}
+
+/* The data order is cut into global batches: a position saved with others must fall on a cut. */
+static pl_status place_in_order(struct run *r)
+{
+    struct pl_trainer *t = &r->t;
+    int64_t done = t->state.samples_seen - t->state.epoch * pl_dataset_samples(r->train_data);
+    t->state.ranks = t->world->ranks;
+    if (t->state.epoch_step * t->micro_global == done || t->state.epoch_step == 0)
+        return PL_OK;
+    if (done < 0 || done % t->micro_global != 0)
+        return pl_error(PL_ERR_CHECKPOINT, "checkpoint",
+                        "saved after %lld samples of the epoch, which is no multiple of this run's global batch of %lld\n"
+                        "resume on the same number of ranks, or set train.global_batch to what it was",
+                        (long long)done, (long long)t->micro_global);
+    t->state.epoch_step = done / t->micro_global;
+    return PL_OK;
+}
+
+static pl_status load_checkpoint(struct run *r, const char *path)
+{
+    struct pl_trainer *t = &r->t;
+    if (path[0]) {
+        PL_TRY(pl_checkpoint_load(path, t->graph, t->optimizer, pl_graph_params(t->graph), &t->state));
+        if (t->state.seed != t->job->train.seed)
+            return pl_error(PL_ERR_CHECKPOINT, "checkpoint",
+                            "%s was trained with train.seed %lld, the job says %lld\n"
+                            "give train.seed=%lld, or another checkpoint.dir",
+                            path, (long long)t->state.seed, (long long)t->job->train.seed, (long long)t->state.seed);
+        return place_in_order(r);
+    }
+    return t->job->train.init ? pl_checkpoint_load_weights(t->job->train.init, t->graph, pl_graph_params(t->graph)) : PL_OK;
+}
+
+/* All ranks must start from the same bits. */
+static pl_status compare_params(struct run *r)
+{
+    struct pl_world *w = r->t.world;
+    uint64_t mine = pl_hash(PL_HASH_START, pl_graph_params(r->t.graph), (size_t)pl_graph_elems(r->t.graph) * sizeof(float));
+    uint64_t first = mine;
+    PL_TRY(pl_world_broadcast(w, &first, sizeof first, 0));
+    if (first != mine)
+        return pl_error(PL_ERR_CHECKPOINT, "train", "this rank starts from other parameters than rank 0");
+    return PL_OK;
+}
+
+static pl_status resume(struct run *r, char *path, size_t bytes)
+{
+    struct pl_world *w = r->t.world;
+    PL_TRY(pl_world_agree(w, r->root ? choose_checkpoint(r, path, bytes) : PL_OK));
+    PL_TRY(pl_world_agree(w, pl_world_broadcast(w, path, bytes, 0)));
+    PL_TRY(pl_world_agree(w, load_checkpoint(r, path)));
+    return pl_world_agree(w, compare_params(r));
+}
+
+static pl_status set_up(struct run *r, struct pl_world *w, const struct pl_job *job, char *path, size_t bytes)
+{
+    r->root = w->rank == 0;
+    r->saved_step = -1;
+    PL_TRY(pl_trainer_open(&r->t, w, job, true));
+    PL_TRY(pl_world_agree(w, open_data(r)));
+    PL_TRY(pl_world_agree(w, open_loaders(r)));
+    PL_TRY(pl_world_agree(w, plan_length(r)));
+    PL_TRY(pl_world_agree(w, open_outputs(r)));
+    return resume(r, path, bytes);
+}
+
+static void tear_down(struct run *r)
+{
+    pl_checkpoint_writer_destroy(r->writer);
+    pl_report_close(r->report);
+    pl_loader_destroy(r->loader);
+    pl_loader_destroy(r->test_loader);
+    pl_dataset_close(r->train_data);
+    pl_dataset_close(r->test_data);
+    pl_graph_destroy(r->eval_graph);
+    if (r->t.world)
+        pl_trainer_close(&r->t);
+}
+
+static void announce(struct run *r, const char *path)
+{
+    struct pl_trainer *t = &r->t;
+    char device[256];
+    t->table->describe(t->backend, device, sizeof device);
+    struct pl_report_start s = {.ranks = t->world->ranks, .threads = t->threads, .device = device,
+                                .backend = t->table->name, .transport = pl_exchange_transport(t->exchange),
+                                .algorithm = pl_exchange_algorithm(t->exchange), .model = t->job->model_name,
+                                .parameters = pl_graph_weights(t->graph), .batch = t->batch,
+                                .global_batch = t->micro_global * t->job->train.accumulate,
+                                .train_samples = pl_dataset_samples(r->train_data),
+                                .test_samples = r->test_data ? pl_dataset_samples(r->test_data) : 0};
+    pl_report_start(r->report, &s);
+    pl_report_say(r->report, "%s", pl_exchange_why(t->exchange));
+    if (path[0]) {
+        pl_report_resume(r->report, t->state.step, path);
+        r->saved_step = t->state.step;
+    }
+}
+
+/* ---- the loop ----------------------------------------------------------------------------------- */
+
+static bool due(const struct pl_trainer *t, struct pl_period every)
+{
+    if (every.unit == PL_NEVER || every.unit == PL_MS || every.n <= 0)
+        return false;
+    double steps = every.unit == PL_EPOCHS ? every.n * (double)t->steps_per_epoch : every.n;
+    int64_t n = steps < 1 ? 1 : llround(steps);
+    return t->state.step % n == 0;
+}
+
+static double metric_of(const struct pl_job *job, const struct pl_evaluation *e)
+{
+    const double by_metric[] = {e->accuracy, e->top5, e->loss};
+    return by_metric[job->train.stop_metric];
+}
+
+static bool better(const struct pl_job *job, double value, double best)
+{
+    bool loss = job->train.stop_metric == 2;
+    return isnan(best) || (loss ? value < best : value > best);
+}
+
+static pl_status save(struct run *r, bool best)
+{
+    struct pl_trainer *t = &r->t;
+    r->saved_ms = pl_now_ms();
+    if (!r->writer || r->saved_step == t->state.step)
+        return PL_OK;
+    r->saved_step = t->state.step;
+    t->state.done = r->goal_reached; /* the end by count is seen from step */
+    PL_TRY(pl_checkpoint_writer_save(r->writer, pl_graph_params(t->graph), &t->state, best));
+    pl_report_checkpoint(r->report, t->state.step, t->job->checkpoint.dir, pl_now_ms() - r->saved_ms);
+    return PL_OK;
+}
+
+static pl_status evaluate(struct run *r)
+{
+    struct pl_trainer *t = &r->t;
+    struct pl_evaluation e;
+    if (!r->test_data || t->state.last_eval_step == t->state.step)
+        return PL_OK;
+    PL_TRY(pl_trainer_evaluate(t, r->eval_graph, r->test_loader, &e));
+    t->state.last_eval_step = t->state.step;
+    t->state.last_loss = e.loss;
+    t->state.last_accuracy = e.accuracy;
+    pl_report_eval(r->report, t->state.step, r->last.epoch, "test", e.loss, e.accuracy, e.top5, e.samples);
+    double value = metric_of(t->job, &e);
+    if (t->job->train.stop_on)
+        r->goal_reached = value > t->job->train.stop_above || value < t->job->train.stop_below;
+    if (!better(t->job, value, t->state.best))
+        return PL_OK;
+    t->state.best = value;
+    return t->job->checkpoint.keep_best ? save(r, true) : PL_OK;
+}
+
+static void report_step(struct run *r)
+{
+    const struct pl_step_result *s = &r->last;
+    struct pl_report_step line = {.step = r->t.state.step, .epoch = s->epoch, .loss = s->loss,
+                                  .accuracy = s->accuracy, .lr = s->lr, .step_ms = s->step_ms,
+                                  .samples_per_s = s->rows / s->step_ms * 1000, .data_ms = s->data_ms,
+                                  .compute_ms = s->compute_ms, .exchange_ms = s->exchange.exposed_ms,
+                                  .exchange_total_ms = s->exchange.busy_ms, .update_ms = s->update_ms,
+                                  .grad_norm = s->grad_norm, .late = s->late};
+    const struct pl_period *every = &r->t.job->report.every;
+    double now = pl_now_ms();
+    bool by_time = every->unit == PL_MS && now - r->shown_ms >= every->n;
+    if (due(&r->t, *every) || by_time || r->t.state.step == r->t.total_steps || r->t.state.step == r->first_step + 1) {
+        pl_report_step(r->report, &line);
+        r->shown_ms = now;
+    } else {
+        pl_report_progress(r->report, &line);
+    }
+}
+
+static bool checkpoint_due(const struct run *r)
+{
+    const struct pl_period *every = &r->t.job->checkpoint.every;
+    if (every->unit == PL_MS)
+        return every->n > 0 && pl_now_ms() - r->saved_ms >= every->n;
+    return due(&r->t, *every);
+}
+
+/* Steps until the end, the goal or a signal. PL_STOPPED for a signal. */
+static pl_status run_steps(struct run *r)
+{
+    struct pl_trainer *t = &r->t;
+    PL_TRY(pl_loader_start(r->loader, t->state.epoch, t->state.epoch_step, false));
+    while (t->state.step < t->total_steps && !r->goal_reached) {
+        t->stop_asked = pl_signals_seen();
+        if (t->job->debug.delay_ms > 0 && t->job->debug.delay_rank == t->world->rank)
+            pl_sleep_ms(t->job->debug.delay_ms);
+        if (pl_fault("step", t->state.step))
+            return pl_error(PL_ERR_MEMORY, "train", "debug.fault at step");
+        PL_TRY(pl_trainer_step(t, &r->last));
+        r->samples += (int64_t)r->last.rows;
+        report_step(r);
+        if (r->last.stop && t->state.step < t->total_steps)
+            return PL_STOPPED;
+        if (due(t, t->job->train.eval_every) || t->state.step == t->total_steps)
+            PL_TRY(evaluate(r));
+        if (checkpoint_due(r))
+            PL_TRY(save(r, false));
+    }
+    return PL_OK;
+}
+
+static pl_status close_run(struct run *r, pl_status s)
+{
+    struct pl_trainer *t = &r->t;
+    const char *reason = s == PL_STOPPED ? "signal" : r->goal_reached ? "goal" : "done";
+    if (r->goal_reached)
+        t->total_steps = t->state.step;
+    PL_TRY(save(r, false));
+    if (r->writer)
+        PL_TRY(pl_checkpoint_writer_finish(r->writer));
+    if (s == PL_STOPPED)
+        pl_report_say(r->report, "stopped on a signal after step %lld; the checkpoint is in %s, run me again to continue",
+                      (long long)t->state.step, t->job->checkpoint.dir);
+    pl_report_end(r->report, t->state.step, reason, (pl_now_ms() - r->started_ms) / 1000, r->samples);
+    return s;
+}
+
+static pl_status already_done(struct run *r)
+{
+    const struct pl_run_state *p = &r->t.state;
+    pl_report_say(r->report, "this run is done: step %lld of %lld; last evaluation: loss %.4f, accuracy %.4f",
+                  (long long)p->step, (long long)r->t.total_steps, p->last_loss, p->last_accuracy);
+    return PL_OK;
+}
+
+pl_status pl_train(struct pl_world *w, const struct pl_job *job)
+{
+    struct run r = {0};
+    char path[4096] = "";
+    pl_status s = set_up(&r, w, job, path, sizeof path);
+    if (s < 0) {
+        tear_down(&r);
+        return s;
+    }
+    r.started_ms = r.saved_ms = pl_now_ms();
+    r.first_step = r.t.state.step;
+    if (r.t.state.last_eval_step == 0)
+        r.t.state.last_eval_step = -1;
+    announce(&r, path);
+    if (r.t.state.done || r.t.state.step >= r.t.total_steps) {
+        s = already_done(&r);
+    } else {
+        s = run_steps(&r);
+        if (s >= 0)
+            s = close_run(&r, s);
+        if (s < 0 && s != PL_ERR_NOT_FINITE)
+            pl_world_abort(w, s); /* this rank alone: the others wait for it */
+    }
+    pl_log_step(-1);
+    tear_down(&r);
+    return s < 0 ? pl_world_agree(w, s) : s;
+}

@@ -1,0 +1,40 @@
+/* Signals that ask a run to checkpoint and stop. The handler only notes that one came; the step's
+ * agreement spreads it, so that one seen by any rank counts for all. */
+#include "train/train.h"
+
+#include <signal.h>
+#include <string.h>
+
+static volatile sig_atomic_t seen;
+
+static void note(int signal_number)
+{
+    (void)signal_number;
+    seen = 1;
+}
+
+static int number_of(const char *name)
+{
+    static const struct { const char *name; int number; } known[] = {
+        {"USR1", SIGUSR1}, {"USR2", SIGUSR2}, {"TERM", SIGTERM}, {"INT", SIGINT}, {"HUP", SIGHUP}};
+    if (strncmp(name, "SIG", 3) == 0)
+        name += 3;
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (strcmp(known[i].name, name) == 0)
+            return known[i].number;
+    return -1;
+}
+
+pl_status pl_signals_catch(const struct pl_texts *names)
+{
+    for (int i = 0; i < names->n; i++) {
+        struct sigaction act = {.sa_handler = note, .sa_flags = SA_RESTART};
+        int number = number_of(names->v[i]);
+        if (number < 0 || sigaction(number, &act, NULL) != 0)
+            return pl_error(PL_ERR_USAGE, "job", "checkpoint.signals: %s is not one of USR1, USR2, TERM, INT, HUP",
+                            names->v[i]);
+    }
+    return PL_OK;
+}
+
+bool pl_signals_seen(void) { return seen != 0; }

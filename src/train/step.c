@@ -1,0 +1,113 @@
+/* One training step, from a batch to new parameters: the design's section 2, top to bottom. */
+#include "train/train.h"
+
+#include <math.h>
+#include <string.h>
+
+static pl_status on_slice_final(void *arg, int64_t a, int64_t b)
+{
+    struct pl_trainer *t = arg;
+    return t->sync_table->slice_final(t->sync, a, b);
+}
+
+static pl_status contribute(struct pl_trainer *t, const struct pl_loss_sums *sums)
+{
+    struct pl_contribution mine = {.rows = (double)sums->rows, .loss = sums->loss, .correct = sums->correct,
+                                   .correct5 = sums->correct5, .not_finite = !isfinite(sums->loss),
+                                   .stop = t->stop_asked};
+    return t->sync_table->contribute(t->sync, &mine);
+}
+
+static void advance(struct pl_run_state *p, const struct pl_batch *b, int64_t epoch_steps)
+{
+    bool last = b->step + 1 == epoch_steps;
+    p->epoch = last ? b->epoch + 1 : b->epoch;
+    p->epoch_step = last ? 0 : b->step + 1;
+}
+
+/* One micro-batch forward and backward; the last one of a step hands its slices over as they end. */
+static pl_status run_micro_batch(struct pl_trainer *t, int64_t micro, struct pl_loss_sums *sums,
+                                 struct pl_step_result *out, bool *last)
+{
+    struct pl_batch *b;
+    double begin = pl_now_ms();
+    PL_TRY(t->source.next(t->source.arg, &b));
+    double loaded = pl_now_ms();
+    out->epoch = b->epoch;
+    *last = micro + 1 >= t->job->train.accumulate || b->step + 1 == t->source.epoch_steps;
+    /* One key for every draw of an epoch: a sample is drawn once in it. */
+    struct pl_graph_batch in = {.rows = b->rows, .data = b->data, .label = b->label, .index = b->index,
+                                .seed = (uint64_t)t->job->train.seed, .step_key = (uint64_t)b->epoch};
+    pl_status s = pl_graph_forward(t->graph, &in, true, sums);
+    if (s == PL_OK && *last)
+        s = contribute(t, sums);
+    if (s == PL_OK)
+        s = pl_graph_backward(t->graph, &in, micro > 0, *last ? on_slice_final : NULL, t);
+    advance(&t->state, b, t->source.epoch_steps);
+    t->source.release(t->source.arg, b);
+    out->data_ms += loaded - begin;
+    out->compute_ms += pl_now_ms() - loaded;
+    return s;
+}
+
+static double clip_factor(struct pl_trainer *t, const struct pl_agreement *a, struct pl_step_result *out)
+{
+    double limit = t->job->optimizer.clip_norm;
+    if (limit <= 0)
+        return 1;
+    double squares = pl_optimizer_square_sum(t->optimizer, a->sum, 0, pl_graph_elems(t->graph));
+    out->grad_norm = sqrt(squares) / a->rows;
+    return out->grad_norm > limit ? limit / out->grad_norm : 1;
+}
+
+static void update(struct pl_trainer *t, const struct pl_agreement *a, struct pl_step_result *out)
+{
+    float *params = pl_graph_params(t->graph);
+    struct pl_update u = {.lr = out->lr, .step = out->step, .samples = a->rows};
+    u.clip = clip_factor(t, a, out);
+    pl_optimizer_update(t->optimizer, &u, a->sum, params, params);
+}
+
+static pl_status check_finite(const struct pl_agreement *a, int64_t step)
+{
+    if (a->not_finite == 0 && isfinite(a->loss))
+        return PL_OK;
+    return pl_error(PL_ERR_NOT_FINITE, "train",
+                    "the loss is not finite in step %lld (on %d rank%s)\n"
+                    "lower optimizer.lr, add optimizer.warmup or optimizer.clip_norm, or look at the data",
+                    (long long)step, a->not_finite, a->not_finite == 1 ? "" : "s");
+}
+
+pl_status pl_trainer_step(struct pl_trainer *t, struct pl_step_result *out)
+{
+    struct pl_loss_sums sums = {0};
+    struct pl_agreement agreed;
+    bool last = false;
+    *out = (struct pl_step_result){.step = t->state.step, .grad_norm = NAN};
+    double begin = pl_now_ms();
+
+    pl_log_step(out->step);
+    PL_TRY(t->sync_table->begin(t->sync, out->step));
+    for (int64_t micro = 0; !last; micro++)
+        PL_TRY(run_micro_batch(t, micro, &sums, out, &last));
+    PL_TRY(t->sync_table->finish(t->sync, &agreed));
+    PL_TRY(check_finite(&agreed, out->step));
+
+    double updating = pl_now_ms();
+    out->lr = pl_schedule_lr(t->job, out->step, t->steps_per_epoch, t->total_steps);
+    update(t, &agreed, out);
+
+    t->state.step++;
+    t->state.samples_seen += (int64_t)agreed.rows;
+    out->rows = agreed.rows;
+    out->loss = agreed.loss / agreed.rows;
+    out->accuracy = agreed.correct / agreed.rows;
+    out->top5 = agreed.correct5 / agreed.rows;
+    out->exchange = agreed.times;
+    out->late = agreed.late;
+    out->stop = agreed.stop;
+    double end = pl_now_ms();
+    out->update_ms = end - updating;
+    out->step_ms = end - begin;
+    return PL_OK;
+}

@@ -1,0 +1,72 @@
+/* train: the training run. A trainer holds everything a rank needs for a step; loop.c runs steps,
+ * evaluations and checkpoints in their time. Main thread; every function is collective. */
+#ifndef PL_TRAIN_H
+#define PL_TRAIN_H
+
+#include "checkpoint/checkpoint.h"
+#include "data/data.h"
+#include "optim/optim.h"
+#include "report/report.h"
+#include "sync/sync.h"
+#include "world/world.h"
+
+/* Where a step's micro-batches come from: the loader, or made-up data in a benchmark. */
+struct pl_source {
+    pl_status (*next)(void *arg, struct pl_batch **out);
+    void (*release)(void *arg, struct pl_batch *b);
+    void *arg;
+    int64_t epoch_steps; /* micro-batches of an epoch */
+};
+
+struct pl_trainer {
+    struct pl_world *world;
+    const struct pl_job *job;
+    const struct pl_backend_table *table;
+    struct pl_backend *backend;
+    struct pl_graph *graph;              /* owns parameters and gradients */
+    struct pl_optimizer *optimizer;      /* NULL when only evaluating */
+    struct pl_exchange *exchange;
+    const struct pl_sync_table *sync_table;
+    struct pl_sync *sync;
+    struct pl_source source;
+    int threads;
+    int64_t micro_global;                /* samples of a micro-batch over all ranks */
+    int64_t batch;                       /* rows of this rank's micro-batch at most */
+    int64_t steps_per_epoch, total_steps;
+    bool stop_asked;                     /* by a signal seen on this rank */
+    struct pl_run_state state;           /* position: step to be done next, data to be read next */
+};
+
+struct pl_step_result {
+    int64_t step, epoch;
+    double rows, loss, accuracy, top5; /* means over the samples that took part */
+    double lr, grad_norm;              /* norm NAN unless clipping */
+    double step_ms, data_ms, compute_ms, update_ms;
+    struct pl_exchange_times exchange;
+    const char *late;
+    bool stop;
+};
+
+/* Opens device, network, exchange and, with `train`, optimizer and sync. Ranks agree inside; on
+ * failure everything is closed and the agreed status returned. t keeps pointers to w and job. */
+pl_status pl_trainer_open(struct pl_trainer *t, struct pl_world *w, const struct pl_job *job, bool train);
+void pl_trainer_close(struct pl_trainer *t);
+
+/* One step of the design's section 2. PL_ERR_NOT_FINITE is returned on all ranks together; any other
+ * error is this rank's alone and ends the job by pl_world_abort. */
+pl_status pl_trainer_step(struct pl_trainer *t, struct pl_step_result *out);
+
+struct pl_evaluation { double loss, accuracy, top5; int64_t samples; };
+/* Every sample of the set once, over all ranks. graph: made with train false. */
+pl_status pl_trainer_evaluate(struct pl_trainer *t, struct pl_graph *graph, struct pl_loader *loader,
+                              struct pl_evaluation *out);
+pl_status pl_trainer_eval_loader(struct pl_trainer *t, struct pl_dataset *d, struct pl_loader **out);
+
+/* train/signals.c */
+pl_status pl_signals_catch(const struct pl_texts *names); /* "USR1", "TERM", ... PL_ERR_USAGE */
+bool pl_signals_seen(void);
+
+/* The whole run of `paceline train`. PL_STOPPED after a signal. */
+pl_status pl_train(struct pl_world *w, const struct pl_job *job);
+
+#endif

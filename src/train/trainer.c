@@ -1,0 +1,95 @@
+/* Opens and closes what a rank needs for a step. Each part that can fail on one rank alone is
+ * followed by an agreement, so that a failure ends all ranks with one message. */
+#include "train/train.h"
+
+#include <math.h>
+#include <string.h>
+
+static int threads_of(const struct pl_world *w, const struct pl_job *job)
+{
+    return job->train.threads > 0 ? (int)job->train.threads : w->threads;
+}
+
+static pl_status open_device(struct pl_trainer *t)
+{
+    static const char *const names[] = {[PL_DEVICE_AUTO] = "cpu", [PL_DEVICE_CPU] = "cpu", [PL_DEVICE_REFERENCE] = "reference"};
+    const char *name = names[t->job->device.kind];
+    t->table = pl_backend_find(name);
+    if (!t->table)
+        return pl_error(PL_ERR_MEMORY, "device", "this build has no backend %s", name);
+    PL_TRY(pl_pool_start(t->threads));
+    return t->table->open(t->threads, &t->backend);
+}
+
+/* Splits the job's batch over ranks and micro-batches. */
+static pl_status share_batch(struct pl_trainer *t)
+{
+    const struct pl_job *j = t->job;
+    int64_t ranks = t->world->ranks, k = j->train.accumulate > 0 ? j->train.accumulate : 1;
+    if (j->train.global_batch > 0 && j->train.global_batch % k != 0)
+        return pl_error(PL_ERR_USAGE, "train", "train.global_batch %lld is no multiple of train.accumulate %lld",
+                        (long long)j->train.global_batch, (long long)k);
+    t->micro_global = j->train.global_batch > 0 ? j->train.global_batch / k : j->train.batch * ranks;
+    t->batch = (t->micro_global + ranks - 1) / ranks;
+    return PL_OK;
+}
+
+static pl_status open_network(struct pl_trainer *t, bool train)
+{
+    PL_TRY(share_batch(t));
+    PL_TRY(open_device(t));
+    PL_TRY(pl_graph_create(t->job, t->table, t->backend, t->batch, train, NULL, &t->graph));
+    if (train)
+        PL_TRY(pl_optimizer_create(t->job, t->graph, &t->optimizer));
+    pl_graph_init(t->graph, (uint64_t)t->job->train.seed);
+    return PL_OK;
+}
+
+static pl_status open_exchange(struct pl_trainer *t, bool train)
+{
+    struct pl_exchange_options o = {.transport = pl_job_transport_name(t->job),
+                                    .bucket_bytes = t->job->exchange.bucket_mb * 1048576,
+                                    .timeout_ms = t->job->exchange.timeout_ms};
+    PL_TRY(pl_exchange_create(t->world, &o, &t->exchange));
+    if (!train)
+        return PL_OK;
+    t->sync_table = pl_sync_find("allreduce");
+    return t->sync_table->create(t->exchange, t->world, pl_graph_grads(t->graph),
+                                 pl_graph_elems(t->graph), &t->sync);
+}
+
+pl_status pl_trainer_open(struct pl_trainer *t, struct pl_world *w, const struct pl_job *job, bool train)
+{
+    memset(t, 0, sizeof *t);
+    t->world = w;
+    t->job = job;
+    t->threads = threads_of(w, job);
+    t->state.seed = job->train.seed;
+    t->state.ranks = w->ranks;
+    t->state.best = t->state.last_loss = t->state.last_accuracy = NAN;
+    if (w->cores_unused && job->train.threads == 0)
+        pl_log_root("note: the ranks of this node are bound to %d core%s each and leave others unused; "
+                    "mpirun --bind-to none, or --map-by ppr:R:node:PE=T, gives them all",
+                    w->cores, w->cores == 1 ? "" : "s");
+    pl_status s = pl_world_agree(w, pl_fault_configure(job->debug.fault, w->rank));
+    if (s == PL_OK)
+        s = pl_world_agree(w, open_network(t, train));
+    if (s == PL_OK)
+        s = pl_world_agree(w, open_exchange(t, train));
+    if (s < 0)
+        pl_trainer_close(t);
+    return s;
+}
+
+void pl_trainer_close(struct pl_trainer *t)
+{
+    if (t->sync)
+        t->sync_table->destroy(t->sync);
+    pl_exchange_destroy(t->exchange);
+    pl_optimizer_destroy(t->optimizer);
+    pl_graph_destroy(t->graph);
+    if (t->backend)
+        t->table->close(t->backend);
+    pl_pool_stop();
+    memset(t, 0, sizeof *t);
+}

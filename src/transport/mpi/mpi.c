@@ -1,0 +1,147 @@
+/* transport mpi: everything through the MPI library, on a communicator of its own. Non-blocking
+ * collectives (MPI 3.1, chapter 5.12) advance only inside MPI calls, so test must be called often. */
+#include "transport/transport.h"
+
+#include <mpi.h>
+#include <string.h>
+
+struct pl_transport {
+    MPI_Comm comm;
+    int rank;
+};
+
+_Static_assert(sizeof(MPI_Request) <= sizeof(((struct pl_request *)0)->bytes), "MPI_Request fits");
+
+static pl_status failed(int code, const char *call)
+{
+    char text[MPI_MAX_ERROR_STRING] = "";
+    int len = 0;
+    MPI_Error_string(code, text, &len);
+    return pl_error(PL_ERR_PEER, "transport mpi", "%s: %s", call, text);
+}
+#define CHECK(call, name)              \
+    do {                               \
+        int code_ = (call);            \
+        if (code_ != MPI_SUCCESS)      \
+            return failed(code_, name); \
+    } while (0)
+
+static bool mpi_probe(const struct pl_world *w, char *reason, size_t bytes)
+{
+    snprintf(reason, bytes, "%s, %d node%s", pl_world_mpi_version(), w->nodes, w->nodes == 1 ? "" : "s");
+    return true;
+}
+
+static pl_status mpi_open(const struct pl_world *w, struct pl_transport **out)
+{
+    struct pl_transport *t = pl_alloc(sizeof *t, "transport");
+    if (!t)
+        return PL_ERR_MEMORY;
+    t->rank = w->rank;
+    int code = MPI_Comm_dup(MPI_COMM_WORLD, &t->comm);
+    if (code != MPI_SUCCESS) {
+        pl_free(t);
+        return failed(code, "MPI_Comm_dup");
+    }
+    MPI_Comm_set_errhandler(t->comm, MPI_ERRORS_RETURN);
+    *out = t;
+    return PL_OK;
+}
+
+static void mpi_close(struct pl_transport *t)
+{
+    if (!t)
+        return;
+    MPI_Comm_free(&t->comm);
+    pl_free(t);
+}
+
+static pl_status mpi_register(struct pl_transport *t, void *p, size_t bytes, struct pl_memory **out)
+{
+    (void)t, (void)p, (void)bytes;
+    *out = NULL; /* MPI registers what it needs by itself */
+    return PL_OK;
+}
+
+static void mpi_unregister(struct pl_transport *t, struct pl_memory *m) { (void)t, (void)m; }
+
+static void started(struct pl_request *r, MPI_Request q)
+{
+    memcpy(r->bytes, &q, sizeof q);
+    r->active = true;
+}
+
+static pl_status mpi_send(struct pl_transport *t, int peer, int tag, const void *p, size_t bytes,
+                          struct pl_request *r)
+{
+    int n;
+    MPI_Request q;
+    PL_TRY(pl_narrow_int((int64_t)bytes, "a message", &n));
+    CHECK(MPI_Isend(p, n, MPI_BYTE, peer, tag, t->comm, &q), "MPI_Isend");
+    started(r, q);
+    return PL_OK;
+}
+
+static pl_status mpi_receive(struct pl_transport *t, int peer, int tag, void *p, size_t bytes,
+                             struct pl_request *r)
+{
+    int n;
+    MPI_Request q;
+    PL_TRY(pl_narrow_int((int64_t)bytes, "a message", &n));
+    CHECK(MPI_Irecv(p, n, MPI_BYTE, peer, tag, t->comm, &q), "MPI_Irecv");
+    started(r, q);
+    return PL_OK;
+}
+
+static pl_status mpi_allreduce(struct pl_transport *t, enum pl_reduce op, const void *in, void *out,
+                               int64_t elems, struct pl_request *r)
+{
+    int n;
+    MPI_Request q;
+    MPI_Datatype type = op == PL_SUM_F32 ? MPI_FLOAT : MPI_DOUBLE;
+    PL_TRY(pl_narrow_int(elems, "an all-reduce", &n));
+    CHECK(MPI_Iallreduce(in == out ? MPI_IN_PLACE : in, out, n, type, op == PL_MAX_F64 ? MPI_MAX : MPI_SUM,
+                         t->comm, &q),
+          "MPI_Iallreduce");
+    started(r, q);
+    return PL_OK;
+}
+
+static pl_status mpi_broadcast(struct pl_transport *t, void *p, size_t bytes, int root,
+                               struct pl_request *r)
+{
+    int n;
+    MPI_Request q;
+    PL_TRY(pl_narrow_int((int64_t)bytes, "a broadcast", &n));
+    CHECK(MPI_Ibcast(p, n, MPI_BYTE, root, t->comm, &q), "MPI_Ibcast");
+    started(r, q);
+    return PL_OK;
+}
+
+static pl_status mpi_test(struct pl_transport *t, struct pl_request *r, bool *done)
+{
+    (void)t;
+    MPI_Request q;
+    int flag = 0;
+    memcpy(&q, r->bytes, sizeof q);
+    CHECK(MPI_Test(&q, &flag, MPI_STATUS_IGNORE), "MPI_Test");
+    memcpy(r->bytes, &q, sizeof q);
+    *done = flag != 0;
+    if (*done)
+        r->active = false;
+    return PL_OK;
+}
+
+const struct pl_transport_table pl_transport_mpi = {
+    .name = "mpi",
+    .probe = mpi_probe,
+    .open = mpi_open,
+    .close = mpi_close,
+    .register_memory = mpi_register,
+    .unregister_memory = mpi_unregister,
+    .post_send = mpi_send,
+    .post_receive = mpi_receive,
+    .post_allreduce = mpi_allreduce,
+    .post_broadcast = mpi_broadcast,
+    .test = mpi_test,
+};

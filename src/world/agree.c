@@ -1,0 +1,72 @@
+/* Agreement on failure, set-up collectives, and the end of the program.
+ * During set-up every step that can fail on one rank ends in pl_world_agree, so that all ranks learn
+ * of it and one message is printed, whoever failed. */
+#include "world/world_mpi.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static void print_own_error(pl_status s)
+{
+    const char *text = pl_error_text();
+    if (s >= 0 || s == PL_ERR_ECHO)
+        return;
+    pl_log("%s", text ? text : "failed without a message");
+}
+
+pl_status pl_world_agree(struct pl_world *w, pl_status mine)
+{
+    struct { int status, rank; } in = {mine < 0 ? -1 : 0, w->rank}, out = {0, 0};
+    /* MINLOC: the lowest rank among those that failed. */
+    PL_MPI(MPI_Allreduce(&in, &out, 1, MPI_2INT, MPI_MINLOC, MPI_COMM_WORLD));
+    if (out.status == 0)
+        return PL_OK;
+    int agreed = mine;
+    PL_MPI(MPI_Bcast(&agreed, 1, MPI_INT, out.rank, MPI_COMM_WORLD));
+    if (w->rank == out.rank)
+        print_own_error(mine);
+    w->reported = true;
+    return agreed;
+}
+
+int pl_world_finish(struct pl_world *w, pl_status s)
+{
+    if (!w->reported)
+        print_own_error(s);
+    MPI_Finalize();
+    return pl_exit_code(s);
+}
+
+_Noreturn void pl_world_abort(struct pl_world *w, pl_status s)
+{
+    if (s == PL_ERR_PEER || s == PL_ERR_ECHO)
+        pl_sleep_ms(2000); /* a rank that sees its peer vanish lets the cause be printed first */
+    if (!w->reported)
+        print_own_error(s);
+    fflush(NULL);
+    MPI_Abort(MPI_COMM_WORLD, pl_exit_code(s));
+    _exit(pl_exit_code(s));
+}
+
+pl_status pl_world_broadcast(struct pl_world *w, void *data, size_t bytes, int root)
+{
+    (void)w;
+    char *p = data;
+    while (bytes > 0) {
+        int n = bytes < (1u << 30) ? (int)bytes : 1 << 30;
+        PL_MPI(MPI_Bcast(p, n, MPI_BYTE, root, MPI_COMM_WORLD));
+        p += n;
+        bytes -= (size_t)n;
+    }
+    return PL_OK;
+}
+
+pl_status pl_world_allgather(struct pl_world *w, const void *mine, size_t bytes, void *out)
+{
+    (void)w;
+    int n;
+    PL_TRY(pl_narrow_int((int64_t)bytes, "allgather", &n));
+    PL_MPI(MPI_Allgather(mine, n, MPI_BYTE, out, n, MPI_BYTE, MPI_COMM_WORLD));
+    return PL_OK;
+}

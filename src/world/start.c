@@ -1,0 +1,111 @@
+/* Start of the run: MPI, ranks and nodes, and how many compute threads a rank should take.
+ * A rank's threads default to the cores of its affinity mask, shared fairly by the ranks of the node
+ * with the same mask; OMP_NUM_THREADS sets them. mpirun binds one core to a rank when there are one
+ * or two, which leaves cores unused without a word: we say so. */
+#include "world/world_mpi.h"
+
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+pl_status pl_world_mpi_error(int code, const char *call)
+{
+    char text[MPI_MAX_ERROR_STRING] = "";
+    int len = 0;
+    MPI_Error_string(code, text, &len);
+    return pl_error(PL_ERR_PEER, "mpi", "%.*s failed: %s", (int)strcspn(call, "("), call, text);
+}
+
+/* Slurm started several tasks and each believes it is alone: its launcher does not speak our PMI. */
+static pl_status refuse_lonely_ranks(const struct pl_world *w)
+{
+    const char *tasks = getenv("SLURM_NTASKS"), *step = getenv("SLURM_STEP_ID");
+    const char *shell = getenv("SLURM_STEP_NUM_TASKS");
+    int n = shell ? atoi(shell) : tasks ? atoi(tasks) : 1;
+    if (getenv("OMPI_COMM_WORLD_SIZE") || getenv("PMI_SIZE"))
+        return PL_OK; /* mpirun started us: its own count holds */
+    if (w->ranks == 1 && n > 1 && step && strcmp(step, "4294967290") != 0 && getenv("SLURM_PROCID"))
+        return pl_error(PL_ERR_USAGE, "world",
+                        "srun started %d tasks, but MPI sees one rank: the MPI library and srun do not "
+                        "speak the same PMI\nuse srun --mpi=pmix, or mpirun inside sbatch",
+                        n);
+    return PL_OK;
+}
+
+static pl_status find_node(struct pl_world *w, MPI_Comm *node)
+{
+    PL_MPI(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, w->rank, MPI_INFO_NULL, node));
+    PL_MPI(MPI_Comm_rank(*node, &w->local_rank));
+    PL_MPI(MPI_Comm_size(*node, &w->local_ranks));
+    int leader = w->local_rank == 0;
+    PL_MPI(MPI_Allreduce(&leader, &w->nodes, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD));
+    return PL_OK;
+}
+
+/* Compares the affinity masks of the node's ranks. */
+static pl_status share_cores(struct pl_world *w, MPI_Comm node)
+{
+    cpu_set_t mine, all;
+    CPU_ZERO(&mine);
+    if (sched_getaffinity(0, sizeof mine, &mine) != 0)
+        CPU_SET(0, &mine);
+    w->cores = CPU_COUNT(&mine);
+    cpu_set_t *masks = pl_alloc((size_t)w->local_ranks * sizeof mine, "affinity masks");
+    if (!masks)
+        return PL_ERR_MEMORY;
+    int rc = MPI_Allgather(&mine, sizeof mine, MPI_BYTE, masks, sizeof mine, MPI_BYTE, node);
+    int same = 0;
+    CPU_ZERO(&all);
+    for (int i = 0; rc == MPI_SUCCESS && i < w->local_ranks; i++) {
+        same += CPU_EQUAL(&mine, &masks[i]) ? 1 : 0;
+        CPU_OR(&all, &all, &masks[i]);
+    }
+    pl_free(masks);
+    PL_MPI(rc);
+    w->threads = w->cores / (same > 0 ? same : 1);
+    if (w->threads < 1)
+        w->threads = 1;
+    long online = sysconf(_SC_NPROCESSORS_ONLN);
+    const char *slurm = getenv("SLURM_CPUS_ON_NODE");
+    if (slurm && atol(slurm) > 0 && atol(slurm) < online)
+        online = atol(slurm);
+    w->cores_unused = CPU_COUNT(&all) < online;
+    const char *omp = getenv("OMP_NUM_THREADS");
+    if (omp && atoi(omp) > 0)
+        w->threads = atoi(omp);
+    return PL_OK;
+}
+
+pl_status pl_world_start(int *argc, char ***argv, struct pl_world *w)
+{
+    memset(w, 0, sizeof *w);
+    int given = 0;
+    if (MPI_Init_thread(argc, argv, MPI_THREAD_SERIALIZED, &given) != MPI_SUCCESS)
+        return pl_error(PL_ERR_PEER, "mpi", "MPI_Init_thread failed");
+    MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
+    PL_MPI(MPI_Comm_rank(MPI_COMM_WORLD, &w->rank));
+    PL_MPI(MPI_Comm_size(MPI_COMM_WORLD, &w->ranks));
+    gethostname(w->host, sizeof w->host - 1);
+    w->host[strcspn(w->host, ".")] = '\0';
+    pl_log_identity(w->rank, w->ranks, w->host);
+    if (given < MPI_THREAD_SERIALIZED)
+        return pl_error(PL_ERR_PEER, "mpi",
+                        "this MPI gives thread level %d, MPI_THREAD_SERIALIZED (%d) is needed", given,
+                        MPI_THREAD_SERIALIZED);
+    MPI_Comm node;
+    PL_TRY(find_node(w, &node));
+    pl_status s = share_cores(w, node);
+    MPI_Comm_free(&node);
+    PL_TRY(s);
+    return refuse_lonely_ranks(w);
+}
+
+const char *pl_world_mpi_version(void)
+{
+    static char text[MPI_MAX_LIBRARY_VERSION_STRING];
+    int len = 0;
+    MPI_Get_library_version(text, &len);
+    text[strcspn(text, "\n,")] = '\0';
+    return text;
+}

@@ -1,0 +1,43 @@
+/* world: MPI start and stop, who is where, agreement on failure during set-up, and the only place
+ * that ends the program. Main thread only. */
+#ifndef PL_WORLD_H
+#define PL_WORLD_H
+
+#include "base/base.h"
+
+struct pl_world {
+    int rank, ranks;             /* in the whole run */
+    int local_rank, local_ranks; /* on this node */
+    int nodes;
+    char host[64];
+    int cores;   /* in this rank's affinity mask */
+    int threads; /* compute threads a rank should take: its fair share of the mask, or OMP_NUM_THREADS */
+    bool cores_unused; /* the masks of this node's ranks leave cores of the allocation unused */
+    bool reported;     /* the run's one message has been printed */
+};
+
+/* MPI_Init_thread(SERIALIZED) and the facts above. Collective. Refuses an srun without PMI
+ * (SLURM_NTASKS > 1 and a world of 1) with PL_ERR_USAGE. */
+pl_status pl_world_start(int *argc, char ***argv, struct pl_world *w);
+
+/* Set-up, open, load and save: every rank brings its status, every rank leaves with the worst one.
+ * The lowest failing rank prints its recorded message, once. Collective. Returns the status of that rank
+ * on all ranks, so that all exit with the same code. */
+pl_status pl_world_agree(struct pl_world *w, pl_status mine);
+
+/* Ends in order: MPI_Finalize, then returns the exit code of s. Every rank must get here. Prints the
+ * recorded message if it has not been printed. */
+int pl_world_finish(struct pl_world *w, pl_status s);
+
+/* Ends the job from inside a step: prints this rank's message and calls MPI_Abort with the exit
+ * code; after PL_ERR_ECHO waits a few seconds first, so that the cause is read, not the echo. Any
+ * thread. Does not return. */
+_Noreturn void pl_world_abort(struct pl_world *w, pl_status s);
+
+/* Set-up collectives, until the exchange thread starts. */
+pl_status pl_world_broadcast(struct pl_world *w, void *data, size_t bytes, int root);
+/* out[ranks * bytes] on every rank. */
+pl_status pl_world_allgather(struct pl_world *w, const void *mine, size_t bytes, void *out);
+const char *pl_world_mpi_version(void); /* one line, before or after start */
+
+#endif

@@ -1,0 +1,11 @@
+# Sourced by run_test and the test scripts: how ranks are started here, and the sanitizers' options.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_mpi_yield_when_idle=1
+export OMPI_MCA_btl_vader_single_copy_mechanism=none
+if [ "$(id -u)" -eq 0 ]; then
+    export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+fi
+PL_MPIRUN=("${PL_MPIEXEC:-mpirun}" --oversubscribe --bind-to none)
+export ASAN_OPTIONS=fast_unwind_on_malloc=0:detect_leaks=1:abort_on_error=0
+export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
+export LSAN_OPTIONS=suppressions=$PL_SOURCE_DIR/tests/lsan.supp:print_suppressions=0

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# tests/run.sh [release|asan|tsan|debug] [ctest options]: installs what is missing, builds, runs every
+# test of that build. tsan runs what is made for it: the loader, queues and pool (MPI and OpenMP are not
+# instrumented).
+set -eu
+cd "$(dirname "$0")/.."
+. jobs/packages.sh
+preset=${1:-release}
+[ $# -gt 0 ] && shift
+case $preset in release|asan|tsan|debug) ;; *) echo "usage: tests/run.sh [release|asan|tsan|debug] [ctest options]" >&2; exit 2 ;; esac
+install_packages util-linux procps
+echo "Building $preset (log: build/$preset.log)"
+configure_and_build "$preset"
+[ "$preset" = tsan ] && set -- -R 'unit_(base|data)$' "$@"
+exec ctest --test-dir "build/$preset" --output-on-failure -j "$(nproc)" --no-tests=error "$@"

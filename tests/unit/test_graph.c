@@ -1,0 +1,635 @@
+/* The network as a whole, on the reference backend: gradients of small DAGs against finite
+ * differences in every parameter, the memory plan against a run without one, slices, padding rows,
+ * accumulation, sharing, and every refusal of a malformed network. */
+#include "graph/graph_private.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+/* ---- small networks -------------------------------------------------------------------------- */
+
+struct model {
+    const char *name, *data, *label, *layers;
+    double tolerance; /* of a tensor's gradient, relative; kinks of relu and maxpool want more */
+};
+
+static const struct model models[] = {
+    {"mlp", "[6]", "int",
+     "    - {name: d1, kind: dense, units: 5, activation: tanh}\n"
+     "    - {name: d2, kind: dense, units: 4, init: gaussian, init_value: 0.5}\n"
+     "    - {name: loss, kind: softmax_loss}\n",
+     2e-3},
+    {"lenet", "[2, 9, 9]", "int",
+     "    - {name: conv1, kind: conv, filters: 3, kernel: 4, activation: tanh}\n"
+     "    - {name: pool1, kind: avgpool, kernel: 2, stride: 2}\n"
+     "    - {name: conv2, kind: conv, filters: 4, kernel: 2, pad: 1, groups: 1}\n"
+     "    - {name: pool2, kind: maxpool, kernel: 2, stride: 2}\n"
+     "    - {name: ip1, kind: dense, units: 7, activation: sigmoid}\n"
+     "    - {name: ip2, kind: dense, units: 3}\n"
+     "    - {name: loss, kind: softmax_loss}\n",
+     5e-3},
+    {"branches", "[2, 5, 5]", "int", /* users of data, of an output (3), of a view (2) */
+     "    - {name: a, kind: conv, filters: 4, kernel: 3, pad: 1, from: data}\n"
+     "    - {name: b, kind: conv, filters: 4, kernel: 1, from: data, activation: tanh}\n"
+     "    - {name: sum, kind: add, from: [a, b], activation: tanh}\n"
+     "    - {name: c, kind: conv, filters: 2, kernel: 3, pad: 1, from: sum}\n"
+     "    - {name: p, kind: avgpool, kernel: 3, stride: 1, pad: 1, from: sum}\n"
+     "    - {name: cat, kind: concat, from: [c, p, sum]}\n"
+     "    - {name: flat, kind: flatten}\n"
+     "    - {name: u, kind: dense, units: 3, from: flat}\n"
+     "    - {name: v, kind: dense, units: 3, from: flat, activation: sigmoid}\n"
+     "    - {name: both, kind: add, from: [u, v]}\n"
+     "    - {name: loss, kind: softmax_loss}\n",
+     3e-3},
+    {"norms", "[3, 4, 4]", "int",
+     "    - {name: bn0, kind: batchnorm}\n"
+     "    - {name: c, kind: conv, filters: 6, kernel: 3, pad: 1, bias: false}\n"
+     "    - {name: bn1, kind: batchnorm, activation: tanh}\n"
+     "    - {name: n, kind: lrn, size: 3, alpha: 0.5, beta: 0.75}\n"
+     "    - {name: res, kind: add, from: [n, bn1]}\n"
+     "    - {name: drop, kind: dropout, rate: 0.4}\n"
+     "    - {name: g, kind: avgpool, global: true}\n"
+     "    - {name: d, kind: dense, units: 3}\n"
+     "    - {name: loss, kind: softmax_loss}\n",
+     1e-2},
+    {"twice", "[4]", "3", /* one output as two inputs of the same layer, also through views */
+     "    - {name: d, kind: dense, units: 3, activation: tanh}\n"
+     "    - {name: f1, kind: flatten, from: d}\n"
+     "    - {name: f2, kind: flatten, from: f1}\n"
+     "    - {name: sum, kind: add, from: [d, f2, f1]}\n"
+     "    - {name: cat, kind: concat, from: [sum, sum, d]}\n"
+     "    - {name: e, kind: dense, units: 3}\n"
+     "    - {name: loss, kind: euclidean_loss}\n",
+     2e-3},
+    {"relus", "[4]", "2",
+     "    - {name: view, kind: flatten}\n"
+     "    - {name: d, kind: dense, units: 8, activation: relu, init: he}\n"
+     "    - {name: e, kind: dense, units: 2, from: d}\n"
+     "    - {name: f, kind: dense, units: 2, from: view}\n"
+     "    - {name: s, kind: add, from: [e, f]}\n"
+     "    - {name: loss, kind: sigmoid_loss}\n",
+     5e-3},
+};
+enum { MODELS = sizeof models / sizeof models[0], ROWS = 5 };
+
+static pl_status parse(const struct model *m, struct pl_job **job)
+{
+    char *text = pl_strdupf("model:\n"
+                            "  name: %s\n"
+                            "  input: {data: %s, label: %s}\n"
+                            "  layers:\n"
+                            "%s"
+                            "data: {train: {file: none.h5}}\n"
+                            "train: {steps: 1, batch: 4}\n"
+                            "optimizer: {kind: sgd, lr: 0.1}\n",
+                            m->name, m->data, m->label, m->layers);
+    pl_error_clear();
+    pl_status s = pl_job_parse(text, "t.yaml", job);
+    pl_free(text);
+    return s;
+}
+
+/* A network with its batch: `rows` samples that do not depend on the capacity. */
+struct net {
+    struct pl_job *job;
+    const struct pl_backend_table *table;
+    struct pl_backend *backend;
+    struct pl_graph *g;
+    float *data;
+    void *label;
+    int64_t *index;
+    struct pl_graph_batch batch;
+};
+
+static void fill_batch(struct net *n, int64_t capacity, int64_t rows)
+{
+    const struct pl_job_input *in = &n->job->input;
+    int64_t row = 1, floats = in->label_floats;
+    for (int i = 0; i < in->dims; i++)
+        row *= in->dim[i];
+    n->data = pl_alloc((size_t)(capacity * row) * sizeof(float), "test");
+    n->label = pl_alloc((size_t)(capacity * (floats ? floats : 1)) * 4, "test");
+    n->index = pl_alloc((size_t)capacity * sizeof *n->index, "test");
+    for (int64_t r = 0; r < rows; r++) {
+        struct pl_rng rng = pl_rng_make(77, (uint64_t)r, 0, 0);
+        n->index[r] = 100 + r;
+        for (int64_t i = 0; i < row; i++)
+            n->data[r * row + i] = (float)pl_rng_normal(&rng);
+        for (int64_t i = 0; i < floats; i++)
+            ((float *)n->label)[r * floats + i] = (float)pl_rng_uniform(&rng);
+        if (!floats)
+            ((int32_t *)n->label)[r] = (int32_t)pl_rng_below(&rng, 3);
+    }
+    n->batch = (struct pl_graph_batch){rows, n->data, n->label, n->index, 5, 9};
+}
+
+static void open_net(struct net *n, const struct model *m, int64_t capacity, int64_t rows,
+                     struct pl_graph *share, bool train)
+{
+    *n = (struct net){0};
+    pl_status s = parse(m, &n->job);
+    n->table = pl_backend_find("reference");
+    assert_non_null(n->table);
+    if (s == PL_OK)
+        s = n->table->open(1, &n->backend);
+    if (s == PL_OK)
+        s = pl_graph_create(n->job, n->table, n->backend, capacity, train, share, &n->g);
+    if (s != PL_OK)
+        fail_msg("%s: %d: %s", m->name, s, pl_error_text());
+    fill_batch(n, capacity, rows);
+    if (!share)
+        assert_int_equal(pl_graph_init(n->g, 3), PL_OK);
+}
+
+static void close_net(struct net *n)
+{
+    pl_graph_destroy(n->g);
+    n->table->close(n->backend);
+    pl_job_destroy(n->job);
+    pl_free(n->data);
+    pl_free(n->label);
+    pl_free(n->index);
+}
+
+static struct pl_loss_sums forward(struct net *n, bool train)
+{
+    struct pl_loss_sums sums = {0};
+    pl_status s = pl_graph_forward(n->g, &n->batch, train, &sums);
+    if (s != PL_OK)
+        fail_msg("forward: %d: %s", s, pl_error_text());
+    return sums;
+}
+
+static void backward(struct net *n, bool accumulate)
+{
+    assert_int_equal(pl_graph_backward(n->g, &n->batch, accumulate, NULL, NULL), PL_OK);
+}
+
+/* ---- gradients ------------------------------------------------------------------------------- */
+
+static double slope(struct net *n, float *w)
+{
+    const float old = *w, step = 4e-3f;
+    *w = old + step;
+    double above = forward(n, true).loss, high = (double)*w;
+    *w = old - step;
+    double below = forward(n, true).loss, low = (double)*w;
+    *w = old;
+    return (above - below) / (high - low);
+}
+
+static void check_tensor(struct net *n, const struct model *m, const struct pl_tensor *t)
+{
+    float *w = pl_graph_params(n->g) + t->param->offset;
+    const float *grad = pl_graph_grads(n->g) + t->param->offset;
+    double error = 0, size = 0;
+    for (int64_t i = 0; i < pl_shape_elems(&t->param->shape); i++) {
+        double wanted = slope(n, &w[i]), d = wanted - (double)grad[i];
+        error += d * d;
+        size += wanted * wanted;
+    }
+    if (sqrt(error) > m->tolerance * sqrt(size) + 1e-3)
+        fail_msg("%s: %s/%s: gradient is off by %g of %g", m->name, t->layer, t->name, sqrt(error),
+                 sqrt(size));
+}
+
+static void gradients(void **state)
+{
+    (void)state;
+    for (int m = 0; m < MODELS; m++) {
+        struct net n;
+        const struct pl_tensor *t;
+        open_net(&n, &models[m], ROWS, ROWS, NULL, true);
+        forward(&n, true);
+        backward(&n, false);
+        int tensors = pl_graph_tensors(n.g, &t);
+        for (int i = 0; i < tensors; i++)
+            if (!t[i].param->statistic)
+                check_tensor(&n, &models[m], &t[i]);
+        close_net(&n);
+    }
+}
+
+static void assert_same(const char *what, const float *a, const float *b, int64_t n, double slack)
+{
+    for (int64_t i = 0; i < n; i++)
+        if (!(fabs((double)a[i] - (double)b[i]) <= slack * (1 + fabs((double)a[i]))))
+            fail_msg("%s: element %lld: %.9g and %.9g", what, (long long)i, (double)a[i],
+                     (double)b[i]);
+}
+
+/* The same gradient to the bit where every buffer has memory of its own. */
+static void plan_changes_nothing(void **state)
+{
+    (void)state;
+    for (int m = 0; m < MODELS; m++) {
+        struct net planned, apart;
+        open_net(&planned, &models[m], ROWS, ROWS, NULL, true);
+        pl_graph_unplanned = true;
+        open_net(&apart, &models[m], ROWS, ROWS, NULL, true);
+        pl_graph_unplanned = false;
+        for (int pass = 0; pass < 2; pass++) { /* the second on what the first left behind */
+            double a = forward(&planned, true).loss, b = forward(&apart, true).loss;
+            assert_true(a == b);
+            backward(&planned, false);
+            backward(&apart, false);
+            assert_same(models[m].name, pl_graph_grads(planned.g), pl_graph_grads(apart.g),
+                        pl_graph_elems(apart.g), 0);
+        }
+        print_message("%s: arena %zu bytes, without a plan %zu\n", models[m].name,
+                      pl_graph_arena_bytes(planned.g), pl_graph_arena_bytes(apart.g));
+        assert_true(pl_graph_arena_bytes(planned.g) < pl_graph_arena_bytes(apart.g));
+        close_net(&planned);
+        close_net(&apart);
+    }
+}
+
+static void padding_rows(void **state)
+{
+    (void)state;
+    for (int m = 0; m < MODELS; m++) {
+        struct net exact, padded;
+        open_net(&exact, &models[m], ROWS, ROWS, NULL, true);
+        open_net(&padded, &models[m], ROWS + 3, ROWS, NULL, true);
+        struct pl_loss_sums a = forward(&exact, true), b = forward(&padded, true);
+        assert_true(fabs(a.loss - b.loss) <= 1e-6 * fabs(a.loss));
+        assert_int_equal(b.rows, ROWS);
+        backward(&exact, false);
+        backward(&padded, false);
+        assert_same(models[m].name, pl_graph_grads(exact.g), pl_graph_grads(padded.g),
+                    pl_graph_elems(exact.g), 1e-5);
+        close_net(&exact);
+        close_net(&padded);
+    }
+}
+
+static void no_rows(void **state)
+{
+    (void)state;
+    for (int m = 0; m < MODELS; m++) {
+        struct net n;
+        open_net(&n, &models[m], ROWS, ROWS, NULL, true);
+        forward(&n, true);
+        backward(&n, false);
+        n.batch.rows = 0;
+        memset(n.data, 0, sizeof(float) * (size_t)pl_shape_elems(&n.g->data));
+        struct pl_loss_sums sums = forward(&n, true);
+        assert_true(sums.loss == 0 && sums.rows == 0);
+        backward(&n, false);
+        for (int64_t i = 0; i < pl_graph_elems(n.g); i++)
+            if (pl_graph_grads(n.g)[i] != 0)
+                fail_msg("%s: gradient %lld of no sample is %g", models[m].name, (long long)i,
+                         (double)pl_graph_grads(n.g)[i]);
+        close_net(&n);
+    }
+}
+
+static void accumulate_adds(void **state)
+{
+    (void)state;
+    for (int m = 0; m < MODELS; m++) {
+        struct net n;
+        open_net(&n, &models[m], ROWS, ROWS, NULL, true);
+        size_t bytes = sizeof(float) * (size_t)pl_graph_elems(n.g);
+        float *once = pl_alloc(bytes, "test");
+        forward(&n, true);
+        backward(&n, false);
+        for (int64_t i = 0; i < pl_graph_elems(n.g); i++)
+            once[i] = 2 * pl_graph_grads(n.g)[i];
+        forward(&n, true);
+        backward(&n, true);
+        assert_same(models[m].name, once, pl_graph_grads(n.g), pl_graph_elems(n.g), 1e-5);
+        pl_free(once);
+        close_net(&n);
+    }
+}
+
+/* ---- slices ---------------------------------------------------------------------------------- */
+
+struct seen {
+    int64_t end;
+    int slices, stop_after;
+};
+
+static pl_status see(void *arg, int64_t a, int64_t b)
+{
+    struct seen *s = arg;
+    assert_int_equal(b, s->end);
+    assert_in_range(a, 0, b - 1);
+    assert_int_equal(a % 16, 0);
+    s->end = a;
+    return ++s->slices == s->stop_after ? PL_END : PL_OK;
+}
+
+static void slices(void **state)
+{
+    (void)state;
+    for (int m = 0; m < MODELS; m++) {
+        struct net n;
+        open_net(&n, &models[m], ROWS, ROWS, NULL, true);
+        struct seen all = {pl_graph_elems(n.g), 0, 0}, first = {pl_graph_elems(n.g), 0, 1};
+        forward(&n, true);
+        assert_int_equal(pl_graph_backward(n.g, &n.batch, false, see, &all), PL_OK);
+        assert_int_equal(all.end, 0);
+        assert_in_range(all.slices, 2, n.g->layers);
+        forward(&n, true);
+        assert_int_equal(pl_graph_backward(n.g, &n.batch, false, see, &first), PL_END);
+        assert_int_equal(first.slices, 1);
+        close_net(&n);
+    }
+}
+
+/* ---- evaluation, sharing, versions ----------------------------------------------------------- */
+
+static void evaluation_graph(void **state)
+{
+    (void)state;
+    for (int m = 0; m < MODELS; m++) {
+        struct net n, e;
+        open_net(&n, &models[m], ROWS, ROWS, NULL, true);
+        open_net(&e, &models[m], ROWS + 2, ROWS, n.g, false);
+        assert_true(pl_graph_params(n.g) == pl_graph_params(e.g));
+        assert_null(pl_graph_grads(e.g));
+        assert_true(pl_graph_signature(n.g) == pl_graph_signature(e.g));
+        struct pl_loss_sums a = forward(&n, false), b = forward(&e, false);
+        assert_true(fabs(a.loss - b.loss) <= 1e-6 * fabs(a.loss));
+        assert_true(a.correct == b.correct && a.correct5 == b.correct5 && a.rows == b.rows);
+        const struct pl_shape *y = pl_graph_output_shape(e.g);
+        assert_same("output", pl_graph_output(n.g), pl_graph_output(e.g),
+                    ROWS * pl_shape_row_elems(y), 1e-6);
+        close_net(&e);
+        close_net(&n);
+    }
+}
+
+static void versions(void **state)
+{
+    (void)state;
+    struct net n, e;
+    open_net(&n, &models[0], ROWS, ROWS, NULL, true);
+    open_net(&e, &models[0], ROWS, ROWS, n.g, false);
+    size_t bytes = sizeof(float) * (size_t)pl_graph_elems(n.g);
+    float *other = pl_alloc(bytes, "test"), *grads = pl_alloc(bytes, "test"); /* all weights 0 */
+    double before = forward(&n, true).loss;
+    float *own = pl_graph_params(n.g);
+    pl_graph_set_params(n.g, other);
+    pl_graph_set_grads(n.g, grads);
+    assert_ptr_equal(pl_graph_params(e.g), other);
+    double loss = forward(&n, true).loss;
+    assert_true(fabs(loss - ROWS * log(4)) < 1e-4);
+    assert_true(fabs(forward(&e, false).loss - loss) < 1e-6);
+    backward(&n, false);
+    double sum = 0;
+    for (int64_t i = 0; i < pl_graph_elems(n.g); i++)
+        sum += fabs((double)grads[i]);
+    assert_true(sum > 0);
+    pl_graph_set_params(n.g, NULL);
+    pl_graph_set_grads(n.g, NULL);
+    assert_ptr_equal(pl_graph_params(e.g), own);
+    assert_true(forward(&n, true).loss == before);
+    pl_free(other);
+    pl_free(grads);
+    close_net(&e);
+    close_net(&n);
+}
+
+static void without_loss(void **state)
+{
+    (void)state;
+    struct model m = models[0];
+    m.layers = "    - {name: d1, kind: dense, units: 5, activation: tanh}\n"
+               "    - {name: d2, kind: dense, units: 4}\n"
+               "    - {name: f, kind: flatten}\n";
+    struct net n;
+    open_net(&n, &m, ROWS, ROWS, NULL, false);
+    n.batch.label = NULL;
+    assert_int_equal(pl_graph_forward(n.g, &n.batch, false, NULL), PL_OK);
+    assert_int_equal(pl_graph_output_shape(n.g)->dim[1], 4);
+    const float *y = pl_graph_output(n.g);
+    assert_true(y[0] != 0 && isfinite(y[ROWS * 4 - 1]));
+    assert_int_equal(pl_graph_forward(n.g, &n.batch, true, NULL), PL_ERR_USAGE);
+    close_net(&n);
+}
+
+static void predict_without_label(void **state)
+{
+    (void)state;
+    struct net n;
+    struct pl_loss_sums sums = {0};
+    open_net(&n, &models[1], ROWS, ROWS, NULL, false);
+    n.batch.label = NULL;
+    assert_int_equal(pl_graph_forward(n.g, &n.batch, false, &sums), PL_OK);
+    assert_true(sums.loss == 0);
+    double total = 0;
+    for (int i = 0; i < 3; i++)
+        total += (double)pl_graph_output(n.g)[i];
+    assert_true(fabs(total - 1) < 1e-5);
+    close_net(&n);
+}
+
+/* ---- set-up ---------------------------------------------------------------------------------- */
+
+static void nothing_is_allocated(void **state)
+{
+    (void)state;
+    for (int m = 0; m < MODELS; m++) {
+        struct net n;
+        open_net(&n, &models[m], ROWS, ROWS, NULL, true);
+        forward(&n, true);
+        backward(&n, false);
+        uint64_t before = pl_alloc_count();
+        forward(&n, true);
+        backward(&n, true);
+        forward(&n, false);
+        assert_int_equal(pl_alloc_count() - before, 0);
+        close_net(&n);
+    }
+}
+
+static void assert_apart(const char *what, const struct pl_span *s, int n, size_t total)
+{
+    for (int i = 0; i < n; i++) {
+        assert_in_range(s[i].offset + s[i].bytes, 0, total);
+        for (int j = 0; j < i; j++) {
+            bool time = s[i].begin <= s[j].end && s[j].begin <= s[i].end;
+            bool memory =
+                s[i].offset < s[j].offset + s[j].bytes && s[j].offset < s[i].offset + s[i].bytes;
+            if (time && memory)
+                fail_msg("%s: spans %d and %d are in use at once in the same memory", what, j, i);
+        }
+    }
+}
+
+static void spans(void **state)
+{
+    (void)state;
+    for (int m = 0; m < MODELS; m++) {
+        struct net n;
+        open_net(&n, &models[m], ROWS, ROWS, NULL, true);
+        assert_apart(models[m].name, n.g->span, n.g->spans, n.g->arena_bytes);
+        close_net(&n);
+    }
+    struct pl_span s[60];
+    struct pl_rng rng = pl_rng_make(1, 2, 3, 4);
+    for (int trial = 0; trial < 200; trial++) {
+        size_t live, most = 0;
+        for (int i = 0; i < 60; i++) {
+            int begin = (int)pl_rng_below(&rng, 50);
+            s[i] = (struct pl_span){.bytes = 64 * (1 + pl_rng_below(&rng, 20)),
+                                    .begin = begin,
+                                    .end = begin + (int)pl_rng_below(&rng, 20)};
+        }
+        size_t total = pl_spans_place(s, 60);
+        assert_apart("random", s, 60, total);
+        for (int t = 0; t<70; t++, most = live> most ? live : most) {
+            live = 0;
+            for (int i = 0; i < 60; i++)
+                live += s[i].begin <= t && t <= s[i].end ? s[i].bytes : 0;
+        }
+        assert_in_range(total, most, most + most / 3); /* near the least possible */
+    }
+}
+
+/* Layers in any order in the file: the order in which they run, and a stable one. */
+static void order(void **state)
+{
+    (void)state;
+    struct model m = models[0];
+    m.layers = "    - {name: loss, kind: softmax_loss, from: d}\n"
+               "    - {name: d, kind: dense, units: 4, from: [s]}\n"
+               "    - {name: x, kind: dense, units: 3, activation: relu, from: data}\n"
+               "    - {name: y, kind: dense, units: 3, from: data}\n"
+               "    - {name: s, kind: add, from: [y, x]}\n";
+    static const char *const wanted[] = {"x", "x.relu", "y", "s", "d", "loss"};
+    struct net n;
+    const struct pl_layer *l;
+    const struct pl_tensor *t;
+    open_net(&n, &m, ROWS, ROWS, NULL, true);
+    assert_int_equal(pl_graph_layers(n.g, &l), 6);
+    for (int i = 0; i < 6; i++)
+        assert_string_equal(l[i].name, wanted[i]);
+    assert_int_equal(l[3].input[0], 2); /* y */
+    assert_int_equal(l[3].input[1], 1); /* x.relu */
+    assert_int_equal(pl_graph_tensors(n.g, &t), 6);
+    assert_string_equal(t[2].layer, "y");
+    assert_string_equal(t[3].name, "bias");
+    assert_int_equal(t[1].param->offset, 32); /* 18 weights, to a multiple of 16 */
+    assert_int_equal(pl_graph_elems(n.g), 32 + 16 + 32 + 16 + 16 + 16);
+    assert_int_equal(pl_graph_weights(n.g), 21 + 21 + 16);
+    assert_true(pl_graph_flops(n.g, 10) == 10 * 2.0 * (18 + 18 + 12));
+    close_net(&n);
+}
+
+static void signature(void **state)
+{
+    (void)state;
+    struct net a, b;
+    struct model m = models[0];
+    open_net(&a, &m, ROWS, ROWS, NULL, true);
+    m.layers = "    - {name: d1, kind: dense, units: 6, activation: tanh}\n"
+               "    - {name: d2, kind: dense, units: 4}\n"
+               "    - {name: loss, kind: softmax_loss}\n";
+    open_net(&b, &m, ROWS + 1, ROWS, NULL, true);
+    assert_true(pl_graph_signature(a.g) != pl_graph_signature(b.g));
+    struct pl_graph *wrong;
+    assert_int_equal(pl_graph_create(b.job, b.table, b.backend, 2, false, a.g, &wrong),
+                     PL_ERR_USAGE);
+    assert_null(wrong);
+    close_net(&b);
+    close_net(&a);
+}
+
+/* ---- refusals -------------------------------------------------------------------------------- */
+
+struct refusal {
+    const char *layers, *message;
+};
+
+#define LOSS "    - {name: loss, kind: softmax_loss}\n"
+static const struct refusal refusals[] = {
+    {"    - {name: a, kind: add, from: [data, c], }\n"
+     "    - {name: b, kind: relu}\n"
+     "    - {name: c, kind: tanh}\n" LOSS,
+     "layers go in a circle: "},
+    {"    - {name: a, kind: relu, from: a}\n" LOSS, "a: layers go in a circle: a -> a"},
+    {"    - {name: conv1, kind: dense, units: 3}\n"
+     "    - {name: x, kind: relu, from: cov1}\n" LOSS,
+     "t.yaml:6:7: x: from `cov1`: no layer has this name; did you mean `conv1`?"},
+    {"    - {name: x, kind: relu, from: nowhere}\n" LOSS, "from `nowhere`: no layer has this name"},
+    {"    - {name: x, kind: dens, units: 3}\n" LOSS,
+     "x: unknown kind `dens`; did you mean `dense`?"},
+    {"    - {name: x, kind: transformer}\n" LOSS, "kinds are: dense conv "},
+    {"    - {name: x, kind: dense, units: 3}\n", "x: the network has no loss to train by"},
+    {"    - {name: x, kind: dense, units: 3}\n"
+     "    - {name: l1, kind: softmax_loss, from: x}\n"
+     "    - {name: l2, kind: softmax_loss, from: x}\n",
+     "l2: a second loss; the network already ends in `l1`"},
+    {"    - {name: x, kind: dense, units: 3}\n"
+     "    - {name: l1, kind: softmax_loss}\n"
+     "    - {name: y, kind: relu}\n",
+     "y: takes the output of `l1`, but a loss ends the network"},
+    {"    - {name: x, kind: dense, units: 3}\n"
+     "    - {name: y, kind: dense, units: 3, from: data}\n" LOSS,
+     "x: no layer takes its output"},
+    {"    - {name: data, kind: dense, units: 3}\n" LOSS, "is the name of the input"},
+    {"    - {name: x, kind: dense, units: 3}\n"
+     "    - {name: x, kind: relu}\n" LOSS,
+     "x"},
+    {"    - {name: x, kind: dense, units: 3, activation: relu}\n"
+     "    - {name: x.relu, kind: relu}\n" LOSS,
+     "x.relu: a layer of this name stands above"},
+    {"    - {name: x, kind: dense, units: 3, from: [data, data]}\n" LOSS,
+     "x: dense takes 1 input, but from: names 2"},
+    {"    - {name: x, kind: add}\n" LOSS, "x: add takes 2 or more inputs, not 1"},
+    {"    - {name: x, kind: relu}\n" LOSS, "no parameters to train"},
+    {"    - {name: x, kind: dense, units: 1000000000}\n"
+     "    - {name: y, kind: dense, units: 1000000000}\n" LOSS,
+     "y: too large"},
+    {"    - {name: x, kind: conv, filters: 3, kernel: 1}\n" LOSS,
+     "t.yaml:5:7: x: conv needs an input of channels x height x width, but gets 6"},
+};
+
+static void refused(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof refusals / sizeof refusals[0]; i++) {
+        struct model m = models[0];
+        struct net n = {0};
+        m.layers = refusals[i].layers;
+        n.table = pl_backend_find("reference");
+        assert_int_equal(n.table->open(1, &n.backend), PL_OK);
+        pl_status s = parse(&m, &n.job); /* a doubled name may be found there */
+        if (s == PL_OK)
+            s = pl_graph_create(n.job, n.table, n.backend, 4, true, NULL, &n.g);
+        const char *text = pl_error_text() ? pl_error_text() : "no message";
+        if (s != PL_ERR_USAGE || !strstr(text, refusals[i].message))
+            fail_msg("wanted \"%s\", got %d: %s", refusals[i].message, s, text);
+        assert_null(n.g);
+        close_net(&n);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(gradients),
+        cmocka_unit_test(plan_changes_nothing),
+        cmocka_unit_test(padding_rows),
+        cmocka_unit_test(no_rows),
+        cmocka_unit_test(accumulate_adds),
+        cmocka_unit_test(slices),
+        cmocka_unit_test(evaluation_graph),
+        cmocka_unit_test(versions),
+        cmocka_unit_test(without_loss),
+        cmocka_unit_test(predict_without_label),
+        cmocka_unit_test(nothing_is_allocated),
+        cmocka_unit_test(spans),
+        cmocka_unit_test(order),
+        cmocka_unit_test(signature),
+        cmocka_unit_test(refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
