@@ -16,12 +16,13 @@ int64_t pl_dataset_samples(const struct pl_dataset *d); /* limit applied */
 
 /* ---- sampler.c: who reads what, when ----------------------------------------------------------- */
 
-/* The order of an epoch is a pure function of (seed, epoch, samples, chunk rows), the same on any
- * number of ranks: chunks are permuted, then samples within a window of chunks. Global batch s is
+/* The order of an epoch is a pure function of (seed, epoch) and the data set, the same on any number
+ * of ranks: chunks are permuted, then samples within a window of at least window_rows. Global batch s is
  * entries [s * G, (s + 1) * G) of the order; rank r takes the sub-range [r * B, (r + 1) * B) of it,
  * B = ceil(G / ranks); the last batch may be short, down to none on the last ranks. */
 struct pl_sampler;
-struct pl_sampler *pl_sampler_create(int64_t samples, int64_t chunk_rows, bool shuffle, uint64_t seed);
+struct pl_sampler *pl_sampler_create(int64_t samples, int64_t chunk_rows, int64_t window_rows,
+                                     bool shuffle, uint64_t seed);
 void pl_sampler_destroy(struct pl_sampler *s);
 /* Writes the sample indices of positions [first, first + n) of the epoch's order. */
 pl_status pl_sampler_order(struct pl_sampler *s, int64_t epoch, int64_t first, int64_t n, int64_t *index);

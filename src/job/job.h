@@ -110,6 +110,9 @@ void pl_job_layer_config_free(const struct pl_key *keys, void *config);
 pl_status pl_job_layer_error(const struct pl_job_layer *l, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
 
+/* "auto" or the name that exchange.transport gives. */
+const char *pl_job_transport_name(const struct pl_job *j);
+
 extern const struct pl_key pl_job_keys[]; /* ends with name NULL */
 /* One line a key: name, type, default, meaning. To stdout. */
 void pl_job_print_keys(const char *prefix, const struct pl_key *keys);

@@ -22,8 +22,11 @@ bool pl_cpu_window_is_identity(const struct pl_cpu_window *w) {
 
 void pl_cpu_window_range(int64_t ins, int64_t outs, int64_t stride, int64_t offset, int64_t *first,
                          int64_t *last) {
-    int64_t lo = offset < 0 ? (-offset + stride - 1) / stride : 0;
-    int64_t hi = offset < ins ? (ins - 1 - offset) / stride + 1 : 0;
+    int64_t lo = offset < 0 ? -offset : 0, hi = offset < ins ? ins - offset : 0;
+    if (stride != 1) { /* a division takes as long as a short row */
+        lo = (lo + stride - 1) / stride;
+        hi = (hi + stride - 1) / stride;
+    }
     if (hi > outs)
         hi = outs;
     *first = lo < hi ? lo : hi;

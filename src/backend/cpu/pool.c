@@ -1,39 +1,88 @@
 /* pool: maximum and average over windows, plane by plane, planes on the pool's threads. A row of
- * outputs is worked on tap by tap, so the inner loops are branch-free selects and sums over
- * neighbours. Maximum keeps where it found it (the first of equals); average divides by the
- * elements of the window that lie inside the plane. */
+ * outputs takes two passes without branches: down the rows of its windows into one row as wide as
+ * the input, then along that row. Maximum remembers where it found it (of equals the first in
+ * reading order); average divides by the elements of the window that lie inside the plane. */
 #include "backend/cpu/cpu.h"
 #include "backend/cpu/im2col.h"
 
 #include <math.h>
 #include <string.h>
 
+#define MOST (1 << 30) /* elements of a plane: above any index, and sums of two fit */
+
+struct range {
+    int64_t first, last; /* outputs for which a tap of the row lies inside the plane */
+};
+
 struct state {
     struct pl_cpu_window w;
     int64_t planes;
-    int32_t *from;  /* maximum, training: [planes, oh, ow] index into the plane of x */
-    float *inverse; /* average: [oh, ow] 1 / elements inside */
+    struct range *tap; /* [kw] */
+    int32_t *from;     /* maximum, training: [planes, oh, ow] index into the plane of x */
+    float *inverse;    /* average: [oh, ow] 1 / elements inside */
+    int64_t strip;     /* elements of a part's scratch: three rows */
 };
 
 struct job {
     const struct state *s;
-    const float *x, *dy;
+    const float *x, *dy; /* [planes, h, w], [planes, oh, ow] */
     float *y, *dx;
+    float *scratch;
 };
 
+/* Taps [*lo, *hi) of a window of `taps` at output o that lie inside. */
+static void inside(int64_t o, int64_t stride, int64_t pad, int64_t dilation, int64_t taps,
+                   int64_t ins, int64_t *lo, int64_t *hi) {
+    int64_t start = o * stride - pad;
+    *lo = start < 0 ? (-start + dilation - 1) / dilation : 0;
+    *hi = start < ins ? (ins - 1 - start) / dilation + 1 : 0;
+    if (*hi > taps)
+        *hi = taps;
+    if (*lo > *hi)
+        *lo = *hi;
+}
+
+/* Whether every window along one axis has a tap in the plane. */
+static bool none_empty(int64_t outs, int64_t stride, int64_t pad, int64_t dilation, int64_t taps,
+                       int64_t ins) {
+    bool all = true;
+    for (int64_t o = 0; o < outs; o++) {
+        int64_t lo, hi;
+        inside(o, stride, pad, dilation, taps, ins, &lo, &hi);
+        all = all && lo < hi;
+    }
+    return all;
+}
+
+static pl_status check(const struct pl_op *op, const struct pl_cpu_window *w) {
+    if (w->c != pl_cpu_dims(&op->y).c)
+        return pl_cpu_refuse(op, "input and output differ in channels");
+    if (w->h * w->w > MOST)
+        return pl_cpu_refuse(op, "a plane of it has more than 2^30 elements");
+    if (!none_empty(w->oh, w->sh, w->top, w->dh, w->kh, w->h) ||
+        !none_empty(w->ow, w->sw, w->left, w->dw, w->kw, w->w))
+        return pl_cpu_refuse(op, "a window of it lies wholly in the padding");
+    return PL_OK;
+}
+
 static pl_status plan(struct pl_plan *p) {
-    const struct pl_op *op = &p->op;
-    struct state *s = pl_alloc(sizeof *s, "a pooling plan");
+    struct pl_cpu_window w = pl_cpu_window(&p->op);
+    PL_TRY(check(&p->op, &w));
+    struct state *s = pl_alloc(sizeof *s + (size_t)w.kw * sizeof *s->tap, "a pooling plan");
     if (s == NULL)
         return PL_ERR_MEMORY;
     p->state = s;
-    s->w = pl_cpu_window(op);
-    s->planes = op->x[0].dim[0] * s->w.c;
-    if (s->w.c != pl_cpu_dims(&op->y).c)
-        return pl_cpu_refuse(op, "input and output differ in channels");
-    if (s->w.h * s->w.w > INT32_MAX)
-        return pl_cpu_refuse(op, "a plane of it has more than 2147483647 elements");
-    return PL_OK;
+    s->w = w;
+    s->planes = p->op.x[0].dim[0] * w.c;
+    s->tap = (struct range *)(void *)(s + 1);
+    for (int64_t j = 0; j < w.kw; j++)
+        pl_cpu_window_range(w.w, w.ow, w.sw, j * w.dw - w.left, &s->tap[j].first,
+                            &s->tap[j].last);
+    int64_t widest = (w.ow - 1) * w.sw + (w.kw - 1) * w.dw + 1; /* all that the taps touch */
+    if (widest < w.left + w.w)
+        widest = w.left + w.w;
+    s->strip = 3 * ((widest + 15) / 16 * 16);
+    return pl_cpu_scratch(p->backend, (size_t)(p->backend->threads * s->strip) * sizeof(float));
 }
 
 static void destroy(struct pl_plan *p) {
@@ -55,18 +104,6 @@ static pl_status plan_max(struct pl_plan *p) {
     return s->from == NULL ? PL_ERR_MEMORY : PL_OK;
 }
 
-/* Taps [*lo, *hi) of a window of `taps` at output o that lie inside. */
-static void inside(int64_t o, int64_t stride, int64_t pad, int64_t dilation, int64_t taps,
-                   int64_t ins, int64_t *lo, int64_t *hi) {
-    int64_t start = o * stride - pad;
-    *lo = start < 0 ? (-start + dilation - 1) / dilation : 0;
-    *hi = start < ins ? (ins - 1 - start) / dilation + 1 : 0;
-    if (*hi > taps)
-        *hi = taps;
-    if (*lo > *hi)
-        *lo = *hi;
-}
-
 static pl_status plan_average(struct pl_plan *p) {
     PL_TRY(plan(p));
     struct state *s = p->state;
@@ -79,83 +116,140 @@ static pl_status plan_average(struct pl_plan *p) {
             int64_t i0, i1, j0, j1;
             inside(r, w->sh, w->top, w->dh, w->kh, w->h, &i0, &i1);
             inside(q, w->sw, w->left, w->dw, w->kw, w->w, &j0, &j1);
-            int64_t count = (i1 - i0) * (j1 - j0);
-            s->inverse[r * w->ow + q] = count > 0 ? 1.0f / (float)count : 0.0f;
+            s->inverse[r * w->ow + q] = 1.0f / (float)((i1 - i0) * (j1 - j0));
         }
     return PL_OK;
 }
 
-/* y[q] = max(y[q], x[q * stride]) for q in [0, n); at[q] = where */
-static inline void max_tap(const float *x, int64_t stride, int64_t n, int32_t where, float *y,
-                           int32_t *at) {
-    for (int64_t q = 0; q < n; q++) {
-        float v = x[q * stride];
-        int32_t here = where + (int32_t)(q * stride);
-        at[q] = v > y[q] ? here : at[q];
-        y[q] = v > y[q] ? v : y[q];
-    }
+/* Rows [*first, *last) step dh of the windows that start at row0. */
+static inline void rows_inside(const struct pl_cpu_window *w, int64_t row0, int64_t *first,
+                               int64_t *last) {
+    for (*first = row0; *first < 0;)
+        *first += w->dh;
+    *last = row0 + w->kh * w->dh < w->h ? row0 + w->kh * w->dh : w->h;
 }
 
-static inline void max_tap_only(const float *x, int64_t stride, int64_t n, float *y) {
-    for (int64_t q = 0; q < n; q++) {
-        float v = x[q * stride];
-        y[q] = v > y[q] ? v : y[q];
+/* Down: m[c] = the largest of the windows' rows in column c, base[c] = its row's start. */
+static inline void max_down(const struct pl_cpu_window *w, const float *x, int64_t row0,
+                            float *restrict m, int32_t *restrict base) {
+    int64_t h, last;
+    rows_inside(w, row0, &h, &last);
+    int32_t at0 = (int32_t)(h * w->w), step = (int32_t)(w->dh * w->w);
+    const float *v0 = x + at0; /* where there are less than three rows, one counts twice */
+    const float *v1 = h + w->dh < last ? v0 + step : v0;
+    const float *v2 = h + 2 * w->dh < last ? v1 + step : v1;
+    for (int64_t c = 0; c < w->w; c++) {
+        float best = v0[c];
+        int32_t at = at0;
+        at = v1[c] > best ? at0 + step : at;
+        best = v1[c] > best ? v1[c] : best;
+        at = v2[c] > best ? at0 + 2 * step : at;
+        m[c] = v2[c] > best ? v2[c] : best;
+        base[c] = at;
     }
-}
-
-/* at may be NULL; one copy for strides 1 and 2, whose loops are worth specialising */
-static inline void max_tap_any(const float *x, int64_t stride, int64_t n, int32_t where, float *y,
-                               int32_t *at) {
-    if (at == NULL && stride == 1)
-        max_tap_only(x, 1, n, y);
-    else if (at == NULL && stride == 2)
-        max_tap_only(x, 2, n, y);
-    else if (at == NULL)
-        max_tap_only(x, stride, n, y);
-    else if (stride == 1)
-        max_tap(x, 1, n, where, y, at);
-    else if (stride == 2)
-        max_tap(x, 2, n, where, y, at);
-    else
-        max_tap(x, stride, n, where, y, at);
-}
-
-/* One row of outputs; row0 is the first input row of its windows. */
-static inline void max_row(const struct pl_cpu_window *w, const float *x, int64_t row0, float *y,
-                           int32_t *at) {
-    int64_t first_row = row0 < 0 ? 0 : row0;
-    for (int64_t q = 0; q < w->ow; q++)
-        y[q] = -INFINITY;
-    for (int64_t q = 0; at != NULL && q < w->ow; q++) { /* if nothing exceeds -inf: NaN, say */
-        int64_t column = q * w->sw - w->left;
-        at[q] = (int32_t)(first_row * w->w + (column < 0 ? 0 : column));
-    }
-    for (int64_t i = 0; i < w->kh; i++) {
-        int64_t h = row0 + i * w->dh;
-        if (h < 0 || h >= w->h)
-            continue;
-        for (int64_t j = 0; j < w->kw; j++) {
-            int64_t offset = j * w->dw - w->left, lo, hi;
-            pl_cpu_window_range(w->w, w->ow, w->sw, offset, &lo, &hi);
-            int64_t where = h * w->w + lo * w->sw + offset;
-            if (lo < hi)
-                max_tap_any(x + where, w->sw, hi - lo, (int32_t)where, y + lo,
-                            at == NULL ? NULL : at + lo);
+    for (h += 3 * w->dh; h < last; h += w->dh)
+        for (int64_t c = 0; c < w->w; c++) {
+            base[c] = x[h * w->w + c] > m[c] ? (int32_t)(h * w->w) : base[c];
+            m[c] = x[h * w->w + c] > m[c] ? x[h * w->w + c] : m[c];
         }
+}
+
+/* Of equals the smaller index wins, not-a-number always does. */
+static inline void pick(float *best, int32_t *at, float v, int32_t here) {
+    bool enough = !(v < *best), other = v != *best, before = here < *at;
+    bool take = enough & (other | before);
+    *best = take ? v : *best;
+    *at = take ? here : *at;
+}
+
+/* Along: m[0], base[0] belong to column -left, and there is padding enough on both sides. */
+static inline void max_along(const struct pl_cpu_window *w, const float *m, const int32_t *base,
+                             float *restrict y, int32_t *restrict at) {
+    for (int64_t q = 0; q < w->ow; q++) {
+        y[q] = m[q * w->sw];
+        at[q] = base[q * w->sw] + (int32_t)(q * w->sw - w->left);
+    }
+    for (int64_t j = 1; j < w->kw; j++)
+        for (int64_t q = 0; q < w->ow; q++) {
+            int64_t c = q * w->sw + j * w->dw;
+            pick(&y[q], &at[q], m[c], base[c] + (int32_t)(c - w->left));
+        }
+}
+
+/* The same for three taps with stride 2: AlexNet's and the CIFAR-10 networks'. */
+static inline void max_along_3(const struct pl_cpu_window *w, const float *m, const int32_t *base,
+                               float *restrict y, int32_t *restrict at) {
+    for (int64_t q = 0; q < w->ow; q++) {
+        int32_t c = 2 * (int32_t)q - (int32_t)w->left, from = base[2 * q] + c;
+        float best = m[2 * q];
+        pick(&best, &from, m[2 * q + 1], base[2 * q + 1] + c + 1);
+        pick(&best, &from, m[2 * q + 2], base[2 * q + 2] + c + 2);
+        y[q] = best;
+        at[q] = from;
+    }
+}
+
+/* Padding that loses against whatever is in the plane, -inf too. */
+static void max_padding(const struct state *s, float *m, int32_t *base) {
+    for (int64_t c = 0; c < s->strip / 3; c++) {
+        m[c] = -INFINITY;
+        base[c] = MOST;
     }
 }
 
 PL_CPU_CLONES
 static void max_forward(void *arg, int part, int64_t begin, int64_t end) {
-    (void)part;
     const struct job *j = arg;
-    const struct pl_cpu_window *w = &j->s->w;
-    int64_t outs = w->oh * w->ow;
+    const struct state *s = j->s;
+    const struct pl_cpu_window *w = &s->w;
+    float *m = j->scratch + part * s->strip;
+    int32_t *base = (int32_t *)(void *)(m + s->strip / 3), *unused = base + s->strip / 3;
+    bool three = w->kw == 3 && w->sw == 2 && w->dw == 1;
+    max_padding(s, m, base);
     for (int64_t c = begin; c < end; c++)
         for (int64_t r = 0; r < w->oh; r++) {
-            int64_t to = c * outs + r * w->ow;
-            max_row(w, j->x + c * w->h * w->w, r * w->sh - w->top, j->y + to,
-                    j->s->from == NULL ? NULL : j->s->from + to);
+            int64_t to = (c * w->oh + r) * w->ow;
+            int32_t *at = s->from == NULL ? unused : s->from + to;
+            max_down(w, j->x + c * w->h * w->w, r * w->sh - w->top, m + w->left, base + w->left);
+            if (three)
+                max_along_3(w, m, base, j->y + to, at);
+            else
+                max_along(w, m, base, j->y + to, at);
+        }
+}
+
+/* The pooling of most networks, 2x2 with stride 2 and no padding, in one pass: n outputs whose
+ * windows start at x and, a row below, at x + width; x is at `start` in its plane. */
+static inline void max_row_2x2(const float *restrict x, int64_t width, int64_t n, int32_t start,
+                               float *restrict y, int32_t *restrict at) {
+    const float *below = x + width;
+    int32_t row = (int32_t)width;
+    for (int64_t q = 0; q < n; q++) {
+        float a = x[2 * q], b = x[2 * q + 1], c = below[2 * q], d = below[2 * q + 1];
+        int32_t top = b > a, bottom = d > c;
+        a = b > a ? b : a;
+        c = d > c ? d : c;
+        at[q] = start + (int32_t)(2 * q) + (c > a ? row + bottom : top);
+        y[q] = c > a ? c : a;
+    }
+}
+
+static bool is_2x2(const struct pl_cpu_window *w) {
+    return w->kh == 2 && w->kw == 2 && w->sh == 2 && w->sw == 2 && w->top == 0 && w->left == 0 &&
+           w->dh == 1 && w->dw == 1 && 2 * w->oh <= w->h && 2 * w->ow <= w->w;
+}
+
+PL_CPU_CLONES
+static void max_forward_2x2(void *arg, int part, int64_t begin, int64_t end) {
+    const struct job *j = arg;
+    const struct pl_cpu_window *w = &j->s->w;
+    int32_t *unused = (int32_t *)(void *)(j->scratch + part * j->s->strip), *at;
+    for (int64_t c = begin; c < end; c++)
+        for (int64_t r = 0; r < w->oh; r++) {
+            int64_t to = (c * w->oh + r) * w->ow, start = 2 * r * w->w;
+            at = j->s->from == NULL ? unused : j->s->from + to;
+            max_row_2x2(j->x + c * w->h * w->w + start, w->w, w->ow, (int32_t)start, j->y + to,
+                        at);
         }
 }
 
@@ -173,25 +267,25 @@ static void max_backward(void *arg, int part, int64_t begin, int64_t end) {
     }
 }
 
-static inline void average_row(const struct pl_cpu_window *w, const float *x, int64_t row0,
-                               const float *inverse, float *y) {
+static inline void average_row(const struct state *s, const float *x, int64_t row0,
+                               const float *inverse, float *restrict sum, float *restrict y) {
+    const struct pl_cpu_window *w = &s->w;
+    int64_t h, last;
+    rows_inside(w, row0, &h, &last);
+    memcpy(sum, x + h * w->w, (size_t)w->w * sizeof *sum);
+    for (h += w->dh; h < last; h += w->dh)
+        for (int64_t c = 0; c < w->w; c++)
+            sum[c] += x[h * w->w + c];
     for (int64_t q = 0; q < w->ow; q++)
         y[q] = 0.0f;
-    for (int64_t i = 0; i < w->kh; i++) {
-        int64_t h = row0 + i * w->dh;
-        if (h < 0 || h >= w->h)
-            continue;
-        for (int64_t j = 0; j < w->kw; j++) {
-            int64_t offset = j * w->dw - w->left, lo, hi;
-            pl_cpu_window_range(w->w, w->ow, w->sw, offset, &lo, &hi);
-            const float *from = x + h * w->w + offset;
-            if (w->sw == 2)
-                for (int64_t q = lo; q < hi; q++)
-                    y[q] += from[2 * q];
-            else
-                for (int64_t q = lo; q < hi; q++)
-                    y[q] += from[q * w->sw];
-        }
+    for (int64_t j = 0; j < w->kw; j++) {
+        const float *from = sum + j * w->dw - w->left;
+        if (w->sw == 2)
+            for (int64_t q = s->tap[j].first; q < s->tap[j].last; q++)
+                y[q] += from[2 * q];
+        else
+            for (int64_t q = s->tap[j].first; q < s->tap[j].last; q++)
+                y[q] += from[q * w->sw];
     }
     for (int64_t q = 0; q < w->ow; q++)
         y[q] *= inverse[q];
@@ -218,8 +312,8 @@ static bool is_global(const struct pl_cpu_window *w) {
 
 PL_CPU_CLONES
 static void average_forward(void *arg, int part, int64_t begin, int64_t end) {
-    (void)part;
     const struct job *j = arg;
+    float *sum = j->scratch + part * j->s->strip;
     const struct pl_cpu_window *w = &j->s->w;
     int64_t outs = w->oh * w->ow, ins = w->h * w->w;
     for (int64_t c = begin; c < end; c++) {
@@ -228,31 +322,32 @@ static void average_forward(void *arg, int part, int64_t begin, int64_t end) {
             continue;
         }
         for (int64_t r = 0; r < w->oh; r++)
-            average_row(w, j->x + c * ins, r * w->sh - w->top, j->s->inverse + r * w->ow,
+            average_row(j->s, j->x + c * ins, r * w->sh - w->top, j->s->inverse + r * w->ow, sum,
                         j->y + c * outs + r * w->ow);
     }
 }
 
-static inline void spread_row(const struct pl_cpu_window *w, const float *dy, int64_t row0,
-                              const float *inverse, float *dx) {
-    for (int64_t i = 0; i < w->kh; i++) {
-        int64_t h = row0 + i * w->dh;
-        if (h < 0 || h >= w->h)
-            continue;
-        for (int64_t j = 0; j < w->kw; j++) {
-            int64_t offset = j * w->dw - w->left, lo, hi;
-            pl_cpu_window_range(w->w, w->ow, w->sw, offset, &lo, &hi);
-            float *to = dx + h * w->w + offset;
-            for (int64_t q = lo; q < hi; q++)
-                to[q * w->sw] += dy[q] * inverse[q];
-        }
+static inline void spread_row(const struct state *s, const float *dy, int64_t row0,
+                              const float *inverse, float *restrict sum, float *restrict dx) {
+    const struct pl_cpu_window *w = &s->w;
+    int64_t h, last;
+    rows_inside(w, row0, &h, &last);
+    for (int64_t c = 0; c < w->w; c++)
+        sum[c] = 0.0f;
+    for (int64_t j = 0; j < w->kw; j++) {
+        float *to = sum + j * w->dw - w->left;
+        for (int64_t q = s->tap[j].first; q < s->tap[j].last; q++)
+            to[q * w->sw] += dy[q] * inverse[q];
     }
+    for (; h < last; h += w->dh)
+        for (int64_t c = 0; c < w->w; c++)
+            dx[h * w->w + c] += sum[c];
 }
 
 PL_CPU_CLONES
 static void average_backward(void *arg, int part, int64_t begin, int64_t end) {
-    (void)part;
     const struct job *j = arg;
+    float *sum = j->scratch + part * j->s->strip;
     const struct pl_cpu_window *w = &j->s->w;
     int64_t outs = w->oh * w->ow, ins = w->h * w->w;
     for (int64_t c = begin; c < end; c++) {
@@ -262,20 +357,24 @@ static void average_backward(void *arg, int part, int64_t begin, int64_t end) {
         for (int64_t i = 0; i < ins; i++)
             dx[i] = global ? all : 0.0f;
         for (int64_t r = 0; !global && r < w->oh; r++)
-            spread_row(w, j->dy + c * outs + r * w->ow, r * w->sh - w->top,
-                       j->s->inverse + r * w->ow, dx);
+            spread_row(j->s, j->dy + c * outs + r * w->ow, r * w->sh - w->top,
+                       j->s->inverse + r * w->ow, sum, dx);
     }
 }
 
 static pl_status run(struct pl_plan *p, const struct pl_io *io, pl_cpu_part_fn *body) {
     const struct state *s = p->state;
-    struct job j = {s, io->x[0], io->dy, io->y, io->dx[0]};
+    struct job j = {s,     io->x[0],  io->dy,
+                    io->y, io->dx[0], (float *)(void *)p->backend->scratch};
     pl_cpu_parts(p->backend, s->planes, PL_CPU_GRAIN / (s->w.h * s->w.w) + 1, body, &j);
     return PL_OK;
 }
 
 static pl_status forward(struct pl_plan *p, const struct pl_io *io) {
-    return run(p, io, p->op.kind == PL_OP_MAXPOOL ? max_forward : average_forward);
+    const struct state *s = p->state;
+    if (p->op.kind == PL_OP_AVGPOOL)
+        return run(p, io, average_forward);
+    return run(p, io, is_2x2(&s->w) ? max_forward_2x2 : max_forward);
 }
 
 static pl_status backward(struct pl_plan *p, const struct pl_io *io) {

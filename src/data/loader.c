@@ -1,0 +1,182 @@
+/* The thread that reads ahead: it fills batches with this rank's share of the global batches, in order,
+ * and hands them over through a queue; the main thread hands them back empty. Its errors come out where
+ * the batch was awaited. */
+#include "data/dataset.h"
+
+#include <string.h>
+
+struct pl_loader {
+    struct pl_dataset *d;
+    struct pl_loader_options o;
+    struct pl_sampler *sampler;
+    struct pl_decoder *decoder;
+    struct pl_cache *cache;
+    int64_t capacity, steps, out_elems;
+    size_t label_bytes;
+    struct pl_batch *batch;             /* [depth] */
+    struct pl_queue *empty, *full;
+    pthread_t thread;
+    bool running, once;
+    int64_t epoch, step;                /* where the thread starts */
+    _Atomic bool stop;
+    _Atomic int error;
+};
+
+static pl_status make_batches(struct pl_loader *l)
+{
+    l->batch = pl_alloc((size_t)l->o.depth * sizeof *l->batch, "batches");
+    for (int i = 0; l->batch && i < l->o.depth; i++) {
+        struct pl_batch *b = &l->batch[i];
+        b->capacity = l->capacity;
+        b->data = pl_alloc((size_t)(l->capacity * l->out_elems) * sizeof(float), "a batch");
+        b->label = pl_alloc((size_t)l->capacity * l->label_bytes, "a batch");
+        b->index = pl_alloc((size_t)l->capacity * sizeof(int64_t), "a batch");
+        if (!b->data || !b->label || !b->index)
+            return PL_ERR_MEMORY;
+    }
+    return l->batch ? PL_OK : PL_ERR_MEMORY;
+}
+
+static pl_status create(struct pl_loader *l)
+{
+    struct pl_dataset *d = l->d;
+    l->capacity = (l->o.global_batch + l->o.ranks - 1) / l->o.ranks;
+    l->steps = pl_sampler_steps(d->samples, l->o.global_batch);
+    l->label_bytes = d->label_bytes;
+    l->sampler = pl_sampler_create(d->samples, d->block_rows, d->window_rows, l->o.shuffle, l->o.seed);
+    if (!l->sampler)
+        return PL_ERR_MEMORY;
+    PL_TRY(pl_decoder_create(d, l->o.augment, l->o.seed, &l->decoder));
+    l->out_elems = l->decoder->channels * l->decoder->out_height * l->decoder->out_width;
+    PL_TRY(pl_cache_create(d, l->o.classes, &l->cache));
+    return make_batches(l);
+}
+
+pl_status pl_loader_create(struct pl_dataset *d, const struct pl_loader_options *o, struct pl_loader **out)
+{
+    struct pl_loader *l = pl_alloc(sizeof *l, "a loader");
+    if (!l)
+        return PL_ERR_MEMORY;
+    l->d = d;
+    l->o = *o;
+    pl_status s = create(l);
+    if (s < 0)
+        pl_loader_destroy(l);
+    else
+        *out = l;
+    return s;
+}
+
+static void stop_thread(struct pl_loader *l)
+{
+    if (l->running) {
+        atomic_store(&l->stop, true);
+        pl_queue_close(l->empty);
+        pl_queue_close(l->full);
+        pthread_join(l->thread, NULL);
+        l->running = false;
+    }
+    pl_queue_destroy(l->empty);
+    pl_queue_destroy(l->full);
+    l->empty = l->full = NULL;
+}
+
+void pl_loader_destroy(struct pl_loader *l)
+{
+    if (!l)
+        return;
+    stop_thread(l);
+    for (int i = 0; l->batch && i < l->o.depth; i++) {
+        pl_free(l->batch[i].data);
+        pl_free(l->batch[i].label);
+        pl_free(l->batch[i].index);
+    }
+    pl_free(l->batch);
+    pl_cache_destroy(l->cache);
+    pl_decoder_destroy(l->decoder);
+    pl_sampler_destroy(l->sampler);
+    pl_free(l);
+}
+
+int64_t pl_loader_capacity(const struct pl_loader *l) { return l->capacity; }
+int64_t pl_loader_steps(const struct pl_loader *l) { return l->steps; }
+
+static pl_status fill(struct pl_loader *l, struct pl_batch *b, int64_t epoch, int64_t step)
+{
+    int64_t first;
+    b->epoch = epoch;
+    b->step = step;
+    if (pl_fault("loader.read", epoch * l->steps + step))
+        return pl_error(PL_ERR_DATA, "data", "%s: debug.fault at loader.read", l->d->set->file);
+    pl_sampler_share(l->d->samples, l->o.global_batch, step, l->o.rank, l->o.ranks, &first, &b->rows);
+    PL_TRY(pl_sampler_order(l->sampler, epoch, first, b->rows, b->index));
+    for (int64_t i = 0; i < b->rows; i++) {
+        const void *row, *label;
+        PL_TRY(pl_cache_row(l->cache, b->index[i], &row, &label));
+        pl_decode(l->decoder, row, epoch, b->index[i], b->data + i * l->out_elems);
+        memcpy((char *)b->label + (size_t)i * l->label_bytes, label, l->label_bytes);
+    }
+    int64_t rest = b->capacity - b->rows;
+    memset(b->data + b->rows * l->out_elems, 0, (size_t)(rest * l->out_elems) * sizeof(float));
+    memset((char *)b->label + (size_t)b->rows * l->label_bytes, 0, (size_t)rest * l->label_bytes);
+    for (int64_t i = b->rows; i < b->capacity; i++)
+        b->index[i] = -1;
+    return PL_OK;
+}
+
+static void *run(void *arg)
+{
+    struct pl_loader *l = arg;
+    int64_t epoch = l->epoch, step = l->step;
+    void *item;
+    while (!atomic_load(&l->stop)) {
+        if (step >= l->steps) {
+            if (l->once)
+                break;
+            epoch++;
+            step = 0;
+        }
+        if (pl_queue_get(l->empty, -1, &item) != PL_OK)
+            break;
+        pl_status s = fill(l, item, epoch, step++);
+        if (s < 0) {
+            atomic_store(&l->error, s);
+            break;
+        }
+        if (pl_queue_put(l->full, item) != PL_OK)
+            break;
+    }
+    pl_queue_close(l->full);
+    return NULL;
+}
+
+pl_status pl_loader_start(struct pl_loader *l, int64_t epoch, int64_t step, bool once)
+{
+    stop_thread(l);
+    l->empty = pl_queue_create(l->o.depth);
+    l->full = pl_queue_create(l->o.depth);
+    if (!l->empty || !l->full)
+        return PL_ERR_MEMORY;
+    for (int i = 0; i < l->o.depth; i++)
+        pl_queue_put(l->empty, &l->batch[i]);
+    l->epoch = epoch;
+    l->step = step;
+    l->once = once;
+    atomic_store(&l->stop, false);
+    atomic_store(&l->error, PL_OK);
+    PL_TRY(pl_thread_start(&l->thread, "loader", run, l));
+    l->running = true;
+    return PL_OK;
+}
+
+pl_status pl_loader_next(struct pl_loader *l, struct pl_batch **out)
+{
+    void *item;
+    pl_status s = pl_queue_get(l->full, -1, &item);
+    *out = item;
+    if (s == PL_END && atomic_load(&l->error) != PL_OK)
+        return atomic_load(&l->error);
+    return s;
+}
+
+void pl_loader_release(struct pl_loader *l, struct pl_batch *b) { pl_queue_put(l->empty, b); }

@@ -1,0 +1,114 @@
+/* The table of a job's keys: name, type, default, range, meaning. `paceline train --help-keys` prints
+ * it. In choices, what stands behind "||" is known but not in this version, and refused as such; keys
+ * of whole features that are still to come stand in pl_job_later. */
+#include "job/job.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define AT(member) offsetof(struct pl_job, member)
+#define MANY 1e18
+#define PERIOD(n_, m_, d_, h_) {.name = n_, .type = PL_KEY_PERIOD, .offset = AT(m_), .def = d_, .help = h_}
+#define INT(n_, m_, d_, lo, hi, h_) {.name = n_, .type = PL_KEY_INT, .offset = AT(m_), .def = d_, .min = lo, .max = hi, .help = h_}
+#define DOUBLE(n_, m_, d_, lo, hi, h_) {.name = n_, .type = PL_KEY_DOUBLE, .offset = AT(m_), .def = d_, .min = lo, .max = hi, .help = h_}
+#define TEXT(n_, m_, h_) {.name = n_, .type = PL_KEY_TEXT, .offset = AT(m_), .help = h_}
+#define TEXT_OR(n_, m_, d_, h_) {.name = n_, .type = PL_KEY_TEXT, .offset = AT(m_), .def = d_, .help = h_}
+#define CHOICE(n_, m_, d_, c_, h_) {.name = n_, .type = PL_KEY_CHOICE, .offset = AT(m_), .def = d_, .choices = c_, .help = h_}
+#define BOOL(n_, m_, d_, h_) {.name = n_, .type = PL_KEY_BOOL, .offset = AT(m_), .def = d_, .help = h_}
+
+#define SET_KEYS(set, member, shuffle_)                                                                   \
+    TEXT(set ".file", member.file, "HDF5 file with the samples"),                                         \
+    TEXT_OR(set ".data", member.data, "data", "dataset of the inputs, [N, ...]"),                         \
+    TEXT_OR(set ".label", member.label, "label", "dataset of the labels, [N] or [N, K]"),                 \
+    DOUBLE(set ".scale", member.scale, "1", 0, 0, "inputs are multiplied by this"),                       \
+    {.name = set ".mean", .type = PL_KEY_DOUBLES, .offset = AT(member.mean), .help = "subtracted after scaling, one for all or one a channel"}, \
+    {.name = set ".std", .type = PL_KEY_DOUBLES, .offset = AT(member.std), .min = 1e-30, .max = MANY, .help = "divides after the mean, one for all or one a channel"}, \
+    BOOL(set ".shuffle", member.shuffle, shuffle_, "another order of samples in every epoch"),            \
+    CHOICE(set ".cache", member.cache, "auto", "auto|memory|none", "keep the samples in memory"),         \
+    BOOL(set ".augment.flip", member.flip, "false", "mirror left and right at random"),                   \
+    INT(set ".augment.crop", member.crop, "0", 0, MANY, "side of a random crop (the centre in evaluation); 0: none"), \
+    INT(set ".augment.pad", member.pad, "0", 0, MANY, "zeros added on each side before the crop"),        \
+    INT(set ".limit", member.limit, "0", 0, MANY, "only the first so many samples; 0: all")
+
+const struct pl_key pl_job_keys[] = {
+    SET_KEYS("data.train", train_set, "true"),
+    SET_KEYS("data.test", test_set, "false"),
+    DOUBLE("train.epochs", train.epochs, NULL, 1e-9, MANY, "length of the run; or train.steps"),
+    INT("train.steps", train.steps, NULL, 1, MANY, "length of the run; or train.epochs"),
+    INT("train.batch", train.batch, NULL, 1, MANY, "samples of a step on each replica (64); or train.global_batch"),
+    INT("train.global_batch", train.global_batch, NULL, 1, MANY, "samples of a step over all replicas"),
+    INT("train.seed", train.seed, "1", 0, MANY, "names every random number of the run"),
+    INT("train.accumulate", train.accumulate, "1", 1, 1e6, "micro-batches whose gradients make one step"),
+    INT("train.threads", train.threads, "0", 0, 1024, "compute threads a rank; 0: its share of the cores"),
+    CHOICE("train.precision", train.precision, "fp32", "fp32||bf16|tf32", "of compute"),
+    PERIOD("train.eval_every", train.eval_every, "1 epoch", "how often the test set is evaluated"),
+    CHOICE("train.stop.metric", train.stop_metric, "accuracy", "accuracy|top5|loss", "what ends the run early, and what is the best"),
+    DOUBLE("train.stop.above", train.stop_above, "inf", 0, 0, "the run ends when the metric is above this"),
+    DOUBLE("train.stop.below", train.stop_below, "-inf", 0, 0, "the run ends when the metric is below this"),
+    TEXT("train.init", train.init, "start from the weights in /params of this file"),
+    CHOICE("optimizer.kind", optimizer.kind, "momentum", "sgd|momentum|nesterov|adagrad|adadelta|rmsprop|adam|adamw|lars", "how parameters follow the gradient"),
+    DOUBLE("optimizer.lr", optimizer.lr, "0.01", 0, MANY, "base learning rate"),
+    DOUBLE("optimizer.momentum", optimizer.momentum, "0.9", 0, 1, "of momentum, nesterov, lars"),
+    DOUBLE("optimizer.weight_decay", optimizer.weight_decay, "0", 0, MANY, "L2 decay (decoupled with adamw)"),
+    DOUBLE("optimizer.beta1", optimizer.beta1, "0.9", 0, 1, "adam, adamw: decay of the first moment"),
+    DOUBLE("optimizer.beta2", optimizer.beta2, "0.999", 0, 1, "adam, adamw: decay of the second moment"),
+    DOUBLE("optimizer.epsilon", optimizer.epsilon, "1e-8", 0, 1, "keeps divisions finite"),
+    DOUBLE("optimizer.rho", optimizer.rho, "0.9", 0, 1, "adadelta, rmsprop: decay of the squares"),
+    DOUBLE("optimizer.trust", optimizer.trust, "0.001", 0, MANY, "lars: trust coefficient"),
+    DOUBLE("optimizer.clip_norm", optimizer.clip_norm, "0", 0, MANY, "most of the gradient's global norm; 0: no limit"),
+    CHOICE("optimizer.schedule.kind", optimizer.schedule.kind, "fixed", "fixed|step|multistep|exp|inv|poly|cosine", "how the learning rate falls"),
+    DOUBLE("optimizer.schedule.gamma", optimizer.schedule.gamma, "0.1", 0, MANY, "step, multistep, exp, inv"),
+    DOUBLE("optimizer.schedule.power", optimizer.schedule.power, "1", 0, MANY, "inv, poly"),
+    DOUBLE("optimizer.schedule.min", optimizer.schedule.min, "0", 0, MANY, "cosine: where it ends"),
+    {.name = "optimizer.schedule.at", .type = PL_KEY_INTS, .offset = AT(optimizer.schedule.at), .min = 0, .max = MANY, .help = "multistep: the steps at which it falls"},
+    INT("optimizer.schedule.every", optimizer.schedule.every, "0", 0, MANY, "step: it falls every so many steps"),
+    INT("optimizer.schedule.total", optimizer.schedule.total, "0", 0, MANY, "poly, cosine: steps until the end; 0: the run's"),
+    PERIOD("optimizer.warmup", optimizer.warmup, "never", "the learning rate rises linearly for so long"),
+    CHOICE("sync.kind", sync.kind, "allreduce", "allreduce||local_sgd|downpour|sandblaster", "how replicas agree"),
+    {.name = "sync.backup_workers", .type = PL_KEY_INT, .offset = AT(sync.backup_workers), .def = "0", .min = 0, .max = MANY, .help = "late gradients that a step goes without", .refuse = "0"},
+    CHOICE("exchange.transport", exchange.transport, "auto", "auto|mpi||tcp|verbs|nccl", "what carries the gradients"),
+    CHOICE("exchange.algorithm", exchange.algorithm, "auto", "auto|native||ring|halving_doubling|tree", "how they are summed; native: MPI's own"),
+    DOUBLE("exchange.bucket_mb", exchange.bucket_mb, "4", 0.001, 2047, "gradients travel in pieces of this size"),
+    {.name = "exchange.timeout", .type = PL_KEY_MS, .offset = AT(exchange.timeout_ms), .def = "60 s", .help = "longest wait for other ranks"},
+    CHOICE("device.kind", device.kind, "auto", "auto|cpu|reference||cuda", "what computes"),
+    TEXT("checkpoint.dir", checkpoint.dir, "directory of the run's checkpoints; none: no checkpoints"),
+    PERIOD("checkpoint.every", checkpoint.every, "10 min", "how often one is written"),
+    INT("checkpoint.keep", checkpoint.keep, "3", 1, 1e6, "the newest so many are kept"),
+    TEXT_OR("checkpoint.resume", checkpoint.resume, "auto", "auto: continue what is in dir; never; or a directory"),
+    BOOL("checkpoint.keep_best", checkpoint.keep_best, "false", "also keep the one with the best evaluation"),
+    BOOL("checkpoint.background", checkpoint.background, "true", "write while training goes on"),
+    CHOICE("checkpoint.on_error", checkpoint.on_error, "stop", "stop|continue", "when one cannot be written"),
+    {.name = "checkpoint.signals", .type = PL_KEY_TEXTS, .offset = AT(checkpoint.signals), .def = "[USR1, TERM]", .help = "signals that checkpoint and stop the run"},
+    TEXT("report.dir", report.dir, "directory of metrics.jsonl; none: no file"),
+    PERIOD("report.every", report.every, "50 steps", "how often a step is reported"),
+    TEXT("debug.fault", debug.fault, "faults for trials: POINT[@rank=R][@step=S]:fail|exit|kill|hang|delay=MS"),
+    {.name = "debug.delay.ms", .type = PL_KEY_DOUBLE, .offset = AT(debug.delay_ms), .def = "0", .min = 0, .max = 1e6, .help = "a rank sleeps so long before each step"},
+    INT("debug.delay.rank", debug.delay_rank, "0", 0, 1e6, "the rank that is delayed"),
+    {.name = NULL}};
+
+/* Keys of the design that no code acts on yet: refused by name. */
+const char *const pl_job_later[] = {
+    "data.train.files", "data.test.files", "data.stage", "data.threads", "train.reproducible", "train.micro_shards",
+    "sync.grace", "sync.suspect_after", "sync.lost_after", "sync.tau", "sync.n_fetch", "sync.n_push", "sync.max_staleness",
+    "sync.warmup", "exchange.two_level", "exchange.compress", "exchange.channels", "exchange.interface", "split.pipeline",
+    "split.tensor", "split.microbatches", "split.at", "split.optimizer", "device.memory_limit", "report.timeline",
+    "debug.compute_ms", NULL};
+
+const char *pl_job_transport_name(const struct pl_job *j) { return j->exchange.transport == 1 ? "mpi" : "auto"; }
+
+static const char *type_name(const struct pl_key *k)
+{
+    static const char *const names[] = {[PL_KEY_INT] = "integer", [PL_KEY_DOUBLE] = "number", [PL_KEY_BOOL] = "true|false",
+                                        [PL_KEY_TEXT] = "text", [PL_KEY_PERIOD] = "period", [PL_KEY_MS] = "time",
+                                        [PL_KEY_INTS] = "integers", [PL_KEY_DOUBLES] = "numbers", [PL_KEY_TEXTS] = "texts"};
+    return k->type == PL_KEY_CHOICE ? k->choices : names[k->type];
+}
+
+void pl_job_print_keys(const char *prefix, const struct pl_key *keys)
+{
+    for (; keys->name; keys++) {
+        const char *type = type_name(keys), *later = strstr(type, "||");
+        printf("%s%-28s %-*.*s  %s%s%s%s\n", prefix, keys->name, 12, later ? (int)(later - type) : (int)strlen(type), type,
+               keys->help, keys->def ? " (" : "", keys->def ? keys->def : "", keys->def ? ")" : "");
+    }
+}

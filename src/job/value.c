@@ -1,0 +1,232 @@
+/* From a YAML scalar or list to the C value that a key's type asks for; every refusal says what was
+ * wanted and what was found. */
+#include "job/node.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static bool to_double(const char *s, double *v)
+{
+    char *end;
+    *v = strtod(s, &end);
+    return end != s && *end == '\0' && !isnan(*v);
+}
+
+static bool to_int(const char *s, int64_t *v)
+{
+    char *end;
+    double d;
+    *v = strtoll(s, &end, 10);
+    if (end != s && *end == '\0')
+        return true;
+    if (!to_double(s, &d) || d != floor(d) || fabs(d) > 9e15) /* 1e6 is an integer too */
+        return false;
+    *v = (int64_t)d;
+    return true;
+}
+
+static bool in_range(const struct pl_key *k, double v)
+{
+    return (k->min == 0 && k->max == 0) || (v >= k->min && v <= k->max);
+}
+
+static const char *range_text(const struct pl_key *k, char *text, size_t bytes)
+{
+    text[0] = '\0';
+    if (k->max >= 1e15 && (k->min != 0 || k->max != 0))
+        snprintf(text, bytes, ", at least %g", k->min);
+    else if (k->min != 0 || k->max != 0)
+        snprintf(text, bytes, ", from %g to %g", k->min, k->max);
+    return text;
+}
+
+/* "50 steps", "1 epoch", "10 min", "never"; a bare number is steps. */
+static bool to_period(const char *s, struct pl_period *p)
+{
+    static const struct { const char *name; enum pl_unit unit; double factor; } units[] = {
+        {"", PL_STEPS, 1}, {"step", PL_STEPS, 1}, {"steps", PL_STEPS, 1}, {"epoch", PL_EPOCHS, 1},
+        {"epochs", PL_EPOCHS, 1}, {"ms", PL_MS, 1}, {"s", PL_MS, 1e3}, {"min", PL_MS, 6e4}, {"h", PL_MS, 3.6e6}};
+    char *end;
+    if (strcmp(s, "never") == 0) {
+        *p = (struct pl_period){0, PL_NEVER};
+        return true;
+    }
+    double n = strtod(s, &end);
+    if (end == s || !(n >= 0) || isinf(n))
+        return false;
+    while (*end == ' ')
+        end++;
+    for (size_t i = 0; i < sizeof units / sizeof *units; i++)
+        if (strcmp(end, units[i].name) == 0) {
+            *p = (struct pl_period){n * units[i].factor, n > 0 ? units[i].unit : PL_NEVER};
+            return true;
+        }
+    return false;
+}
+
+static bool to_ms(const char *s, double *v)
+{
+    struct pl_period p;
+    double seconds;
+    if (to_double(s, &seconds)) {
+        *v = seconds * 1e3;
+        return seconds >= 0;
+    }
+    if (!to_period(s, &p) || (p.unit != PL_MS && p.n != 0))
+        return false;
+    *v = p.n;
+    return true;
+}
+
+/* Index of s in "a|b|c"; after "||" stand names that this version knows but has not got: -2. */
+static int to_choice(const char *choices, const char *s)
+{
+    int index = 0;
+    bool later = false;
+    size_t n = strlen(s);
+    for (const char *p = choices; *p;) {
+        size_t len = strcspn(p, "|");
+        if (len == 0)
+            later = true;
+        else if (len == n && strncmp(p, s, n) == 0)
+            return later ? -2 : index;
+        else
+            index++;
+        p += len + (p[len] ? 1 : 0);
+    }
+    return -1;
+}
+
+static const char *type_text(enum pl_key_type t)
+{
+    static const char *const names[] = {
+        [PL_KEY_INT] = "an integer", [PL_KEY_DOUBLE] = "a number", [PL_KEY_BOOL] = "true or false", [PL_KEY_TEXT] = "a text",
+        [PL_KEY_CHOICE] = "one of", [PL_KEY_PERIOD] = "a period such as 50 steps, 1 epoch, 10 min or never",
+        [PL_KEY_MS] = "a time such as 60 s, 500 ms or 10 min", [PL_KEY_INTS] = "an integer or a list of integers",
+        [PL_KEY_DOUBLES] = "a number or a list of numbers", [PL_KEY_TEXTS] = "a text or a list of texts"};
+    return names[t];
+}
+
+static bool to_bool(const char *s, bool *v)
+{
+    *v = strcmp(s, "true") == 0 || strcmp(s, "yes") == 0 || strcmp(s, "on") == 0;
+    return *v || strcmp(s, "false") == 0 || strcmp(s, "no") == 0 || strcmp(s, "off") == 0;
+}
+
+/* One scalar into v (index: into a list). False where it does not fit the type. */
+static bool set_scalar(const struct pl_key *k, const char *s, void *v, int index, double *number)
+{
+    *number = NAN;
+    switch (k->type) {
+    case PL_KEY_INT:
+    case PL_KEY_INTS: {
+        int64_t n;
+        if (!to_int(s, &n))
+            return false;
+        *number = (double)n;
+        if (k->type == PL_KEY_INT)
+            *(int64_t *)v = n;
+        else
+            ((struct pl_ints *)v)->v[index] = n;
+        return true;
+    }
+    case PL_KEY_DOUBLE: return to_double(s, (double *)v) && (*number = *(double *)v, true);
+    case PL_KEY_DOUBLES: return to_double(s, &((struct pl_doubles *)v)->v[index]) && (*number = ((struct pl_doubles *)v)->v[index], true);
+    case PL_KEY_BOOL: return to_bool(s, v);
+    case PL_KEY_TEXT:
+        pl_free(*(char **)v);
+        *(char **)v = pl_strdup(s);
+        return true;
+    case PL_KEY_TEXTS: ((struct pl_texts *)v)->v[index] = pl_strdup(s); return true;
+    case PL_KEY_PERIOD: return to_period(s, v) && (*number = ((struct pl_period *)v)->n, true);
+    case PL_KEY_MS: return to_ms(s, v) && (*number = *(double *)v, true);
+    case PL_KEY_CHOICE: return (*(int *)v = to_choice(k->choices, s)) >= 0;
+    }
+    return false;
+}
+
+static bool is_list(enum pl_key_type t) { return t == PL_KEY_INTS || t == PL_KEY_DOUBLES || t == PL_KEY_TEXTS; }
+static int *list_count(void *v) { return v; } /* n is the first member of all three */
+
+static pl_status refuse(const struct pl_key *k, const struct pl_node *n, const char *found)
+{
+    char range[64];
+    if (k->type == PL_KEY_CHOICE && to_choice(k->choices, found) == -2)
+        return pl_node_error(n, "%s: %s is not in this version yet", k->name, found);
+    const char *later = k->type == PL_KEY_CHOICE ? strstr(k->choices, "||") : NULL;
+    return pl_node_error(n, "%s: wanted %s%s%.*s%s, found \"%s\"", k->name, type_text(k->type),
+                         k->choices ? " " : "", later ? (int)(later - k->choices) : k->choices ? (int)strlen(k->choices) : 0,
+                         k->choices ? k->choices : "", range_text(k, range, sizeof range), found);
+}
+
+static pl_status set_one(const struct pl_key *k, const struct pl_node *n, void *v, int index)
+{
+    double number;
+    if (n->kind != PL_SCALAR)
+        return refuse(k, n, n->kind == PL_LIST ? "a list" : "a map");
+    if (!set_scalar(k, n->text, v, index, &number) || (!isnan(number) && !in_range(k, number)))
+        return refuse(k, n, n->text);
+    return PL_OK;
+}
+
+void pl_value_free(const struct pl_key *k, void *base)
+{
+    void *v = (char *)base + k->offset;
+    if (k->type == PL_KEY_TEXT) {
+        pl_free(*(char **)v);
+        *(char **)v = NULL;
+    } else if (k->type == PL_KEY_TEXTS) {
+        struct pl_texts *t = v;
+        for (int i = 0; i < t->n; i++)
+            pl_free(t->v[i]);
+        t->n = 0;
+    }
+}
+
+pl_status pl_value_set(const struct pl_key *k, const struct pl_node *n, void *base)
+{
+    void *v = (char *)base + k->offset;
+    if (!is_list(k->type))
+        return set_one(k, n, v, 0);
+    pl_value_free(k, base);
+    int count = n->kind == PL_LIST ? n->n : 1;
+    if (count > PL_LIST_MAX)
+        return pl_node_error(n, "%s: %d entries, at most %d", k->name, count, PL_LIST_MAX);
+    *list_count(v) = 0;
+    for (int i = 0; i < count; i++) {
+        PL_TRY(set_one(k, n->kind == PL_LIST ? n->child[i] : n, v, i));
+        *list_count(v) = i + 1;
+    }
+    return PL_OK;
+}
+
+pl_status pl_value_default(const struct pl_key *k, void *base)
+{
+    struct pl_node *n = NULL;
+    if (!k->def)
+        return PL_OK;
+    PL_TRY(pl_node_parse(k->def, strlen(k->def), "default", &n));
+    struct pl_key any = *k;
+    any.min = any.max = 0;
+    pl_status s = pl_value_set(&any, n, base);
+    pl_node_free(n);
+    return s;
+}
+
+const char *pl_key_nearest(const struct pl_key *keys, const char *name)
+{
+    const char *best = NULL, *tail = strrchr(name, '.');
+    int least = (int)strlen(name) / 3 + 2;
+    for (; keys->name; keys++) {
+        int d = pl_text_distance(name, keys->name);
+        const char *last = strrchr(keys->name, '.');
+        if (d >= least && tail && last && strcmp(tail, last) == 0)
+            d = least - 1; /* the right word under another room */
+        if (d < least) {
+            least = d;
+            best = keys->name;
+        }
+    }
+    return best;
+}
