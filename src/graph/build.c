@@ -104,11 +104,10 @@ static bool has_name(const struct draft *d, int i, const char *name)
            (d->activated[i] && strcmp(d->activated[i], name) == 0);
 }
 
+/* Two layers of one name are refused by job/; this is for the names of activations. */
 static pl_status check_name(const struct draft *d, int i)
 {
     const struct pl_layer *l = &d->layer[i];
-    if (strcmp(l->name, "data") == 0)
-        return pl_job_layer_error(l->source, "data: is the name of the input, not of a layer");
     for (int j = 0; j < i; j++)
         if (has_name(d, j, l->name) || (d->activated[i] && has_name(d, j, d->activated[i])))
             return pl_job_layer_error(l->source, "%s: a layer of this name stands above", l->name);

@@ -574,7 +574,7 @@ static const struct refusal refusals[] = {
     {"    - {name: x, kind: dense, units: 3}\n"
      "    - {name: y, kind: dense, units: 3, from: data}\n" LOSS,
      "x: no layer takes its output"},
-    {"    - {name: data, kind: dense, units: 3}\n" LOSS, "is the name of the input"},
+    {"    - {name: data, kind: dense, units: 3}\n" LOSS, "cannot be named data"},
     {"    - {name: x, kind: dense, units: 3}\n"
      "    - {name: x, kind: relu}\n" LOSS,
      "x"},

@@ -1,0 +1,129 @@
+/* The optimizer as a pass over the slabs, tensor by tensor: each has its multipliers, a running
+ * statistic is averaged instead. Ranges are cut the same way for the same number of threads, so the
+ * bits are the same in every run. */
+#include "optim/rules.h"
+
+#include <math.h>
+#include <string.h>
+
+#define GRAIN 16384
+
+static const struct pl_rule *const rules[] = {
+    [PL_SGD] = &pl_rule_sgd, [PL_MOMENTUM] = &pl_rule_momentum, [PL_NESTEROV] = &pl_rule_nesterov,
+    [PL_ADAGRAD] = &pl_rule_adagrad, [PL_ADADELTA] = &pl_rule_adadelta, [PL_RMSPROP] = &pl_rule_rmsprop,
+    [PL_ADAM] = &pl_rule_adam, [PL_ADAMW] = &pl_rule_adamw, [PL_LARS] = &pl_rule_lars};
+
+struct pl_optimizer {
+    const struct pl_job *job;
+    const struct pl_rule *rule;
+    const struct pl_tensor *tensor;
+    int tensors;
+    float *slot[2];
+};
+
+pl_status pl_optimizer_create(const struct pl_job *job, const struct pl_graph *g, struct pl_optimizer **out)
+{
+    struct pl_optimizer *o = pl_alloc(sizeof *o, "an optimizer");
+    if (!o)
+        return PL_ERR_MEMORY;
+    o->job = job;
+    o->rule = rules[job->optimizer.kind];
+    o->tensors = pl_graph_tensors(g, &o->tensor);
+    for (int i = 0; i < o->rule->slots; i++) {
+        o->slot[i] = pl_alloc((size_t)pl_graph_elems(g) * sizeof(float), "optimizer state");
+        if (!o->slot[i]) {
+            pl_optimizer_destroy(o);
+            return PL_ERR_MEMORY;
+        }
+    }
+    *out = o;
+    return PL_OK;
+}
+
+void pl_optimizer_destroy(struct pl_optimizer *o)
+{
+    if (!o)
+        return;
+    pl_free(o->slot[0]);
+    pl_free(o->slot[1]);
+    pl_free(o);
+}
+
+int pl_optimizer_slots(const struct pl_optimizer *o) { return o->rule->slots; }
+const char *pl_optimizer_slot_name(const struct pl_optimizer *o, int slot) { return o->rule->slot_name[slot]; }
+float *pl_optimizer_slot(struct pl_optimizer *o, int slot) { return o->slot[slot]; }
+
+static double square_sum(const float *x, int64_t n)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        sum += (double)x[i] * x[i];
+    return sum;
+}
+
+double pl_optimizer_square_sum(const struct pl_optimizer *o, const float *sum, int64_t a, int64_t b)
+{
+    double total = 0;
+    for (int t = 0; t < o->tensors; t++) {
+        const struct pl_param *p = o->tensor[t].param;
+        int64_t n = pl_shape_elems(&p->shape);
+        if (!p->statistic && p->offset >= a && p->offset + n <= b)
+            total += square_sum(sum + p->offset, n);
+    }
+    return total;
+}
+
+struct pass {
+    const struct pl_rule *rule;
+    struct pl_rule_args all;
+};
+
+static void run_range(void *arg, int64_t begin, int64_t end)
+{
+    const struct pass *p = arg;
+    struct pl_rule_args a = p->all;
+    a.n = end - begin;
+    a.sum += begin;
+    a.from += begin;
+    a.to += begin;
+    for (int i = 0; i < p->rule->slots; i++)
+        a.slot[i] += begin;
+    p->rule->apply(&a);
+}
+
+static float trust_ratio(const struct pl_rule_args *a)
+{
+    double w = sqrt(square_sum(a->from, a->n)), g = a->scale * sqrt(square_sum(a->sum, a->n));
+    if (a->decay == 0 || w == 0 || g == 0)
+        return 1;
+    return (float)(a->job->optimizer.trust * w / (g + a->decay * w));
+}
+
+static void average_statistic(const struct pl_param *p, double samples, const float *sum, const float *from, float *to)
+{
+    float m = (float)p->momentum, rest = (float)((1 - p->momentum) / samples);
+    int64_t n = pl_shape_elems(&p->shape);
+    for (int64_t i = p->offset; i < p->offset + n; i++)
+        to[i] = m * from[i] + rest * sum[i];
+}
+
+void pl_optimizer_update(struct pl_optimizer *o, const struct pl_update *u, const float *sum, const float *from, float *to)
+{
+    for (int t = 0; t < o->tensors; t++) {
+        const struct pl_param *p = o->tensor[t].param;
+        if (p->statistic) {
+            average_statistic(p, u->samples, sum, from, to);
+            continue;
+        }
+        struct pass pass = {.rule = o->rule, .all = {.job = o->job, .lr = (float)(u->lr * p->lr_mult),
+                            .decay = (float)(o->job->optimizer.weight_decay * p->decay_mult),
+                            .scale = (float)(u->clip / u->samples), .step = u->step + 1, .trust = 1,
+                            .sum = sum + p->offset, .from = from + p->offset, .to = to + p->offset,
+                            .n = pl_shape_elems(&p->shape)}};
+        for (int i = 0; i < o->rule->slots; i++)
+            pass.all.slot[i] = o->slot[i] + p->offset;
+        if (o->rule->per_tensor_norm)
+            pass.all.trust = trust_ratio(&pass.all);
+        pl_parallel_for(pass.all.n, GRAIN, run_range, &pass);
+    }
+}

@@ -1,0 +1,169 @@
+/* The events of a run, each to people and to metrics.jsonl. */
+#include "report/report_internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <string.h>
+#include <unistd.h>
+
+static pl_status open_metrics(struct pl_report *r, const char *dir)
+{
+    PL_TRY(pl_make_dirs(dir, "report"));
+    r->path = pl_strdupf("%s/metrics.jsonl", dir);
+    if (!r->path)
+        return PL_ERR_MEMORY;
+    r->metrics = open(r->path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+    return r->metrics >= 0 ? PL_OK : pl_error(PL_ERR_CHECKPOINT, "report", "%s: cannot be written: %s", r->path, strerror(errno));
+}
+
+pl_status pl_report_open(const char *dir, bool active, int64_t total_steps, double total_epochs, struct pl_report **out)
+{
+    struct pl_report *r = pl_alloc(sizeof *r, "a report");
+    if (!r)
+        return PL_ERR_MEMORY;
+    *r = (struct pl_report){.active = active, .live = isatty(STDERR_FILENO), .metrics = -1, .total_steps = total_steps,
+                            .total_epochs = total_epochs, .started_ms = pl_now_ms()};
+    pl_status s = active && dir ? open_metrics(r, dir) : PL_OK;
+    if (s < 0)
+        pl_report_close(r);
+    else
+        *out = r;
+    return s;
+}
+
+void pl_report_close(struct pl_report *r)
+{
+    if (!r)
+        return;
+    if (r->metrics >= 0)
+        close(r->metrics);
+    pl_free(r->path);
+    pl_free(r);
+}
+
+void pl_report_start(struct pl_report *r, const struct pl_report_start *s)
+{
+    struct pl_text t = {0};
+    if (!r->active)
+        return;
+    r->started_ms = pl_now_ms();
+    pl_metrics_text(&t, "version", PL_VERSION);
+    pl_metrics_text(&t, "model", s->model);
+    pl_metrics_int(&t, "ranks", s->ranks);
+    pl_metrics_int(&t, "threads", s->threads);
+    pl_metrics_text(&t, "device", s->device);
+    pl_metrics_text(&t, "backend", s->backend);
+    pl_metrics_text(&t, "transport", s->transport);
+    pl_metrics_text(&t, "algorithm", s->algorithm);
+    pl_metrics_int(&t, "parameters", s->parameters);
+    pl_metrics_int(&t, "batch", s->batch);
+    pl_metrics_int(&t, "global_batch", s->global_batch);
+    pl_metrics_int(&t, "train_samples", s->train_samples);
+    pl_metrics_int(&t, "test_samples", s->test_samples);
+    pl_metrics_write(r, "start", &t);
+    pl_text_free(&t);
+    pl_progress_line(r, "Paceline %s: %s, %lld parameters, %d rank%s x %d thread%s, batch %lld, %lld training samples", PL_VERSION,
+                     s->model, (long long)s->parameters, s->ranks, s->ranks == 1 ? "" : "s", s->threads,
+                     s->threads == 1 ? "" : "s", (long long)s->global_batch, (long long)s->train_samples);
+    pl_progress_line(r, "%s", s->device);
+}
+
+void pl_report_step(struct pl_report *r, const struct pl_report_step *s)
+{
+    struct pl_text t = {0};
+    if (!r->active)
+        return;
+    pl_metrics_int(&t, "step", s->step);
+    pl_metrics_int(&t, "epoch", s->epoch);
+    pl_metrics_number(&t, "loss", s->loss);
+    pl_metrics_number(&t, "accuracy", s->accuracy);
+    pl_metrics_number(&t, "lr", s->lr);
+    pl_metrics_number(&t, "samples_per_s", s->samples_per_s);
+    pl_metrics_number(&t, "step_ms", s->step_ms);
+    pl_metrics_number(&t, "data_ms", s->data_ms);
+    pl_metrics_number(&t, "compute_ms", s->compute_ms);
+    pl_metrics_number(&t, "exchange_ms", s->exchange_ms);
+    pl_metrics_number(&t, "exchange_total_ms", s->exchange_total_ms);
+    pl_metrics_number(&t, "update_ms", s->update_ms);
+    pl_metrics_number(&t, "grad_norm", s->grad_norm);
+    pl_metrics_text(&t, "late", s->late);
+    pl_metrics_write(r, "step", &t);
+    pl_text_free(&t);
+    pl_progress_step(r, s, false);
+}
+
+void pl_report_progress(struct pl_report *r, const struct pl_report_step *s)
+{
+    if (r->active)
+        pl_progress_step(r, s, true);
+}
+
+void pl_report_eval(struct pl_report *r, int64_t step, int64_t epoch, const char *set, double loss, double accuracy, double top5, int64_t samples)
+{
+    struct pl_text t = {0};
+    if (!r->active)
+        return;
+    pl_metrics_int(&t, "step", step);
+    pl_metrics_int(&t, "epoch", epoch);
+    pl_metrics_text(&t, "set", set);
+    pl_metrics_number(&t, "loss", loss);
+    pl_metrics_number(&t, "accuracy", accuracy);
+    pl_metrics_number(&t, "top5", top5);
+    pl_metrics_int(&t, "samples", samples);
+    pl_metrics_write(r, "eval", &t);
+    pl_text_free(&t);
+    pl_progress_line(r, "step %lld: %s loss %.4f, accuracy %.4f (%lld samples)", (long long)step, set, loss, accuracy, (long long)samples);
+}
+
+void pl_report_checkpoint(struct pl_report *r, int64_t step, const char *path, double ms)
+{
+    struct pl_text t = {0};
+    if (!r->active)
+        return;
+    pl_metrics_int(&t, "step", step);
+    pl_metrics_text(&t, "path", path);
+    pl_metrics_number(&t, "ms", ms);
+    pl_metrics_write(r, "checkpoint", &t);
+    pl_text_free(&t);
+}
+
+void pl_report_resume(struct pl_report *r, int64_t step, const char *path)
+{
+    struct pl_text t = {0};
+    if (!r->active)
+        return;
+    r->first_step = step;
+    pl_metrics_int(&t, "step", step);
+    pl_metrics_text(&t, "path", path);
+    pl_metrics_write(r, "resume", &t);
+    pl_text_free(&t);
+    pl_progress_line(r, "continuing at step %lld from %s", (long long)step, path);
+}
+
+void pl_report_end(struct pl_report *r, int64_t step, const char *reason, double seconds, int64_t samples)
+{
+    struct pl_text t = {0};
+    if (!r->active)
+        return;
+    pl_metrics_int(&t, "step", step);
+    pl_metrics_text(&t, "reason", reason);
+    pl_metrics_number(&t, "seconds", seconds);
+    pl_metrics_int(&t, "samples", samples);
+    pl_metrics_write(r, "end", &t);
+    pl_text_free(&t);
+    pl_progress_line(r, "%s at step %lld after %.1f s, %.0f samples/s", reason, (long long)step, seconds,
+                     seconds > 0 ? (double)samples / seconds : 0);
+}
+
+void pl_report_say(struct pl_report *r, const char *fmt, ...)
+{
+    char text[1000];
+    va_list args;
+    if (!r->active)
+        return;
+    va_start(args, fmt);
+    vsnprintf(text, sizeof text, fmt, args);
+    va_end(args);
+    pl_progress_line(r, "%s", text);
+}
