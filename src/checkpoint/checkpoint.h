@@ -15,6 +15,7 @@ struct pl_run_state { /* attributes on /run */
     double best;             /* best value of the stop metric so far; NAN: none */
     double last_loss, last_accuracy; /* of the last evaluation; NAN: none */
     int64_t last_eval_step;
+    int64_t best_step;       /* step of `best`; kept under checkpoint.keep_best */
 };
 
 /* Writes one checkpoint from host memory; returns when it is on disk and renamed, `latest` set and
@@ -27,7 +28,6 @@ struct pl_checkpoint_source {
     const float *const *slot;
     const struct pl_run_state *state;
     const struct pl_job *job;
-    bool best;
 };
 pl_status pl_checkpoint_save(const char *dir, const struct pl_checkpoint_source *src);
 
@@ -50,7 +50,7 @@ pl_status pl_checkpoint_writer_create(const char *dir, const struct pl_graph *g,
                                       const struct pl_job *job, struct pl_checkpoint_writer **out);
 /* Waits for the write before, copies, and returns; reports the earlier write's error here. */
 pl_status pl_checkpoint_writer_save(struct pl_checkpoint_writer *w, const float *params,
-                                    const struct pl_run_state *state, bool best);
+                                    const struct pl_run_state *state);
 /* Waits until all is on disk. */
 pl_status pl_checkpoint_writer_finish(struct pl_checkpoint_writer *w);
 void pl_checkpoint_writer_destroy(struct pl_checkpoint_writer *w);

@@ -231,7 +231,17 @@ static bool better(const struct pl_job *job, double value, double best)
     return isnan(best) || (loss ? value < best : value > best);
 }
 
-static pl_status save(struct run *r, bool best)
+/* checkpoint.on_error: stop ends the run, continue says so and trains on. */
+static pl_status survive(struct run *r, pl_status s)
+{
+    if (s >= 0 || r->t.job->checkpoint.on_error == 0)
+        return s;
+    pl_report_say(r->report, "%s; training goes on without this checkpoint", pl_error_text());
+    pl_error_clear();
+    return PL_OK;
+}
+
+static pl_status save(struct run *r)
 {
     struct pl_trainer *t = &r->t;
     r->saved_ms = pl_now_ms();
@@ -239,7 +249,7 @@ static pl_status save(struct run *r, bool best)
         return PL_OK;
     r->saved_step = t->state.step;
     t->state.done = r->goal_reached; /* the end by count is seen from step */
-    PL_TRY(pl_checkpoint_writer_save(r->writer, pl_graph_params(t->graph), &t->state, best));
+    PL_TRY(survive(r, pl_checkpoint_writer_save(r->writer, pl_graph_params(t->graph), &t->state)));
     pl_report_checkpoint(r->report, t->state.step, t->job->checkpoint.dir, pl_now_ms() - r->saved_ms);
     return PL_OK;
 }
@@ -261,7 +271,8 @@ static pl_status evaluate(struct run *r)
     if (!better(t->job, value, t->state.best))
         return PL_OK;
     t->state.best = value;
-    return t->job->checkpoint.keep_best ? save(r, true) : PL_OK;
+    t->state.best_step = t->state.step;
+    return t->job->checkpoint.keep_best ? save(r) : PL_OK;
 }
 
 static void report_step(struct run *r)
@@ -311,7 +322,7 @@ static pl_status run_steps(struct run *r)
         if (due(t, t->job->train.eval_every) || t->state.step == t->total_steps)
             PL_TRY(evaluate(r));
         if (checkpoint_due(r))
-            PL_TRY(save(r, false));
+            PL_TRY(save(r));
     }
     return PL_OK;
 }
@@ -322,9 +333,9 @@ static pl_status close_run(struct run *r, pl_status s)
     const char *reason = s == PL_STOPPED ? "signal" : r->goal_reached ? "goal" : "done";
     if (r->goal_reached)
         t->total_steps = t->state.step;
-    PL_TRY(save(r, false));
+    PL_TRY(save(r));
     if (r->writer)
-        PL_TRY(pl_checkpoint_writer_finish(r->writer));
+        PL_TRY(survive(r, pl_checkpoint_writer_finish(r->writer)));
     if (s == PL_STOPPED)
         pl_report_say(r->report, "stopped on a signal after step %lld; the checkpoint is in %s, run me again to continue",
                       (long long)t->state.step, t->job->checkpoint.dir);

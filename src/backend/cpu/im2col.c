@@ -33,20 +33,30 @@ void pl_cpu_window_range(int64_t ins, int64_t outs, int64_t stride, int64_t offs
     *last = hi;
 }
 
-static inline void copy_row(const float *x, int64_t stride, int64_t n, float *out) {
-    if (stride == 1)
-        memcpy(out, x, (size_t)n * sizeof *out);
-    else if (stride == 2)
-        for (int64_t i = 0; i < n; i++)
+/* Rows are short, often 8 to 32 elements: a call of memcpy would cost more than the copy, and gcc
+ * makes one of a plain loop. Pieces of fixed size become single moves. */
+static inline void copy_row(const float *restrict x, int64_t stride, int64_t n,
+                            float *restrict out) {
+    int64_t i = 0;
+    if (stride == 1) {
+        for (; i + 8 <= n; i += 8)
+            memcpy(out + i, x + i, 8 * sizeof *out);
+        for (; i + 2 <= n; i += 2)
+            memcpy(out + i, x + i, 2 * sizeof *out);
+        if (i < n)
+            out[i] = x[i];
+    } else if (stride == 2) {
+        for (; i < n; i++)
             out[i] = x[2 * i];
-    else
-        for (int64_t i = 0; i < n; i++)
+    } else {
+        for (; i < n; i++)
             out[i] = x[stride * i];
+    }
 }
 
 static inline void zero(float *out, int64_t n) {
-    for (int64_t i = 0; i < n; i++)
-        out[i] = 0.0f;
+    while (n > 0)
+        out[--n] = 0.0f;
 }
 
 /* One tap over output rows [first, last): out [last - first, ow] */
@@ -76,7 +86,8 @@ void pl_cpu_im2col(const struct pl_cpu_window *w, const float *x, int64_t first,
                 tap_copy(w, x, i, j, first, last, col);
 }
 
-static inline void add_row(const float *col, int64_t stride, int64_t n, float *x) {
+static inline void add_row(const float *restrict col, int64_t stride, int64_t n,
+                           float *restrict x) {
     if (stride == 1)
         for (int64_t i = 0; i < n; i++)
             x[i] += col[i];

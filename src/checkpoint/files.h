@@ -1,0 +1,21 @@
+/* Internal to checkpoint/: names, manifest, durability. */
+#ifndef PL_CHECKPOINT_FILES_H
+#define PL_CHECKPOINT_FILES_H
+
+#include "checkpoint/checkpoint.h"
+
+#define MODEL_FILE "model.h5"
+#define MANIFEST_FILE "manifest.json"
+
+pl_status pl_checkpoint_sync_path(const char *path);     /* fsync of a file or directory */
+pl_status pl_checkpoint_write_text(const char *path, const char *text); /* written and synced */
+pl_status pl_manifest_write(const char *dir);            /* of dir/model.h5 */
+/* NULL when the checkpoint is whole, otherwise what is wrong (static text). */
+const char *pl_manifest_check(const char *dir);
+/* Steps of the checkpoints in dir, ascending. Owner: the caller. */
+pl_status pl_checkpoint_list(const char *dir, int64_t **steps, int *n);
+char *pl_checkpoint_name(const char *dir, int64_t step); /* dir/step-00001200 */
+void pl_checkpoint_remove(const char *path);             /* a checkpoint directory, as far as it goes */
+void pl_checkpoint_retain(const char *dir, int64_t keep, int64_t best);
+
+#endif

@@ -1,0 +1,156 @@
+/* Reading a checkpoint: the newest whole one is found by its manifest, damaged ones are named and passed
+ * over; another model's is refused with the tensor that differs. */
+#include "checkpoint/files.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+pl_status pl_checkpoint_find(const char *dir, char **path)
+{
+    int64_t *steps;
+    int n;
+    struct stat st;
+    *path = NULL;
+    char *manifest = pl_strdupf("%s/%s", dir, MANIFEST_FILE);
+    bool itself = manifest && stat(manifest, &st) == 0;
+    pl_free(manifest);
+    if (itself) {
+        const char *wrong = pl_manifest_check(dir);
+        if (wrong)
+            return pl_error(PL_ERR_CHECKPOINT, "checkpoint", "%s is damaged: %s", dir, wrong);
+        return (*path = pl_strdup(dir)) ? PL_OK : PL_ERR_MEMORY;
+    }
+    PL_TRY(pl_checkpoint_list(dir, &steps, &n));
+    for (int i = n - 1; i >= 0 && !*path; i--) {
+        char *name = pl_checkpoint_name(dir, steps[i]);
+        const char *wrong = name ? pl_manifest_check(name) : "no memory";
+        if (!wrong)
+            *path = name;
+        else {
+            pl_log("checkpoint: %s is damaged and passed over: %s", name, wrong);
+            pl_free(name);
+        }
+    }
+    pl_free(steps);
+    return PL_OK;
+}
+
+static bool same_shape(const struct pl_h5_info *i, const struct pl_shape *s)
+{
+    bool same = i->dims == s->dims;
+    for (int k = 0; same && k < s->dims; k++)
+        same = i->dim[k] == s->dim[k];
+    return same;
+}
+
+static void shape_text(const int64_t *dim, int dims, char *text, size_t bytes)
+{
+    size_t at = 0;
+    for (int k = 0; k < dims && at < bytes; k++)
+        at += (size_t)snprintf(text + at, bytes - at, "%s%lld", k ? ", " : "", (long long)dim[k]);
+}
+
+static pl_status read_tensor(struct pl_h5 *f, const char *group, const struct pl_tensor *t, float *slab)
+{
+    struct pl_h5ds *d;
+    char *name = pl_strdupf("%s/%s/%s", group, t->layer, t->name);
+    if (!name)
+        return PL_ERR_MEMORY;
+    pl_status s = pl_h5_dataset(f, name, &d);
+    if (s == PL_OK) {
+        const struct pl_h5_info *i = pl_h5_dataset_info(d);
+        char wanted[128], found[128];
+        shape_text(t->param->shape.dim, t->param->shape.dims, wanted, sizeof wanted);
+        shape_text(i->dim, i->dims, found, sizeof found);
+        if (!same_shape(i, &t->param->shape))
+            s = pl_error(PL_ERR_CHECKPOINT, "checkpoint", "another model: %s is [%s], this job's is [%s]", name, found, wanted);
+        else
+            s = pl_h5_read_rows(d, 0, t->param->shape.dim[0], PL_F32, slab + t->param->offset);
+        pl_h5_dataset_close(d);
+    }
+    pl_free(name);
+    return s;
+}
+
+static pl_status read_slab(struct pl_h5 *f, const char *group, const struct pl_graph *g, bool statistics, float *slab)
+{
+    const struct pl_tensor *tensor;
+    int n = pl_graph_tensors(g, &tensor);
+    for (int t = 0; t < n; t++)
+        if (statistics || !tensor[t].param->statistic)
+            PL_TRY(read_tensor(f, group, &tensor[t], slab));
+    return PL_OK;
+}
+
+static pl_status read_run(struct pl_h5 *f, struct pl_run_state *r, int64_t *signature)
+{
+    int64_t ranks, done;
+    const struct { const char *name; int64_t *v; } numbers[] = {
+        {"step", &r->step}, {"epoch", &r->epoch}, {"epoch_step", &r->epoch_step}, {"samples_seen", &r->samples_seen},
+        {"seed", &r->seed}, {"ranks", &ranks}, {"done", &done}, {"last_eval_step", &r->last_eval_step},
+        {"best_step", &r->best_step}, {"signature", signature}};
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        PL_TRY(pl_h5_get_int(f, "/run", numbers[i].name, numbers[i].v));
+    r->ranks = (int)ranks;
+    r->done = done != 0;
+    PL_TRY(pl_h5_get_double(f, "/run", "best", &r->best));
+    PL_TRY(pl_h5_get_double(f, "/run", "last_loss", &r->last_loss));
+    return pl_h5_get_double(f, "/run", "last_accuracy", &r->last_accuracy);
+}
+
+static pl_status load_all(struct pl_h5 *f, const char *path, const struct pl_graph *g, struct pl_optimizer *o, float *params, struct pl_run_state *state)
+{
+    int64_t signature;
+    PL_TRY(read_run(f, state, &signature));
+    PL_TRY(read_slab(f, "/params", g, true, params));
+    if ((uint64_t)signature != pl_graph_signature(g))
+        return pl_error(PL_ERR_CHECKPOINT, "checkpoint", "%s is of another model\ngive another checkpoint.dir, or train.init=FILE to start from its weights", path);
+    for (int i = 0; o && i < pl_optimizer_slots(o); i++) {
+        char group[80];
+        snprintf(group, sizeof group, "/optimizer/%s", pl_optimizer_slot_name(o, i));
+        if (!pl_h5_exists(f, group))
+            return pl_error(PL_ERR_CHECKPOINT, "checkpoint", "%s has no %s: it was trained with another optimizer.kind", path, group);
+        PL_TRY(read_slab(f, group, g, false, pl_optimizer_slot(o, i)));
+    }
+    return PL_OK;
+}
+
+static pl_status open_model(const char *path, struct pl_h5 **f)
+{
+    struct stat st;
+    bool dir = stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+    char *file = dir ? pl_strdupf("%s/%s", path, MODEL_FILE) : pl_strdup(path);
+    if (!file)
+        return PL_ERR_MEMORY;
+    pl_status s = pl_h5_open(file, "checkpoint", PL_ERR_CHECKPOINT, f);
+    pl_free(file);
+    return s;
+}
+
+pl_status pl_checkpoint_load(const char *path, const struct pl_graph *g, struct pl_optimizer *o, float *params, struct pl_run_state *state)
+{
+    struct pl_h5 *f;
+    PL_TRY(open_model(path, &f));
+    pl_status s = load_all(f, path, g, o, params, state);
+    pl_h5_close(f);
+    return s;
+}
+
+pl_status pl_checkpoint_load_weights(const char *path, const struct pl_graph *g, float *params)
+{
+    struct pl_h5 *f;
+    PL_TRY(open_model(path, &f));
+    pl_status s = read_slab(f, "/params", g, true, params);
+    pl_h5_close(f);
+    return s;
+}
+
+pl_status pl_checkpoint_job_text(const char *path, char **text)
+{
+    struct pl_h5 *f;
+    PL_TRY(open_model(path, &f));
+    pl_status s = pl_h5_get_text(f, "/run", "job", text);
+    pl_h5_close(f);
+    return s;
+}

@@ -1,0 +1,162 @@
+/* Writing a checkpoint: everything under another name, synced, then one rename that makes it real. Killed
+ * at any instant, what was whole before is whole after. */
+#include "checkpoint/files.h"
+
+#include <errno.h>
+#include <dirent.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static pl_status write_tensor(struct pl_h5 *f, const char *group, const struct pl_tensor *t, const float *slab)
+{
+    struct pl_h5ds *d;
+    char *name = pl_strdupf("%s/%s/%s", group, t->layer, t->name);
+    if (!name)
+        return PL_ERR_MEMORY;
+    pl_status s = pl_h5_make_dataset(f, name, PL_F32, t->param->shape.dims, t->param->shape.dim, 0, 0, &d);
+    pl_free(name);
+    PL_TRY(s);
+    s = pl_h5_write_rows(d, 0, t->param->shape.dim[0], PL_F32, slab + t->param->offset);
+    pl_h5_dataset_close(d);
+    return s;
+}
+
+static pl_status write_slabs(struct pl_h5 *f, const struct pl_checkpoint_source *src)
+{
+    const struct pl_tensor *tensor;
+    int n = pl_graph_tensors(src->graph, &tensor);
+    for (int t = 0; t < n; t++)
+        PL_TRY(write_tensor(f, "/params", &tensor[t], src->params));
+    for (int i = 0; i < pl_optimizer_slots(src->optimizer); i++) {
+        char group[80];
+        snprintf(group, sizeof group, "/optimizer/%s", pl_optimizer_slot_name(src->optimizer, i));
+        for (int t = 0; t < n; t++)
+            if (!tensor[t].param->statistic)
+                PL_TRY(write_tensor(f, group, &tensor[t], src->slot[i]));
+    }
+    return PL_OK;
+}
+
+static pl_status write_run(struct pl_h5 *f, const struct pl_checkpoint_source *src)
+{
+    const struct pl_run_state *r = src->state;
+    const struct { const char *name; int64_t v; } numbers[] = {
+        {"step", r->step}, {"epoch", r->epoch}, {"epoch_step", r->epoch_step}, {"samples_seen", r->samples_seen},
+        {"seed", r->seed}, {"ranks", r->ranks}, {"done", r->done}, {"last_eval_step", r->last_eval_step},
+        {"best_step", r->best_step}, {"signature", (int64_t)pl_graph_signature(src->graph)}};
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        PL_TRY(pl_h5_set_int(f, "/run", numbers[i].name, numbers[i].v));
+    PL_TRY(pl_h5_set_double(f, "/run", "best", r->best));
+    PL_TRY(pl_h5_set_double(f, "/run", "last_loss", r->last_loss));
+    PL_TRY(pl_h5_set_double(f, "/run", "last_accuracy", r->last_accuracy));
+    PL_TRY(pl_h5_set_text(f, "/run", "version", PL_VERSION));
+    return pl_h5_set_text(f, "/run", "job", src->job->text);
+}
+
+static pl_status write_model(const char *path, const struct pl_checkpoint_source *src)
+{
+    struct pl_h5 *f;
+    PL_TRY(pl_h5_create(path, "checkpoint", PL_ERR_CHECKPOINT, &f));
+    pl_status s = write_run(f, src);
+    if (s == PL_OK)
+        s = write_slabs(f, src);
+    pl_status closed = pl_h5_close(f);
+    if (s == PL_OK)
+        s = closed;
+    return s < 0 ? s : pl_checkpoint_sync_path(path);
+}
+
+/* A fresh name for what is not whole yet; leftovers of a killed writer go first. */
+static pl_status make_temporary(const char *dir, char **out)
+{
+    DIR *d = opendir(dir);
+    for (struct dirent *e; d && (e = readdir(d));)
+        if (strncmp(e->d_name, ".writing-", 9) == 0) {
+            char *old = pl_strdupf("%s/%s", dir, e->d_name);
+            pl_checkpoint_remove(old);
+            pl_free(old);
+        }
+    if (d)
+        closedir(d);
+    *out = pl_strdupf("%s/.writing-%d", dir, (int)getpid());
+    if (!*out)
+        return PL_ERR_MEMORY;
+    if (mkdir(*out, 0777) == 0)
+        return PL_OK;
+    pl_status s = pl_error(PL_ERR_CHECKPOINT, "checkpoint", "%s: cannot be made: %s", *out, strerror(errno));
+    pl_free(*out);
+    *out = NULL;
+    return s;
+}
+
+static pl_status set_latest(const char *dir, const char *temporary, int64_t step)
+{
+    char text[64];
+    char *from = pl_strdupf("%s/latest", temporary), *to = pl_strdupf("%s/latest", dir);
+    pl_status s = from && to ? PL_OK : PL_ERR_MEMORY;
+    snprintf(text, sizeof text, "step-%08lld\n", (long long)step);
+    if (s == PL_OK && mkdir(temporary, 0777) != 0 && errno != EEXIST)
+        s = pl_error(PL_ERR_CHECKPOINT, "checkpoint", "%s: cannot be made: %s", temporary, strerror(errno));
+    if (s == PL_OK)
+        s = pl_checkpoint_write_text(from, text);
+    if (s == PL_OK && rename(from, to) != 0)
+        s = pl_error(PL_ERR_CHECKPOINT, "checkpoint", "%s: cannot be renamed: %s", to, strerror(errno));
+    pl_checkpoint_remove(temporary);
+    pl_free(from);
+    pl_free(to);
+    return s;
+}
+
+static pl_status fill(const char *temporary, const struct pl_checkpoint_source *src)
+{
+    char *model = pl_strdupf("%s/%s", temporary, MODEL_FILE);
+    if (!model)
+        return PL_ERR_MEMORY;
+    pl_status s = pl_fault("checkpoint.write", src->state->step) ? pl_error(PL_ERR_CHECKPOINT, "checkpoint", "debug.fault at checkpoint.write") : write_model(model, src);
+    pl_free(model);
+    PL_TRY(s);
+    pl_fault("checkpoint.after_parts", src->state->step);
+    PL_TRY(pl_manifest_write(temporary));
+    return pl_checkpoint_sync_path(temporary);
+}
+
+pl_status pl_checkpoint_save(const char *dir, const struct pl_checkpoint_source *src)
+{
+    char *temporary = NULL, *name = pl_checkpoint_name(dir, src->state->step);
+    struct stat st;
+    PL_TRY(pl_make_dirs(dir, "checkpoint"));
+    if (!name)
+        return PL_ERR_MEMORY;
+    if (stat(name, &st) == 0 && pl_manifest_check(name) != NULL)
+        pl_checkpoint_remove(name); /* a damaged one of this step gives way to a whole one */
+    pl_status s = make_temporary(dir, &temporary);
+    if (s == PL_OK)
+        s = fill(temporary, src);
+    if (s == PL_OK)
+        pl_fault("checkpoint.before_rename", src->state->step);
+    if (s == PL_OK && stat(name, &st) != 0 && rename(temporary, name) != 0)
+        s = pl_error(PL_ERR_CHECKPOINT, "checkpoint", "%s: cannot be renamed: %s", name, strerror(errno));
+    if (s == PL_OK)
+        s = pl_checkpoint_sync_path(dir);
+    if (s == PL_OK)
+        s = set_latest(dir, temporary, src->state->step);
+    else if (temporary)
+        pl_checkpoint_remove(temporary);
+    if (s == PL_OK)
+        pl_checkpoint_retain(dir, src->job->checkpoint.keep, src->job->checkpoint.keep_best ? src->state->best_step : -1);
+    pl_free(temporary);
+    pl_free(name);
+    return s;
+}
+
+pl_status pl_checkpoint_probe(const char *dir)
+{
+    char *temporary = NULL;
+    PL_TRY(pl_make_dirs(dir, "checkpoint"));
+    PL_TRY(make_temporary(dir, &temporary));
+    pl_checkpoint_remove(temporary);
+    pl_free(temporary);
+    return PL_OK;
+}

@@ -1,0 +1,79 @@
+/* The background writer: takes a copy of the slabs between two steps and writes it in a thread of its own,
+ * one checkpoint at a time. */
+#include "checkpoint/files.h"
+
+#include <string.h>
+
+struct pl_checkpoint_writer {
+    const char *dir;
+    const struct pl_graph *graph;
+    const struct pl_optimizer *optimizer;
+    const struct pl_job *job;
+    size_t bytes;
+    float *params, *slot[2];
+    struct pl_run_state state;
+    pthread_t thread;
+    bool running;
+    pl_status result;
+};
+
+pl_status pl_checkpoint_writer_create(const char *dir, const struct pl_graph *g, const struct pl_optimizer *o, const struct pl_job *job, struct pl_checkpoint_writer **out)
+{
+    struct pl_checkpoint_writer *w = pl_alloc(sizeof *w, "the checkpoint writer");
+    if (!w)
+        return PL_ERR_MEMORY;
+    *w = (struct pl_checkpoint_writer){.dir = dir, .graph = g, .optimizer = o, .job = job};
+    w->bytes = (size_t)pl_graph_elems(g) * sizeof(float);
+    w->params = pl_alloc(w->bytes, "a checkpoint's copy");
+    bool fine = w->params != NULL;
+    for (int i = 0; fine && i < pl_optimizer_slots(o); i++)
+        fine = (w->slot[i] = pl_alloc(w->bytes, "a checkpoint's copy")) != NULL;
+    if (!fine) {
+        pl_checkpoint_writer_destroy(w);
+        return PL_ERR_MEMORY;
+    }
+    *out = w;
+    return PL_OK;
+}
+
+static void *run(void *arg)
+{
+    struct pl_checkpoint_writer *w = arg;
+    const float *slots[2] = {w->slot[0], w->slot[1]};
+    struct pl_checkpoint_source src = {.graph = w->graph, .optimizer = w->optimizer, .params = w->params,
+                                       .slot = slots, .state = &w->state, .job = w->job};
+    w->result = pl_checkpoint_save(w->dir, &src);
+    return NULL;
+}
+
+pl_status pl_checkpoint_writer_finish(struct pl_checkpoint_writer *w)
+{
+    if (!w->running)
+        return PL_OK;
+    pthread_join(w->thread, NULL);
+    w->running = false;
+    return w->result;
+}
+
+pl_status pl_checkpoint_writer_save(struct pl_checkpoint_writer *w, const float *params, const struct pl_run_state *state)
+{
+    PL_TRY(pl_checkpoint_writer_finish(w));
+    memcpy(w->params, params, w->bytes);
+    for (int i = 0; i < pl_optimizer_slots(w->optimizer); i++)
+        memcpy(w->slot[i], pl_optimizer_slot((struct pl_optimizer *)w->optimizer, i), w->bytes);
+    w->state = *state;
+    PL_TRY(pl_thread_start(&w->thread, "checkpoint", run, w));
+    w->running = true;
+    return w->job->checkpoint.background ? PL_OK : pl_checkpoint_writer_finish(w);
+}
+
+void pl_checkpoint_writer_destroy(struct pl_checkpoint_writer *w)
+{
+    if (!w)
+        return;
+    pl_checkpoint_writer_finish(w);
+    pl_free(w->params);
+    pl_free(w->slot[0]);
+    pl_free(w->slot[1]);
+    pl_free(w);
+}
