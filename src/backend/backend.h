@@ -98,4 +98,7 @@ void pl_backend_cpu_describe(char *text, size_t bytes);
 /* C[m,n] = A[m,k] B[k,n] with the cpu backend's own matrix product; for bench's peak. */
 void pl_backend_cpu_sgemm(int64_t m, int64_t n, int64_t k, const float *a, const float *b, float *c);
 
+/* True with the name to put into OPENBLAS_CORETYPE where OpenBLAS took this processor for a lesser one. */
+bool pl_backend_cpu_core_override(const char **coretype);
+
 #endif

@@ -1,69 +1,204 @@
-/* Blocks of rows as they were read: all of them where the set fits into memory, otherwise as many as a
- * shuffle window touches, the least recently used giving way. Values are checked once, when a block
- * is read. One thread. */
+/* Blocks of rows as the file has them: all where the set is to stay in memory, otherwise as many as
+ * a shuffle window touches, the least recently used giving way, so that a block is read once a
+ * window however its rows are mixed. Values are checked once, when their block is read. All memory
+ * is taken at the start. One thread. */
 #include "data/dataset.h"
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
-struct slot { int64_t block, used; unsigned char *data, *label; };
+struct slot {
+    int64_t block, used;  /* block -1: empty */
+    unsigned char *data;  /* [block_rows] rows as stored */
+    unsigned char *label; /* [block_rows] as a batch wants them */
+};
+
 struct pl_cache {
     struct pl_dataset *d;
     int64_t classes, slots, clock;
     struct slot *slot;
-    int32_t *slot_of; /* [blocks], -1: not here */
+    int64_t *slot_of;            /* [blocks], -1: not here */
+    unsigned char *data, *label; /* behind the slots */
+    void *stored_label;          /* [block_rows] labels as stored */
 };
 
-pl_status pl_cache_create(struct pl_dataset *d, int64_t classes, struct pl_cache **out)
+static int64_t slots_needed(const struct pl_dataset *d, bool shuffled)
+{
+    /* A batch may reach from one window into the next. */
+    int64_t n = shuffled ? d->window_rows / d->block_rows + 3 : 2;
+    return d->all_in_memory || n > d->blocks ? d->blocks : n;
+}
+
+static pl_status make_slots(struct pl_cache *c)
+{
+    struct pl_dataset *d = c->d;
+    size_t rows, data_bytes, label_bytes;
+    int64_t label_elems = d->want.label_floats ? d->want.label_floats : 1;
+    if (!pl_mul_size((size_t)c->slots, (size_t)d->block_rows, &rows) ||
+        !pl_mul_size(rows, d->row_bytes, &data_bytes) ||
+        !pl_mul_size(rows, d->label_bytes, &label_bytes))
+        return pl_error(PL_ERR_MEMORY, "data", "%s: too large for this machine", d->set->file);
+    c->slot = pl_alloc((size_t)c->slots * sizeof *c->slot, "the samples' cache");
+    c->slot_of = pl_alloc((size_t)d->blocks * sizeof *c->slot_of, "the samples' cache");
+    c->data = pl_alloc(data_bytes, "the samples' cache");
+    c->label = pl_alloc(label_bytes, "the labels' cache");
+    c->stored_label = pl_alloc((size_t)(d->block_rows * label_elems) * 8, "labels");
+    if (!c->slot || !c->slot_of || !c->data || !c->label || !c->stored_label)
+        return PL_ERR_MEMORY;
+    for (int64_t i = 0; i < d->blocks; i++)
+        c->slot_of[i] = -1;
+    for (int64_t i = 0; i < c->slots; i++) {
+        size_t first = (size_t)(i * d->block_rows);
+        c->slot[i] = (struct slot){.block = -1,
+                                   .data = c->data + first * d->row_bytes,
+                                   .label = c->label + first * d->label_bytes};
+    }
+    return PL_OK;
+}
+
+pl_status pl_cache_create(struct pl_dataset *d, int64_t classes, bool shuffled,
+                          struct pl_cache **out)
 {
     struct pl_cache *c = pl_alloc(sizeof *c, "a cache");
     if (!c)
         return PL_ERR_MEMORY;
-    int64_t window = d->window_rows / d->block_rows + 3;
     c->d = d;
     c->classes = classes;
-    c->slots = d->all_in_memory || window > d->blocks ? d->blocks : window;
-    c->slot = pl_alloc((size_t)c->slots * sizeof *c->slot, "a cache");
-    c->slot_of = pl_alloc((size_t)d->blocks * sizeof *c->slot_of, "a cache");
-    if (!c->slot || !c->slot_of) {
+    c->slots = slots_needed(d, shuffled);
+    pl_status s = make_slots(c);
+    if (s < 0)
         pl_cache_destroy(c);
-        return PL_ERR_MEMORY;
-    }
-    memset(c->slot_of, -1, (size_t)d->blocks * sizeof *c->slot_of);
-    for (int64_t i = 0; i < c->slots; i++)
-        c->slot[i].block = -1;
-    *out = c;
-    return PL_OK;
+    else
+        *out = c;
+    return s;
 }
 
 void pl_cache_destroy(struct pl_cache *c)
 {
     if (!c)
         return;
-    for (int64_t i = 0; c->slot && i < c->slots; i++) {
-        pl_free(c->slot[i].data);
-        pl_free(c->slot[i].label);
-    }
     pl_free(c->slot);
     pl_free(c->slot_of);
+    pl_free(c->data);
+    pl_free(c->label);
+    pl_free(c->stored_label);
     pl_free(c);
 }
 
-static pl_status check_floats(const struct pl_dataset *d, const char *name, const float *x, int64_t first, int64_t rows, int64_t width)
+static const char *plain(const char *name) { return name[0] == '/' ? name + 1 : name; }
+
+static int64_t integer_at(enum pl_dtype t, const void *p, int64_t i)
 {
-    for (int64_t i = 0; i < rows * width; i++)
-        if (!isfinite(x[i]))
-            return pl_error(PL_ERR_DATA, "data", "%s:/%s: sample %lld holds %s at element %lld", d->set->file, name,
-                            (long long)(first + i / width), isnan(x[i]) ? "NaN" : "an infinity", (long long)(i % width));
+    switch (t) {
+    case PL_U8:
+        return ((const uint8_t *)p)[i];
+    case PL_I8:
+        return ((const int8_t *)p)[i];
+    case PL_I16:
+        return ((const int16_t *)p)[i];
+    case PL_U16:
+        return ((const uint16_t *)p)[i];
+    case PL_I32:
+        return ((const int32_t *)p)[i];
+    case PL_U32:
+        return ((const uint32_t *)p)[i];
+    case PL_I64:
+        return ((const int64_t *)p)[i];
+    case PL_U64: {
+        uint64_t v = ((const uint64_t *)p)[i];
+        return v > INT64_MAX ? INT64_MAX : (int64_t)v;
+    }
+    default:
+        return -1;
+    }
+}
+
+static double number_at(enum pl_dtype t, const void *p, int64_t i)
+{
+    if (t == PL_F32)
+        return ((const float *)p)[i];
+    return t == PL_F64 ? ((const double *)p)[i] : (double)integer_at(t, p, i);
+}
+
+/* One that is no float, or does not fit one. The exponent's bits are all set in NaN and infinity;
+ * the loops run without a branch so that they go at the speed of memory. */
+static bool any_bad_f32(const float *x, int64_t n)
+{
+    const uint32_t all = 0x7f800000u;
+    uint32_t bad = 0;
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &x[i], sizeof bits);
+        bad |= (uint32_t)((bits & all) == all);
+    }
+    return bad != 0;
+}
+
+static bool any_bad_f64(const double *x, int64_t n)
+{
+    int bad = 0;
+    for (int64_t i = 0; i < n; i++)
+        bad |= !(fabs(x[i]) <= (double)FLT_MAX);
+    return bad != 0;
+}
+
+static pl_status name_bad(const struct pl_cache *c, const char *name, enum pl_dtype t,
+                          const void *p, int64_t first, int64_t rows, int64_t width)
+{
+    for (int64_t i = 0; i < rows * width; i++) {
+        double x = number_at(t, p, i);
+        if (!(fabs(x) <= (double)FLT_MAX))
+            return pl_error(PL_ERR_DATA, "data",
+                            "%s:/%s: sample %lld has %s at element %lld\n"
+                            "find and replace such values before training",
+                            c->d->set->file, plain(name), (long long)(first + i / width),
+                            isnan(x)   ? "NaN"
+                            : isinf(x) ? "an infinity"
+                                       : "a value beyond float32",
+                            (long long)(i % width));
+    }
     return PL_OK;
 }
 
-static pl_status check_classes(const struct pl_cache *c, const int32_t *label, int64_t first, int64_t rows)
+static pl_status check_numbers(const struct pl_cache *c, const char *name, enum pl_dtype t,
+                               const void *p, int64_t first, int64_t rows, int64_t width)
 {
-    for (int64_t i = 0; i < rows; i++)
-        if (label[i] < 0 || (c->classes > 0 && label[i] >= c->classes))
-            return pl_error(PL_ERR_DATA, "data", "%s:/%s: sample %lld has label %d, wanted 0 to %lld", c->d->set->file,
-                            c->d->set->label, (long long)(first + i), label[i], (long long)c->classes - 1);
+    bool bad = (t == PL_F32 && any_bad_f32(p, rows * width)) ||
+               (t == PL_F64 && any_bad_f64(p, rows * width));
+    return bad ? name_bad(c, name, t, p, first, rows, width) : PL_OK;
+}
+
+static pl_status take_classes(const struct pl_cache *c, enum pl_dtype t, int64_t first,
+                              int64_t rows, int32_t *out)
+{
+    int64_t most = c->classes > 0 ? c->classes - 1 : INT32_MAX;
+    for (int64_t i = 0; i < rows; i++) {
+        int64_t v = integer_at(t, c->stored_label, i);
+        if (v < 0 || v > most)
+            return pl_error(PL_ERR_DATA, "data",
+                            "%s:/%s: sample %lld has label %lld, wanted 0..%lld"
+                            "\nthe model's last layer says how many classes there are",
+                            c->d->set->file, plain(c->d->set->label), (long long)(first + i),
+                            (long long)v, (long long)most);
+        out[i] = (int32_t)v;
+    }
+    return PL_OK;
+}
+
+/* Labels are read as stored, so that a message shows what the file has. */
+static pl_status read_labels(struct pl_cache *c, struct slot *s, int64_t first, int64_t rows)
+{
+    struct pl_dataset *d = c->d;
+    enum pl_dtype t = pl_h5_dataset_info(d->label)->dtype;
+    int64_t width = d->want.label_floats;
+    PL_TRY(pl_h5_read_rows(d->label, first, rows, t, c->stored_label));
+    if (width == 0)
+        return take_classes(c, t, first, rows, (int32_t *)(void *)s->label);
+    PL_TRY(check_numbers(c, d->set->label, t, c->stored_label, first, rows, width));
+    float *out = (float *)(void *)s->label;
+    for (int64_t i = 0; i < rows * width; i++)
+        out[i] = (float)number_at(t, c->stored_label, i);
     return PL_OK;
 }
 
@@ -73,35 +208,34 @@ static pl_status read_block(struct pl_cache *c, struct slot *s, int64_t block)
     int64_t first = block * d->block_rows, rows = d->block_rows;
     if (first + rows > d->samples)
         rows = d->samples - first;
-    if (!s->data) {
-        s->data = pl_alloc((size_t)d->block_rows * d->row_bytes, "cached samples");
-        s->label = pl_alloc((size_t)d->block_rows * d->label_bytes, "cached labels");
-        if (!s->data || !s->label)
-            return PL_ERR_MEMORY;
-    }
     PL_TRY(pl_h5_read_rows(d->data, first, rows, d->type, s->data));
-    PL_TRY(pl_h5_read_rows(d->label, first, rows, d->want.label_floats ? PL_F32 : PL_I32, s->label));
-    if (d->type == PL_F32)
-        PL_TRY(check_floats(d, d->set->data, (const float *)s->data, first, rows, d->row_elems));
-    if (d->want.label_floats)
-        return check_floats(d, d->set->label, (const float *)s->label, first, rows, d->want.label_floats);
-    return check_classes(c, (const int32_t *)s->label, first, rows);
+    PL_TRY(check_numbers(c, d->set->data, d->type, s->data, first, rows, d->row_elems));
+    return read_labels(c, s, first, rows);
+}
+
+static int64_t slot_to_use(const struct pl_cache *c)
+{
+    int64_t oldest = 0;
+    for (int64_t i = 0; i < c->slots; i++) {
+        if (c->slot[i].block < 0)
+            return i;
+        if (c->slot[i].used < c->slot[oldest].used)
+            oldest = i;
+    }
+    return oldest;
 }
 
 static pl_status find_block(struct pl_cache *c, int64_t block, struct slot **out)
 {
     if (c->slot_of[block] < 0) {
-        int64_t oldest = 0;
-        for (int64_t i = 1; i < c->slots && c->slot[oldest].block >= 0; i++)
-            if (c->slot[i].block < 0 || c->slot[i].used < c->slot[oldest].used)
-                oldest = i;
-        struct slot *s = &c->slot[oldest];
+        int64_t i = slot_to_use(c);
+        struct slot *s = &c->slot[i];
         if (s->block >= 0)
             c->slot_of[s->block] = -1;
         s->block = -1;
         PL_TRY(read_block(c, s, block));
         s->block = block;
-        c->slot_of[block] = (int32_t)oldest;
+        c->slot_of[block] = i;
     }
     *out = &c->slot[c->slot_of[block]];
     (*out)->used = ++c->clock;
@@ -110,10 +244,10 @@ static pl_status find_block(struct pl_cache *c, int64_t block, struct slot **out
 
 pl_status pl_cache_row(struct pl_cache *c, int64_t sample, const void **data, const void **label)
 {
-    struct slot *s;
-    int64_t within = sample % c->d->block_rows;
+    struct slot *s = NULL;
+    size_t within = (size_t)(sample % c->d->block_rows);
     PL_TRY(find_block(c, sample / c->d->block_rows, &s));
-    *data = s->data + (size_t)within * c->d->row_bytes;
-    *label = s->label + (size_t)within * c->d->label_bytes;
+    *data = s->data + within * c->d->row_bytes;
+    *label = s->label + within * c->d->label_bytes;
     return PL_OK;
 }

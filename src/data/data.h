@@ -8,7 +8,8 @@
 
 struct pl_dataset;
 /* Opens and checks a set against the model's input: shapes, types, lengths of data and label. want is
- * one sample as the network takes it (after crop). PL_ERR_DATA naming file, dataset, index. */
+ * one sample as the network takes it (after crop). PL_ERR_DATA naming file, dataset, index. `set` must
+ * outlive the set. One loader at a time reads it. */
 pl_status pl_dataset_open(const struct pl_job_set *set, const struct pl_job_input *want,
                           struct pl_dataset **out);
 void pl_dataset_close(struct pl_dataset *d);
@@ -59,7 +60,8 @@ int64_t pl_loader_steps(const struct pl_loader *l);      /* steps of an epoch, e
 /* Goes to step `step` of `epoch` and reads on from there: on through the epochs, or to the end of
  * this one only (once), after which next gives PL_END. */
 pl_status pl_loader_start(struct pl_loader *l, int64_t epoch, int64_t step, bool once);
-/* The next batch, waiting for it; errors of the thread come out here. Borrowed until release. */
+/* The next batch, waiting for it; errors of the thread come out here. Borrowed until release, beyond a
+ * restart too; up to depth + 1 at once. start, next and release belong to one thread. */
 pl_status pl_loader_next(struct pl_loader *l, struct pl_batch **out);
 void pl_loader_release(struct pl_loader *l, struct pl_batch *b);
 

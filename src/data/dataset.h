@@ -1,42 +1,58 @@
-/* Internal to data/: an open set and its cache of blocks (runs of rows, decoded once). */
+/* Internal to data/: an open set, the cache of its blocks (runs of rows, read once a window), and
+ * the way from a stored row to what the network takes. */
 #ifndef PL_DATA_DATASET_H
 #define PL_DATA_DATASET_H
 
 #include "data/data.h"
 
 struct pl_dataset {
-    const struct pl_job_set *set;
+    const struct pl_job_set *set; /* borrowed */
     struct pl_job_input want;
     struct pl_h5 *file;
     struct pl_h5ds *data, *label;
     int64_t samples;
-    enum pl_dtype type;      /* as kept in memory: PL_U8 or PL_F32 */
-    int64_t raw[3];          /* channels, height, width as stored (1 where there are fewer) */
-    int64_t row_elems;       /* as stored */
-    size_t row_bytes, label_bytes;
-    int64_t block_rows, blocks, window_rows;
+    enum pl_dtype type; /* of data, in the file and in the cache */
+    int64_t raw[3];     /* channels, height, width as stored (1 where there are fewer) */
+    int64_t row_elems;  /* as stored */
+    size_t row_bytes;
+    size_t label_bytes;         /* of one label in a batch: int32_t or float[K] */
+    int64_t block_rows, blocks; /* what is read at once: whole chunks where there are chunks */
+    int64_t window_rows;        /* within which samples are shuffled */
     bool all_in_memory;
 };
 
-/* One sample as it is kept: its inputs and its label. Valid until the next call. */
+/* cache.c. `shuffled` says whether rows come window by window or one after the other. One thread.
+ */
 struct pl_cache;
-pl_status pl_cache_create(struct pl_dataset *d, int64_t classes, struct pl_cache **out);
+pl_status pl_cache_create(struct pl_dataset *d, int64_t classes, bool shuffled,
+                          struct pl_cache **out);
 void pl_cache_destroy(struct pl_cache *c);
+/* The row as stored and its label as a batch wants it, both checked. Valid until the next call. */
 pl_status pl_cache_row(struct pl_cache *c, int64_t sample, const void **data, const void **label);
 
-/* decode.c: from a stored row to what the network takes. */
+/* decode.c: values. (x * scale - mean[c]) / std[c]. */
 struct pl_decoder {
-    int64_t channels, height, width;        /* stored */
-    int64_t out_height, out_width, pad;
-    bool crop, flip, random;
     enum pl_dtype type;
-    float *table;                           /* uint8: [channels][256] */
-    float *scale, *shift;                   /* x * scale[c] + shift[c] */
+    int64_t channels;
+    float *table;         /* [channels, 256], what each uint8 becomes */
+    float *scale, *shift; /* [channels], other types: x * scale + shift */
+};
+pl_status pl_decoder_create(const struct pl_dataset *d, struct pl_decoder **out);
+void pl_decoder_destroy(struct pl_decoder *d);
+/* Elements [from, from + n) of a stored row, all of channel c. */
+void pl_decode(const struct pl_decoder *d, const void *row, int64_t c, int64_t from, int64_t n,
+               float *out);
+
+/* augment.c: places. Which part of the stored image is taken, and whether it is mirrored. */
+struct pl_augment {
+    int64_t channels, height, width; /* stored; a sample that is no image is one long line */
+    int64_t out_height, out_width, pad;
+    bool random, flip;
     uint64_t seed;
 };
-pl_status pl_decoder_create(const struct pl_dataset *d, bool random, uint64_t seed, struct pl_decoder **out);
-void pl_decoder_destroy(struct pl_decoder *d);
-/* out: [C, out_height, out_width]. */
-void pl_decode(const struct pl_decoder *d, const void *row, int64_t epoch, int64_t sample, float *out);
+struct pl_augment pl_augment_make(const struct pl_dataset *d, bool random, uint64_t seed);
+/* out: [channels, out_height, out_width] */
+void pl_augment(const struct pl_augment *a, const struct pl_decoder *d, const void *row,
+                int64_t epoch, int64_t sample, float *out);
 
 #endif

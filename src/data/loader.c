@@ -1,6 +1,6 @@
-/* The thread that reads ahead: it fills batches with this rank's share of the global batches, in order,
- * and hands them over through a queue; the main thread hands them back empty. Its errors come out where
- * the batch was awaited. */
+/* The thread that reads ahead: it fills batches with this rank's share of the global batches, in
+ * order, and hands them over through a queue; the main thread hands them back empty. Its errors
+ * come out where the batch was awaited. */
 #include "data/dataset.h"
 
 #include <string.h>
@@ -10,22 +10,29 @@ struct pl_loader {
     struct pl_loader_options o;
     struct pl_sampler *sampler;
     struct pl_decoder *decoder;
+    struct pl_augment augment;
     struct pl_cache *cache;
     int64_t capacity, steps, out_elems;
     size_t label_bytes;
-    struct pl_batch *batch;             /* [depth] */
-    struct pl_queue *empty, *full;
+    int batches;                   /* depth, and one for the caller */
+    struct pl_batch *batch;        /* [batches] */
+    bool *lent;                    /* [batches], between next and release; the caller's thread */
+    struct pl_queue *empty, *full; /* hold all batches: putting never waits */
     pthread_t thread;
     bool running, once;
-    int64_t epoch, step;                /* where the thread starts */
+    int64_t epoch, step; /* where the thread starts */
     _Atomic bool stop;
     _Atomic int error;
 };
 
 static pl_status make_batches(struct pl_loader *l)
 {
-    l->batch = pl_alloc((size_t)l->o.depth * sizeof *l->batch, "batches");
-    for (int i = 0; l->batch && i < l->o.depth; i++) {
+    l->batches = (l->o.depth < 1 ? 1 : l->o.depth) + 1;
+    l->batch = pl_alloc((size_t)l->batches * sizeof *l->batch, "batches");
+    l->lent = pl_alloc((size_t)l->batches * sizeof *l->lent, "batches");
+    if (!l->batch || !l->lent)
+        return PL_ERR_MEMORY;
+    for (int i = 0; i < l->batches; i++) {
         struct pl_batch *b = &l->batch[i];
         b->capacity = l->capacity;
         b->data = pl_alloc((size_t)(l->capacity * l->out_elems) * sizeof(float), "a batch");
@@ -34,7 +41,7 @@ static pl_status make_batches(struct pl_loader *l)
         if (!b->data || !b->label || !b->index)
             return PL_ERR_MEMORY;
     }
-    return l->batch ? PL_OK : PL_ERR_MEMORY;
+    return PL_OK;
 }
 
 static pl_status create(struct pl_loader *l)
@@ -43,16 +50,19 @@ static pl_status create(struct pl_loader *l)
     l->capacity = (l->o.global_batch + l->o.ranks - 1) / l->o.ranks;
     l->steps = pl_sampler_steps(d->samples, l->o.global_batch);
     l->label_bytes = d->label_bytes;
-    l->sampler = pl_sampler_create(d->samples, d->block_rows, d->window_rows, l->o.shuffle, l->o.seed);
+    l->sampler =
+        pl_sampler_create(d->samples, d->block_rows, d->window_rows, l->o.shuffle, l->o.seed);
     if (!l->sampler)
         return PL_ERR_MEMORY;
-    PL_TRY(pl_decoder_create(d, l->o.augment, l->o.seed, &l->decoder));
-    l->out_elems = l->decoder->channels * l->decoder->out_height * l->decoder->out_width;
-    PL_TRY(pl_cache_create(d, l->o.classes, &l->cache));
+    PL_TRY(pl_decoder_create(d, &l->decoder));
+    l->augment = pl_augment_make(d, l->o.augment, l->o.seed);
+    l->out_elems = l->augment.channels * l->augment.out_height * l->augment.out_width;
+    PL_TRY(pl_cache_create(d, l->o.classes, l->o.shuffle, &l->cache));
     return make_batches(l);
 }
 
-pl_status pl_loader_create(struct pl_dataset *d, const struct pl_loader_options *o, struct pl_loader **out)
+pl_status pl_loader_create(struct pl_dataset *d, const struct pl_loader_options *o,
+                           struct pl_loader **out)
 {
     struct pl_loader *l = pl_alloc(sizeof *l, "a loader");
     if (!l)
@@ -86,12 +96,13 @@ void pl_loader_destroy(struct pl_loader *l)
     if (!l)
         return;
     stop_thread(l);
-    for (int i = 0; l->batch && i < l->o.depth; i++) {
+    for (int i = 0; l->batch && i < l->batches; i++) {
         pl_free(l->batch[i].data);
         pl_free(l->batch[i].label);
         pl_free(l->batch[i].index);
     }
     pl_free(l->batch);
+    pl_free(l->lent);
     pl_cache_destroy(l->cache);
     pl_decoder_destroy(l->decoder);
     pl_sampler_destroy(l->sampler);
@@ -107,13 +118,16 @@ static pl_status fill(struct pl_loader *l, struct pl_batch *b, int64_t epoch, in
     b->epoch = epoch;
     b->step = step;
     if (pl_fault("loader.read", epoch * l->steps + step))
-        return pl_error(PL_ERR_DATA, "data", "%s: debug.fault at loader.read", l->d->set->file);
-    pl_sampler_share(l->d->samples, l->o.global_batch, step, l->o.rank, l->o.ranks, &first, &b->rows);
+        return pl_error(PL_ERR_DATA, "data",
+                        "%s: step %lld of epoch %lld: debug.fault at loader.read", l->d->set->file,
+                        (long long)step, (long long)epoch);
+    pl_sampler_share(l->d->samples, l->o.global_batch, step, l->o.rank, l->o.ranks, &first,
+                     &b->rows);
     PL_TRY(pl_sampler_order(l->sampler, epoch, first, b->rows, b->index));
     for (int64_t i = 0; i < b->rows; i++) {
         const void *row, *label;
         PL_TRY(pl_cache_row(l->cache, b->index[i], &row, &label));
-        pl_decode(l->decoder, row, epoch, b->index[i], b->data + i * l->out_elems);
+        pl_augment(&l->augment, l->decoder, row, epoch, b->index[i], b->data + i * l->out_elems);
         memcpy((char *)b->label + (size_t)i * l->label_bytes, label, l->label_bytes);
     }
     int64_t rest = b->capacity - b->rows;
@@ -153,30 +167,60 @@ static void *run(void *arg)
 pl_status pl_loader_start(struct pl_loader *l, int64_t epoch, int64_t step, bool once)
 {
     stop_thread(l);
-    l->empty = pl_queue_create(l->o.depth);
-    l->full = pl_queue_create(l->o.depth);
-    if (!l->empty || !l->full)
+    l->empty = pl_queue_create(l->batches);
+    l->full = pl_queue_create(l->batches);
+    if (!l->empty || !l->full) {
+        stop_thread(l);
         return PL_ERR_MEMORY;
-    for (int i = 0; i < l->o.depth; i++)
-        pl_queue_put(l->empty, &l->batch[i]);
+    }
+    for (int i = 0; i < l->batches; i++) /* what is still lent comes back by its release */
+        if (!l->lent[i])
+            pl_queue_put(l->empty, &l->batch[i]);
     l->epoch = epoch;
     l->step = step;
     l->once = once;
     atomic_store(&l->stop, false);
     atomic_store(&l->error, PL_OK);
-    PL_TRY(pl_thread_start(&l->thread, "loader", run, l));
-    l->running = true;
-    return PL_OK;
+    pl_status s = pl_thread_start(&l->thread, "loader", run, l);
+    l->running = s == PL_OK;
+    if (s < 0)
+        stop_thread(l);
+    return s;
+}
+
+/* With every batch lent the thread could never fill another. */
+static bool all_lent(const struct pl_loader *l)
+{
+    int n = 0;
+    for (int i = 0; i < l->batches; i++)
+        n += l->lent[i];
+    return n == l->batches;
 }
 
 pl_status pl_loader_next(struct pl_loader *l, struct pl_batch **out)
 {
-    void *item;
+    void *item = NULL;
+    *out = NULL;
+    if (!l->running)
+        return PL_END;
+    if (all_lent(l))
+        return pl_error(PL_ERR_USAGE, "data", "all %d batches are lent: release one first",
+                        l->batches);
     pl_status s = pl_queue_get(l->full, -1, &item);
-    *out = item;
-    if (s == PL_END && atomic_load(&l->error) != PL_OK)
-        return atomic_load(&l->error);
-    return s;
+    if (s == PL_OK) {
+        *out = item;
+        l->lent[*out - l->batch] = true;
+        return PL_OK;
+    }
+    int error = atomic_load(&l->error);
+    return error < 0 ? error : s;
 }
 
-void pl_loader_release(struct pl_loader *l, struct pl_batch *b) { pl_queue_put(l->empty, b); }
+void pl_loader_release(struct pl_loader *l, struct pl_batch *b)
+{
+    if (!b || !l->lent[b - l->batch])
+        return;
+    l->lent[b - l->batch] = false;
+    if (l->empty)
+        pl_queue_put(l->empty, b);
+}

@@ -1,6 +1,6 @@
-/* The order of an epoch: chunks permuted, then samples shuffled within windows of whole chunks, so that
- * reading stays near chunks while samples mix. A function of (seed, epoch) and the data set; the ranks
- * only cut it. */
+/* The order of an epoch: chunks permuted, then samples shuffled within windows of whole chunks, so
+ * that reading stays near chunks while samples mix. A function of (seed, epoch) and the data set;
+ * the ranks only cut it. */
 #include "data/data.h"
 
 #include <string.h>
@@ -12,20 +12,28 @@ struct pl_sampler {
     int64_t samples, chunk_rows, chunks, window_chunks;
     bool shuffle;
     uint64_t seed;
-    int64_t epoch;          /* of chunk[]; -1: none */
-    int64_t window;         /* in order[]; -1: none */
+    int64_t epoch;  /* of chunk[]; -1: none */
+    int64_t window; /* in order[]; -1: none */
     int64_t window_first, window_n;
-    int64_t *chunk;         /* [chunks], permuted */
-    int64_t *order;         /* samples of the window */
+    int64_t *chunk; /* [chunks], permuted */
+    int64_t *order; /* samples of the window */
 };
 
-struct pl_sampler *pl_sampler_create(int64_t samples, int64_t chunk_rows, int64_t window_rows, bool shuffle, uint64_t seed)
+struct pl_sampler *pl_sampler_create(int64_t samples, int64_t chunk_rows, int64_t window_rows,
+                                     bool shuffle, uint64_t seed)
 {
     struct pl_sampler *s = pl_alloc(sizeof *s, "a sampler");
     if (!s)
         return NULL;
-    *s = (struct pl_sampler){.samples = samples, .chunk_rows = chunk_rows, .chunks = (samples + chunk_rows - 1) / chunk_rows,
-                             .shuffle = shuffle, .seed = seed, .epoch = -1, .window = -1};
+    chunk_rows = chunk_rows < 1 ? 1 : chunk_rows;
+    window_rows = window_rows < 1 ? 1 : window_rows;
+    *s = (struct pl_sampler){.samples = samples,
+                             .chunk_rows = chunk_rows,
+                             .chunks = (samples + chunk_rows - 1) / chunk_rows,
+                             .shuffle = shuffle,
+                             .seed = seed,
+                             .epoch = -1,
+                             .window = -1};
     s->window_chunks = (window_rows + chunk_rows - 1) / chunk_rows;
     if (s->window_chunks > s->chunks)
         s->window_chunks = s->chunks;
@@ -87,7 +95,8 @@ static void set_window(struct pl_sampler *s, int64_t window, int64_t first)
     for (int64_t i = window * s->window_chunks; i < end && i < s->chunks; i++)
         for (int64_t row = 0; row < rows_of(s, s->chunk[i]); row++)
             s->order[n++] = s->chunk[i] * s->chunk_rows + row;
-    permute(s->order, n, pl_rng_make(s->seed, (uint64_t)s->epoch + 1, (uint64_t)window, WINDOW_STREAM));
+    permute(s->order, n,
+            pl_rng_make(s->seed, (uint64_t)s->epoch + 1, (uint64_t)window, WINDOW_STREAM));
     s->window = window;
     s->window_first = first;
     s->window_n = n;
@@ -106,10 +115,12 @@ static void find_window(struct pl_sampler *s, int64_t position)
         set_window(s, window, first);
 }
 
-pl_status pl_sampler_order(struct pl_sampler *s, int64_t epoch, int64_t first, int64_t n, int64_t *index)
+pl_status pl_sampler_order(struct pl_sampler *s, int64_t epoch, int64_t first, int64_t n,
+                           int64_t *index)
 {
     if (first < 0 || n < 0 || first + n > s->samples)
-        return pl_error(PL_ERR_DATA, "data", "positions %lld to %lld of %lld", (long long)first, (long long)(first + n), (long long)s->samples);
+        return pl_error(PL_ERR_DATA, "data", "positions %lld to %lld of %lld", (long long)first,
+                        (long long)(first + n), (long long)s->samples);
     if (s->shuffle && s->epoch != epoch)
         set_epoch(s, epoch);
     for (int64_t i = 0; i < n; i++) {
@@ -118,18 +129,24 @@ pl_status pl_sampler_order(struct pl_sampler *s, int64_t epoch, int64_t first, i
             index[i] = position;
             continue;
         }
-        if (s->window < 0 || position < s->window_first || position >= s->window_first + s->window_n)
+        if (s->window < 0 || position < s->window_first ||
+            position >= s->window_first + s->window_n)
             find_window(s, position);
         index[i] = s->order[position - s->window_first];
     }
     return PL_OK;
 }
 
-int64_t pl_sampler_steps(int64_t samples, int64_t global_batch) { return (samples + global_batch - 1) / global_batch; }
-
-void pl_sampler_share(int64_t samples, int64_t global_batch, int64_t step, int rank, int ranks, int64_t *first, int64_t *rows)
+int64_t pl_sampler_steps(int64_t samples, int64_t global_batch)
 {
-    int64_t begin = step * global_batch, end = begin + global_batch < samples ? begin + global_batch : samples;
+    return (samples + global_batch - 1) / global_batch;
+}
+
+void pl_sampler_share(int64_t samples, int64_t global_batch, int64_t step, int rank, int ranks,
+                      int64_t *first, int64_t *rows)
+{
+    int64_t begin = step * global_batch,
+            end = begin + global_batch < samples ? begin + global_batch : samples;
     int64_t each = (global_batch + ranks - 1) / ranks, mine = begin + rank * each;
     *first = mine < end ? mine : end;
     *rows = end - *first < each ? end - *first : each;

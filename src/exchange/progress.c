@@ -122,9 +122,9 @@ static void *run(void *arg)
 {
     struct pl_exchange *x = arg;
     struct flight *flight = x->flight;
-    bool some;
     for (;;) {
         unsigned from, to;
+        bool some = false;
         pl_status s = PL_OK;
         if (take(x, flight, &from, &to))
             return NULL;

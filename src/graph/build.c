@@ -216,6 +216,9 @@ static pl_status circle(struct draft *d)
     for (int k = 0; k < d->n; k++)
         at = blocked_input(d, at);
     int start = at;
+    for (int k = 0; k < d->n; k++, at = blocked_input(d, at))
+        start = at < start ? at : start; /* the circle's first in the file */
+    at = start;
     do {
         d->order[n++] = at;
         at = blocked_input(d, at);

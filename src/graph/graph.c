@@ -216,3 +216,16 @@ const float *pl_graph_output(const struct pl_graph *g)
     int root = g->node[g->output].root;
     return root == PL_DATA ? g->last_data : pl_span_memory(g, g->node[root].y);
 }
+
+int64_t pl_graph_classes(const struct pl_graph *g)
+{
+    const struct pl_layer *l = &g->layer[g->output];
+    struct pl_op op = {0};
+    if (!g->has_loss)
+        return 0;
+    l->kind->op(l, &op);
+    if (op.label_floats > 0)
+        return 0;
+    int64_t outputs = pl_shape_row_elems(&l->x[0]);
+    return outputs == 1 ? 2 : outputs; /* one output tells two classes apart */
+}

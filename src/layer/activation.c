@@ -3,10 +3,10 @@
  * the same. */
 #include "layer/kinds.h"
 
+/* In the order of PL_ACTIVATION_CHOICES. */
 const char *pl_layer_activation_name(int choice)
 {
-    static const char *const names[] = {NULL, "relu", "sigmoid",
-                                        "tanh"}; /* PL_ACTIVATION_CHOICES */
+    static const char *const names[] = {NULL, "relu", "sigmoid", "tanh"};
     return names[choice];
 }
 

@@ -1,0 +1,78 @@
+/* Which part of a stored image the network sees: a random crop, of the image with zeros around it
+ * if padded, and its mirror image half of the time; the centre and never mirrored where not random.
+ * The choice is a function of (seed, epoch, sample), so it is the same on any rank and after a
+ * restart. Zero is meant in the network's units, after mean and std. */
+#include "data/dataset.h"
+
+#include <string.h>
+
+#define AUGMENT_STREAM 0xA06Du
+
+struct pl_augment pl_augment_make(const struct pl_dataset *d, bool random, uint64_t seed)
+{
+    bool image = d->want.dims == 3, crop = d->set->crop > 0;
+    struct pl_augment a = {.channels = image ? d->raw[0] : 1,
+                           .height = image ? d->raw[1] : 1,
+                           .width = image ? d->raw[2] : d->row_elems,
+                           .pad = d->set->pad,
+                           .random = random,
+                           .flip = random && d->set->flip,
+                           .seed = seed};
+    a.out_height = crop ? d->set->crop : a.height;
+    a.out_width = crop ? d->set->crop : a.width;
+    return a;
+}
+
+static void mirror(float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n / 2; i++) {
+        float t = x[i];
+        x[i] = x[n - 1 - i];
+        x[n - 1 - i] = t;
+    }
+}
+
+/* Line y of channel c from column `left` on; what lies outside the stored image is zero. */
+static void take_line(const struct pl_augment *a, const struct pl_decoder *d, const void *row,
+                      int64_t c, int64_t y, int64_t left, float *out)
+{
+    int64_t begin = left < 0 ? -left : 0;
+    int64_t end = a->width - left < a->out_width ? a->width - left : a->out_width;
+    if (y < 0 || y >= a->height || begin >= end) {
+        memset(out, 0, (size_t)a->out_width * sizeof *out);
+        return;
+    }
+    memset(out, 0, (size_t)begin * sizeof *out);
+    pl_decode(d, row, c, (c * a->height + y) * a->width + left + begin, end - begin, out + begin);
+    memset(out + end, 0, (size_t)(a->out_width - end) * sizeof *out);
+}
+
+static int64_t offset(const struct pl_augment *a, struct pl_rng *r, int64_t from, int64_t to)
+{
+    int64_t room = from + 2 * a->pad - to;
+    if (!a->random)
+        return (from - to) / 2;
+    return (room > 0 ? (int64_t)pl_rng_below(r, (uint64_t)room + 1) : 0) - a->pad;
+}
+
+void pl_augment(const struct pl_augment *a, const struct pl_decoder *d, const void *row,
+                int64_t epoch, int64_t sample, float *out)
+{
+    bool whole = a->out_height == a->height && a->out_width == a->width;
+    if (whole && !(a->random && a->pad > 0) && !a->flip) {
+        int64_t n = a->height * a->width;
+        for (int64_t c = 0; c < a->channels; c++)
+            pl_decode(d, row, c, c * n, n, out + c * n);
+        return;
+    }
+    struct pl_rng r = pl_rng_make(a->seed, (uint64_t)epoch, (uint64_t)sample, AUGMENT_STREAM);
+    int64_t top = offset(a, &r, a->height, a->out_height);
+    int64_t left = offset(a, &r, a->width, a->out_width);
+    bool flip = a->flip && (pl_rng_u32(&r) & 1u);
+    for (int64_t c = 0; c < a->channels; c++)
+        for (int64_t y = 0; y < a->out_height; y++, out += a->out_width) {
+            take_line(a, d, row, c, top + y, left, out);
+            if (flip)
+                mirror(out, a->out_width);
+        }
+}
