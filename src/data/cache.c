@@ -86,8 +86,6 @@ void pl_cache_destroy(struct pl_cache *c)
     pl_free(c);
 }
 
-static const char *plain(const char *name) { return name[0] == '/' ? name + 1 : name; }
-
 static int64_t integer_at(enum pl_dtype t, const void *p, int64_t i)
 {
     switch (t) {
@@ -152,7 +150,7 @@ static pl_status name_bad(const struct pl_cache *c, const char *name, enum pl_dt
             return pl_error(PL_ERR_DATA, "data",
                             "%s:/%s: sample %lld has %s at element %lld\n"
                             "find and replace such values before training",
-                            c->d->set->file, plain(name), (long long)(first + i / width),
+                            c->d->set->file, pl_dataset_plain(name), (long long)(first + i / width),
                             isnan(x)   ? "NaN"
                             : isinf(x) ? "an infinity"
                                        : "a value beyond float32",
@@ -179,8 +177,8 @@ static pl_status take_classes(const struct pl_cache *c, enum pl_dtype t, int64_t
             return pl_error(PL_ERR_DATA, "data",
                             "%s:/%s: sample %lld has label %lld, wanted 0..%lld"
                             "\nthe model's last layer says how many classes there are",
-                            c->d->set->file, plain(c->d->set->label), (long long)(first + i),
-                            (long long)v, (long long)most);
+                            c->d->set->file, pl_dataset_plain(c->d->set->label),
+                            (long long)(first + i), (long long)v, (long long)most);
         out[i] = (int32_t)v;
     }
     return PL_OK;

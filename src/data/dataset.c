@@ -10,7 +10,7 @@
 #define WINDOW_BYTES (256LL << 20)
 #define BLOCK_BYTES (4LL << 20)
 
-static const char *plain(const char *name) { return name[0] == '/' ? name + 1 : name; }
+const char *pl_dataset_plain(const char *name) { return name[0] == '/' ? name + 1 : name; }
 
 static const char *shape_text(const int64_t *dim, int dims, bool rows, char *text, size_t bytes)
 {
@@ -29,7 +29,7 @@ static pl_status bad_shape(const struct pl_dataset *d, const char *name, const s
 {
     char wanted[200], found[200];
     return pl_error(PL_ERR_DATA, "data", "%s:/%s: wanted %s, found %s\n%s", d->set->file,
-                    plain(name), shape_text(dim, dims, true, wanted, sizeof wanted),
+                    pl_dataset_plain(name), shape_text(dim, dims, true, wanted, sizeof wanted),
                     shape_text(i->dim, i->dims, false, found, sizeof found), advice);
 }
 
@@ -37,7 +37,7 @@ static pl_status bad_type(const struct pl_dataset *d, const char *name, const ch
                           enum pl_dtype found)
 {
     return pl_error(PL_ERR_DATA, "data", "%s:/%s: wanted %s, found %s\nwrite it in such a type",
-                    d->set->file, plain(name), wanted,
+                    d->set->file, pl_dataset_plain(name), wanted,
                     found == PL_OTHER ? "another type" : pl_dtype_name(found));
 }
 
@@ -67,8 +67,8 @@ static pl_status check_augment(const struct pl_dataset *d)
         return pl_error(PL_ERR_DATA, "data",
                         "%s:/%s: no crop of %lld fits into %lldx%lld with %lld "
                         "of padding\nlower augment.crop or raise augment.pad",
-                        s->file, plain(s->data), (long long)s->crop, (long long)d->raw[1],
-                        (long long)d->raw[2], (long long)s->pad);
+                        s->file, pl_dataset_plain(s->data), (long long)s->crop,
+                        (long long)d->raw[1], (long long)d->raw[2], (long long)s->pad);
     return PL_OK;
 }
 
@@ -93,7 +93,7 @@ static pl_status check_inputs(struct pl_dataset *d)
     d->row_bytes = (size_t)d->row_elems * pl_dtype_bytes(d->type);
     if (d->row_bytes == 0 || i->dim[0] == 0)
         return pl_error(PL_ERR_DATA, "data", "%s:/%s: has no samples", d->set->file,
-                        plain(d->set->data));
+                        pl_dataset_plain(d->set->data));
     return check_augment(d);
 }
 
@@ -112,8 +112,8 @@ static pl_status check_labels(struct pl_dataset *d)
         return pl_error(PL_ERR_DATA, "data",
                         "%s: /%s has %lld samples, /%s has %lld\n"
                         "every sample needs one label: write the file again",
-                        d->set->file, plain(d->set->data), (long long)x->dim[0],
-                        plain(d->set->label), (long long)i->dim[0]);
+                        d->set->file, pl_dataset_plain(d->set->data), (long long)x->dim[0],
+                        pl_dataset_plain(d->set->label), (long long)i->dim[0]);
     d->label_bytes = k == 0 ? sizeof(int32_t) : (size_t)k * sizeof(float);
     return PL_OK;
 }
@@ -177,7 +177,7 @@ static pl_status open_part(struct pl_dataset *d, const char *name, const char *k
     pl_error(PL_ERR_DATA, "data",
              "%s:/%s: no such dataset, the file has %s\n"
              "name the right one by the set's key `%s`",
-             d->set->file, plain(name), has.s ? has.s : "none", key);
+             d->set->file, pl_dataset_plain(name), has.s ? has.s : "none", key);
     pl_text_free(&has);
     return PL_ERR_DATA;
 }

@@ -20,6 +20,8 @@ struct pl_dataset {
     int64_t window_rows;        /* within which samples are shuffled */
     bool all_in_memory;
 };
+/* A dataset's name for "FILE:/NAME", which may have been given with the slash. */
+const char *pl_dataset_plain(const char *name);
 
 /* cache.c. `shuffled` says whether rows come window by window or one after the other. One thread.
  */

@@ -202,7 +202,7 @@ pl_status pl_loader_next(struct pl_loader *l, struct pl_batch **out)
     void *item = NULL;
     *out = NULL;
     if (!l->running)
-        return PL_END;
+        return pl_error(PL_ERR_USAGE, "data", "the loader of %s was not started", l->d->set->file);
     if (all_lent(l))
         return pl_error(PL_ERR_USAGE, "data", "all %d batches are lent: release one first",
                         l->batches);

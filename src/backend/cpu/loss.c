@@ -28,8 +28,8 @@ static pl_status plan(struct pl_plan *p) {
     int64_t columns = pl_shape_row_elems(&op->x[0]), rows = op->x[0].dim[0];
     if (op->kind == PL_OP_SOFTMAX_LOSS && (op->x[0].dims < 2 || op->x[0].dim[1] != columns))
         return pl_cpu_refuse(op, "its input is not one number a class");
-    if (op->kind == PL_OP_SIGMOID_LOSS && op->label_floats == 0 && columns != 1)
-        return pl_cpu_refuse(op, "integer labels need an input of one number a sample");
+    if (op->kind != PL_OP_SOFTMAX_LOSS && op->label_floats == 0 && columns != 1)
+        return pl_cpu_refuse(op, "integer labels need one number a sample");
     struct state *s = pl_alloc(sizeof *s + (size_t)rows * sizeof *s->row, "a loss's plan");
     if (s == NULL)
         return PL_ERR_MEMORY;
@@ -122,7 +122,7 @@ static void euclidean_rows(void *arg, int part, int64_t begin, int64_t end) {
         if (j->io->y != x - n * columns)
             memcpy(j->io->y + n * columns, x, (size_t)columns * sizeof *x);
         for (int64_t k = 0; j->io->label != NULL && n < j->io->rows && k < columns; k++) {
-            double d = (double)x[k] - (double)((const float *)j->io->label)[n * columns + k];
+            double d = (double)x[k] - target(j, n, k);
             sum += d * d;
         }
         j->s->row[n] = (struct row_loss){.loss = sum / 2};

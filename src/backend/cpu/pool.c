@@ -129,6 +129,12 @@ static inline void rows_inside(const struct pl_cpu_window *w, int64_t row0, int6
     *last = row0 + w->kh * w->dh < w->h ? row0 + w->kh * w->dh : w->h;
 }
 
+/* Takes a value from further on if it is larger. */
+static inline void later(float *best, int32_t *at, float v, int32_t here) {
+    *at = v > *best ? here : *at;
+    *best = v > *best ? v : *best;
+}
+
 /* Down: m[c] = the largest of the windows' rows in column c, base[c] = its row's start. */
 static inline void max_down(const struct pl_cpu_window *w, const float *x, int64_t row0,
                             float *restrict m, int32_t *restrict base) {
@@ -141,23 +147,20 @@ static inline void max_down(const struct pl_cpu_window *w, const float *x, int64
     for (int64_t c = 0; c < w->w; c++) {
         float best = v0[c];
         int32_t at = at0;
-        at = v1[c] > best ? at0 + step : at;
-        best = v1[c] > best ? v1[c] : best;
-        at = v2[c] > best ? at0 + 2 * step : at;
-        m[c] = v2[c] > best ? v2[c] : best;
+        later(&best, &at, v1[c], at0 + step);
+        later(&best, &at, v2[c], at0 + 2 * step);
+        m[c] = best;
         base[c] = at;
     }
     for (h += 3 * w->dh; h < last; h += w->dh)
-        for (int64_t c = 0; c < w->w; c++) {
-            base[c] = x[h * w->w + c] > m[c] ? (int32_t)(h * w->w) : base[c];
-            m[c] = x[h * w->w + c] > m[c] ? x[h * w->w + c] : m[c];
-        }
+        for (int64_t c = 0; c < w->w; c++)
+            later(&m[c], &base[c], x[h * w->w + c], (int32_t)(h * w->w));
 }
 
-/* Of equals the smaller index wins, not-a-number always does. */
+/* The same from anywhere: of equals the smaller index wins. */
 static inline void pick(float *best, int32_t *at, float v, int32_t here) {
-    bool enough = !(v < *best), other = v != *best, before = here < *at;
-    bool take = enough & (other | before);
+    bool more = v > *best, equal = v == *best, before = here < *at;
+    bool take = more | (equal & before);
     *best = take ? v : *best;
     *at = take ? here : *at;
 }
@@ -189,6 +192,29 @@ static inline void max_along_3(const struct pl_cpu_window *w, const float *m, co
     }
 }
 
+static inline bool has_nan(const float *x, int64_t n) {
+    int32_t found = 0;
+    for (int64_t i = 0; i < n; i++)
+        found |= x[i] != x[i];
+    return found != 0;
+}
+
+/* One output of a plane with not-a-numbers, slowly: they win, so that the loss shows them. */
+static void max_one_nan(const struct pl_cpu_window *w, const float *x, int64_t o, float *y,
+                          int32_t *at) {
+    int64_t i0, i1, j0, j1, r = o / w->ow, q = o % w->ow, best = -1;
+    inside(r, w->sh, w->top, w->dh, w->kh, w->h, &i0, &i1);
+    inside(q, w->sw, w->left, w->dw, w->kw, w->w, &j0, &j1);
+    for (int64_t i = i0; i < i1; i++)
+        for (int64_t j = j0; j < j1; j++) {
+            int64_t here = (r * w->sh - w->top + i * w->dh) * w->w + q * w->sw - w->left + j * w->dw;
+            if (best < 0 || x[here] > x[best] || (isnan(x[here]) && !isnan(x[best])))
+                best = here;
+        }
+    *y = x[best];
+    *at = (int32_t)best;
+}
+
 /* Padding that loses against whatever is in the plane, -inf too. */
 static void max_padding(const struct state *s, float *m, int32_t *base) {
     for (int64_t c = 0; c < s->strip / 3; c++) {
@@ -197,25 +223,18 @@ static void max_padding(const struct state *s, float *m, int32_t *base) {
     }
 }
 
-PL_CPU_CLONES
-static void max_forward(void *arg, int part, int64_t begin, int64_t end) {
-    const struct job *j = arg;
-    const struct state *s = j->s;
-    const struct pl_cpu_window *w = &s->w;
-    float *m = j->scratch + part * s->strip;
-    int32_t *base = (int32_t *)(void *)(m + s->strip / 3), *unused = base + s->strip / 3;
+/* One plane: x [h, w], y and at [oh, ow]; at is NULL in evaluation. m, base, unused: scratch. */
+static inline void max_plane(const struct pl_cpu_window *w, const float *x, float *m,
+                             int32_t *base, int32_t *unused, float *y, int32_t *at) {
     bool three = w->kw == 3 && w->sw == 2 && w->dw == 1;
-    max_padding(s, m, base);
-    for (int64_t c = begin; c < end; c++)
-        for (int64_t r = 0; r < w->oh; r++) {
-            int64_t to = (c * w->oh + r) * w->ow;
-            int32_t *at = s->from == NULL ? unused : s->from + to;
-            max_down(w, j->x + c * w->h * w->w, r * w->sh - w->top, m + w->left, base + w->left);
-            if (three)
-                max_along_3(w, m, base, j->y + to, at);
-            else
-                max_along(w, m, base, j->y + to, at);
-        }
+    for (int64_t r = 0; r < w->oh; r++) {
+        int32_t *at_row = at == NULL ? unused : at + r * w->ow;
+        max_down(w, x, r * w->sh - w->top, m + w->left, base + w->left);
+        if (three)
+            max_along_3(w, m, base, y + r * w->ow, at_row);
+        else
+            max_along(w, m, base, y + r * w->ow, at_row);
+    }
 }
 
 /* The pooling of most networks, 2x2 with stride 2 and no padding, in one pass: n outputs whose
@@ -225,12 +244,14 @@ static inline void max_row_2x2(const float *restrict x, int64_t width, int64_t n
     const float *below = x + width;
     int32_t row = (int32_t)width;
     for (int64_t q = 0; q < n; q++) {
-        float a = x[2 * q], b = x[2 * q + 1], c = below[2 * q], d = below[2 * q + 1];
-        int32_t top = b > a, bottom = d > c;
-        a = b > a ? b : a;
-        c = d > c ? d : c;
-        at[q] = start + (int32_t)(2 * q) + (c > a ? row + bottom : top);
-        y[q] = c > a ? c : a;
+        float best = x[2 * q];
+        int32_t from = start + (int32_t)(2 * q);
+        int32_t here = from;
+        later(&best, &from, x[2 * q + 1], here + 1);
+        later(&best, &from, below[2 * q], here + row);
+        later(&best, &from, below[2 * q + 1], here + row + 1);
+        y[q] = best;
+        at[q] = from;
     }
 }
 
@@ -240,17 +261,29 @@ static bool is_2x2(const struct pl_cpu_window *w) {
 }
 
 PL_CPU_CLONES
-static void max_forward_2x2(void *arg, int part, int64_t begin, int64_t end) {
+static void max_forward(void *arg, int part, int64_t begin, int64_t end) {
     const struct job *j = arg;
-    const struct pl_cpu_window *w = &j->s->w;
-    int32_t *unused = (int32_t *)(void *)(j->scratch + part * j->s->strip), *at;
-    for (int64_t c = begin; c < end; c++)
-        for (int64_t r = 0; r < w->oh; r++) {
-            int64_t to = (c * w->oh + r) * w->ow, start = 2 * r * w->w;
-            at = j->s->from == NULL ? unused : j->s->from + to;
-            max_row_2x2(j->x + c * w->h * w->w + start, w->w, w->ow, (int32_t)start, j->y + to,
-                        at);
-        }
+    const struct state *s = j->s;
+    const struct pl_cpu_window *w = &s->w;
+    float *m = j->scratch + part * s->strip;
+    int32_t *base = (int32_t *)(void *)(m + s->strip / 3), *unused = base + s->strip / 3;
+    int64_t outs = w->oh * w->ow;
+    bool two = is_2x2(w);
+    max_padding(s, m, base);
+    for (int64_t c = begin; c < end; c++) {
+        const float *x = j->x + c * w->h * w->w;
+        float *y = j->y + c * outs;
+        int32_t *at = s->from == NULL ? NULL : s->from + c * outs;
+        if (has_nan(x, w->h * w->w))
+            for (int64_t o = 0; o < outs; o++)
+                max_one_nan(w, x, o, y + o, at == NULL ? unused : at + o);
+        else if (!two)
+            max_plane(w, x, m, base, unused, y, at);
+        else
+            for (int64_t r = 0; r < w->oh; r++)
+                max_row_2x2(x + 2 * r * w->w, w->w, w->ow, (int32_t)(2 * r * w->w), y + r * w->ow,
+                            at == NULL ? unused : at + r * w->ow);
+    }
 }
 
 static void max_backward(void *arg, int part, int64_t begin, int64_t end) {
@@ -371,10 +404,7 @@ static pl_status run(struct pl_plan *p, const struct pl_io *io, pl_cpu_part_fn *
 }
 
 static pl_status forward(struct pl_plan *p, const struct pl_io *io) {
-    const struct state *s = p->state;
-    if (p->op.kind == PL_OP_AVGPOOL)
-        return run(p, io, average_forward);
-    return run(p, io, is_2x2(&s->w) ? max_forward_2x2 : max_forward);
+    return run(p, io, p->op.kind == PL_OP_MAXPOOL ? max_forward : average_forward);
 }
 
 static pl_status backward(struct pl_plan *p, const struct pl_io *io) {

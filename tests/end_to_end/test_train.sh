@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# Whole runs on a small set: learning, the same on 1 to 4 ranks, the same bits twice and after a stop, short batches,
+# few test samples, accumulation, evaluation and prediction.
+. "$PL_SOURCE_DIR/tests/tools/lib.sh"
+cd "$PL_TMPDIR" || exit 1
+cp "$tools"/*.yaml .
+"$tools/make_set.py" train.h5 1000 1 12 4 1 && "$tools/make_set.py" test.h5 203 1 12 4 2 && "$tools/make_set.py" tiny.h5 2 1 12 4 3 || exit 1
+model() { echo "$1/$(cat "$1/latest")/model.h5"; }
+run() { local n=$1 dir=$2; shift 2; train "$n" job.yaml checkpoint.dir="$dir" report.dir="$dir" "$@" >"$dir.log" 2>&1 || { fail "training failed: $dir"; tail -n 5 "$dir.log"; }; }
+compare() { echo -n "$1 against $2: "; "$tools/compare.py" "$(model "$1")" "$(model "$2")" "${@:3}" || fail "$1 and $2 differ"; }
+
+# One step from equal weights, the same global batch (not divisible by 3), 1 to 4 ranks.
+for net in net net-bn; do
+    [ $net = net-bn ] && continue # statistics are of each rank's rows
+    for n in 1 2 3 4; do run $n one-$net-$n model=$net.yaml train.steps=1 train.global_batch=192 train.eval_every=never; done
+    for n in 2 3 4; do compare one-$net-1 one-$net-$n 1e-6 1e-5; done
+done
+# The same job twice.
+run 2 twice-a train.epochs=2
+run 2 twice-b train.epochs=2
+compare twice-a twice-b 0 0 exact
+accuracy=$(grep '"eval"' twice-a/metrics.jsonl | tail -n 1 | sed -E 's/.*"accuracy": ([0-9.]+).*/\1/')
+awk "BEGIN{exit !($accuracy > 0.9)}" || fail "accuracy $accuracy, wanted more than 0.9"
+grep -q '"samples": 203' twice-a/metrics.jsonl || fail "the evaluation did not count 203 samples"
+
+# Stopped by USR1 in mid-run, resumed: the bits of the run without the stop. A rank is slowed so that there is time.
+run 2 straight train.epochs=8
+( train 2 job.yaml train.epochs=8 checkpoint.dir=stopped report.dir=stopped debug.delay.ms=20 >stopped.log 2>&1; echo $? >stopped.code ) &
+waiter=$!
+for _ in $(seq 200); do grep -q '"step": 20,' stopped/metrics.jsonl 2>/dev/null && break; sleep 0.1; done
+pid=$(pgrep -f "checkpoint.dir=stopped" | while read -r p; do [ "$(cat /proc/$p/comm)" = paceline ] && [ "$(tr '\0' '\n' <"/proc/$p/environ" | grep -c "PL_TMPDIR=$PL_TMPDIR$")" = 1 ] && echo "$p"; done | tail -n 1)
+kill -USR1 "$pid"
+wait $waiter
+[ "$(cat stopped.code)" = 75 ] || fail "a stopped run ended with $(cat stopped.code), wanted 75"
+step=$(sed 's/step-0*//' stopped/latest)
+echo "stopped after step $step of $(sed 's/step-0*//' straight/latest)"
+run 2 stopped train.epochs=8
+compare straight stopped 0 0 exact
+[ "$(cat stopped/latest)" = "$(cat straight/latest)" ] || fail "the resumed run ended elsewhere"
+run 2 stopped train.epochs=8
+grep -q 'this run is done' stopped.log || fail "a finished run did not say so"
+
+# 1000 samples over 3 ranks at 64: five full steps and one of 40 samples, all on rank 0. The last update is that of
+# one rank with the same 40 samples, continued from the checkpoint before it. With batchnorm too.
+for net in net net-bn; do
+    run 3 epoch-$net model=$net.yaml train.epochs=1 train.eval_every=never checkpoint.every="5 steps"
+    grep -q '"step": 6,' epoch-$net/metrics.jsonl || fail "an epoch of 1000 samples on 3 ranks at 64 has not 6 steps"
+    seen=$(/usr/bin/python3 -c "import h5py,sys; print(h5py.File(sys.argv[1])['run'].attrs['samples_seen'])" "$(model epoch-$net)")
+    [ "$seen" = 1000 ] || fail "$seen samples were read in an epoch of 1000"
+    mkdir -p last-$net && cp -r epoch-$net/step-00000005 last-$net/
+    run 1 last-$net model=$net.yaml train.steps=6 train.eval_every=never train.global_batch=192
+    compare epoch-$net last-$net 1e-6 1e-5
+done
+# Fewer test samples than ranks; each is counted once.
+run 4 few data.test.file=tiny.h5 train.epochs=1
+grep -q '"samples": 2}' few/metrics.jsonl || fail "2 test samples on 4 ranks were not counted once each"
+# Two micro-batches of half the size make the same step.
+run 2 whole train.steps=3 train.global_batch=64 train.eval_every=never
+run 2 halves train.steps=3 train.global_batch=64 train.accumulate=2 train.eval_every=never
+compare whole halves 1e-6 1e-5
+# Every optimizer learns something; the reference backend follows the cpu backend.
+for kind in sgd nesterov adagrad adadelta rmsprop adam adamw lars; do
+    lr=0.01; [ $kind = adadelta ] && lr=1; [ $kind = lars ] && lr=10
+    run 1 opt-$kind optimizer.kind=$kind optimizer.lr=$lr optimizer.clip_norm=5 train.epochs=3
+    first=$(grep '"event": "step"' opt-$kind/metrics.jsonl | head -n 1 | sed -E 's/.*"loss": ([0-9.e+-]+).*/\1/')
+    last=$(grep '"event": "step"' opt-$kind/metrics.jsonl | tail -n 1 | sed -E 's/.*"loss": ([0-9.e+-]+).*/\1/')
+    echo "$kind: loss $first to $last"
+    awk "BEGIN{exit !($last < 0.8 * $first)}" || fail "$kind does not learn: loss $first to $last"
+done
+run 1 cpu device.kind=cpu train.steps=5 train.eval_every=never
+run 1 reference device.kind=reference train.steps=5 train.eval_every=never
+compare cpu reference 1e-5 1e-4
+# eval and predict agree with the run's own evaluation.
+ranks 3 "$PACELINE" eval job.yaml checkpoint.dir=twice-a >eval.out 2>eval.err || fail "eval failed"
+grep -q "accuracy $accuracy" <(sed -E 's/accuracy ([0-9.]+),/accuracy \1 /' eval.out) || grep -q "$(printf '%.4f' "$accuracy")" eval.out || fail "eval says $(cat eval.out), the run said $accuracy"
+ranks 1 "$PACELINE" predict job.yaml checkpoint.dir=twice-a --out predicted.h5 >/dev/null || fail "predict failed"
+/usr/bin/python3 - "$accuracy" <<'PY' || fail "predictions do not give the accuracy of the evaluation"
+import h5py, sys
+p, t = h5py.File("predicted.h5"), h5py.File("test.h5")
+right = (p["class"][()] == t["label"][()]).mean()
+print("predicted %.6f, evaluated %s" % (right, sys.argv[1]))
+sys.exit(abs(right - float(sys.argv[1])) > 1e-6 or abs(p["output"][()].sum(1) - 1).max() > 1e-4)
+PY
+"$PACELINE" inspect "twice-a" | grep -q '/params/conv1/weight' || fail "inspect does not show a checkpoint's tensors"
+"$PACELINE" inspect job.yaml | grep -q 'conv1' || fail "inspect does not show a job's layers"
+finish

@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Bad input and failures on 3 ranks: each its message, once, its exit code, and no hang.
+. "$PL_SOURCE_DIR/tests/tools/lib.sh"
+cd "$PL_TMPDIR" || exit 1
+cp "$tools"/*.yaml .
+make() { "$tools/make_set.py" "$@" || exit 1; }
+make train.h5 600 1 12 4 1; make test.h5 100 1 12 4 2; make label.h5 600 1 12 4 1 label; make nan.h5 600 1 12 4 1 nan
+make name.h5 600 1 12 4 1 name; make truncated.h5 600 1 12 4 1 truncated; make shape.h5 600 1 14 4 1; make two.h5 2 1 12 4 1
+make huge.h5 600 1 12 4 1 huge
+echo "not HDF5 at all" >text.h5
+say() { echo "--- $*"; }
+data() { echo "data.train.file=$1"; }
+
+say data
+expect 3 "missing.h5: no such file" 3 job.yaml "$(data missing.h5)"
+expect 3 "text.h5: not an HDF5 file" 3 job.yaml "$(data text.h5)"
+expect 3 "truncated.h5" 3 job.yaml "$(data truncated.h5)"
+expect 3 "name.h5:/data: no such dataset" 3 job.yaml "$(data name.h5)"
+expect 3 "shape.h5:/data: wanted [N, 1, 12, 12], found [600, 1, 14, 14]" 3 job.yaml "$(data shape.h5)"
+expect 3 "sample 300 has label 7, wanted 0 to 3" 3 job.yaml "$(data label.h5)" data.train.shuffle=false
+expect 3 "sample 300 holds NaN at element 0" 3 job.yaml "$(data nan.h5)" data.train.shuffle=false
+expect 3 "2 samples for 3 ranks" 3 job.yaml "$(data two.h5)"
+say job file
+printf 'model: net.yaml\ntrain: {epohcs: 3}\n' >unknown.yaml
+expect 2 "unknown.yaml:2:9: unknown key train.epohcs" 3 unknown.yaml
+grep -q 'did you mean train.epochs?' out || fail "no suggestion for train.epohcs"
+printf 'model: net.yaml\ntrain: {epochs: many}\n' >type.yaml
+expect 2 'type.yaml:2:17: train.epochs: wanted a number, at least 1e-09, found "many"' 3 type.yaml
+expect 2 "missing.yaml: No such file" 3 missing.yaml
+expect 2 "sync.backup_workers: only 0 in this version" 3 job.yaml sync.backup_workers=1
+expect 2 "exchange.transport: verbs is not in this version yet" 3 job.yaml exchange.transport=verbs
+printf 'name: c\ninput: {data: [1, 12, 12], label: int}\nlayers:\n  - {name: a, kind: relu, from: b}\n  - {name: b, kind: relu, from: a}\n  - {name: d, kind: dense, units: 4}\n  - {name: loss, kind: softmax_loss}\n' >cycle.yaml
+expect 2 "cycle" 3 job.yaml model=cycle.yaml
+sed 's/kernel: 3/kernel: 13/' net.yaml >fit.yaml
+expect 2 "conv1" 3 job.yaml model=fit.yaml
+sed 's/kind: maxpool/kind: maxpol/' net.yaml >kind.yaml
+expect 2 "maxpool" 3 job.yaml model=kind.yaml
+say run
+expect 4 "the loss is not finite" 3 job.yaml "$(data huge.h5)"
+touch file
+expect 6 "file/run: cannot be made" 3 job.yaml checkpoint.dir=file/run
+expect 6 "file/run: cannot be made" 3 job.yaml checkpoint.dir= report.dir=file/run
+train 2 job.yaml train.epochs=1 >/dev/null 2>&1 || fail "a plain run failed"
+expect 6 "checkpoint.resume is never" 3 job.yaml checkpoint.resume=never
+sed 's/units: 24/units: 25/' net.yaml >other.yaml
+expect 6 "another model" 2 job.yaml model=other.yaml
+say faults
+expect 3 "debug.fault at loader.read" 3 job.yaml checkpoint.dir=f1 report.dir=f1 debug.fault=loader.read@rank=1@step=2:fail
+expect 7 "debug.fault at step" 3 job.yaml checkpoint.dir=f2 report.dir=f2 debug.fault=step@rank=2@step=1:fail
+expect 5 "missing: rank 1" 2 job.yaml checkpoint.dir=f3 report.dir=f3 debug.fault=step@rank=1@step=1:hang exchange.timeout="2 s"
+expect 6 "debug.fault at checkpoint.write" 2 job.yaml checkpoint.dir=f4 report.dir=f4 train.epochs=1 debug.fault=checkpoint.write:fail
+# Killed while a checkpoint is written: the one before stays usable.
+train 2 job.yaml checkpoint.dir=f5 report.dir=f5 checkpoint.every="2 steps" debug.fault=checkpoint.before_rename@step=4:kill >out 2>&1 && fail "a killed run ended with 0"
+[ "$(cat f5/latest)" = step-00000002 ] || fail "latest is $(cat f5/latest), wanted step-00000002"
+train 2 job.yaml checkpoint.dir=f5 report.dir=f5 >out 2>&1 || { fail "no resume after a kill"; cat out; }
+grep -q 'continuing at step 2' out || fail "it did not continue at step 2"
+# A damaged checkpoint is named and passed over.
+newest=$(cat f5/latest)
+printf 'x' | dd of="f5/$newest/model.h5" bs=1 seek=3000 conv=notrunc 2>/dev/null
+train 2 job.yaml checkpoint.dir=f5 report.dir=f5 >out 2>&1 || fail "no resume past a damaged checkpoint"
+grep -q "$newest is damaged" out || { fail "the damaged checkpoint was not named"; cat out; }
+finish

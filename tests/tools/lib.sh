@@ -1,0 +1,23 @@
+# Sourced by the test scripts: where things are, and how ranks are started and outcomes checked.
+set -u
+. "$PL_SOURCE_DIR/tests/environment.sh"
+tools=$PL_SOURCE_DIR/tests/tools
+failures=0
+fail() { echo "FAIL: $*"; failures=$((failures + 1)); }
+# ranks N command...: under mpirun, with a limit
+ranks() { local n=$1; shift; timeout --kill-after=5 120 "${PL_MPIRUN[@]}" -n "$n" "$@"; }
+train() { local n=$1; shift; ranks "$n" "$PACELINE" train "$@"; }
+expect() { # expect WANTED-CODE TEXT N ARGS...: a run that fails with this code and this text, once
+    local wanted=$1 text=$2 n=$3 code count; shift 3
+    train "$n" "$@" >out 2>&1
+    code=$?
+    count=$(grep -cF -- "$text" out)
+    if [ $code -ne "$wanted" ] || [ "$count" -ne 1 ]; then
+        fail "wanted exit $wanted and \"$text\" once, got exit $code and it $count times: $*"
+        head -n 20 out
+    else
+        echo "ok: exit $code, $(grep -F -- "$text" out | head -n 1)"
+    fi
+}
+finish() { [ $failures -eq 0 ] || { echo "$failures checks failed"; exit 1; }; exit 0; }
+/usr/bin/python3 -c 'import h5py' 2>/dev/null || { echo "skipped: python3-h5py is not installed"; exit 77; }
