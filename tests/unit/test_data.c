@@ -42,22 +42,24 @@ struct made {
     int64_t bad_sample;      /* with bad_at: its first element or label is `bad` */
     enum { NOWHERE, IN_DATA, IN_LABEL } bad_at;
     double bad;
+    bool pixels;             /* element e is 1 + e in every sample, labels are 0 */
 };
 
 static void write_dataset(struct pl_h5 *f, const struct made *m, const char *name, enum pl_dtype t,
                           int64_t n, int dims, const int64_t *dim, bool label)
 {
     struct pl_h5ds *d;
-    int64_t full[4] = {n}, elems = 1, bad_at = label ? IN_LABEL : IN_DATA;
+    int64_t full[4] = {n}, elems = 1;
+    bool bad = m->bad_at == (label ? IN_LABEL : IN_DATA), classes = label && !m->label_floats;
     for (int k = 0; k < dims; k++)
         elems *= full[k + 1] = dim[k];
     void *rows = calloc((size_t)(n * elems) + 1, 8);
     for (int64_t i = 0; i < n; i++)
-        for (int64_t e = 0; e < elems; e++)
-            put(rows, t, i * elems + e,
-                (int64_t)m->bad_at == bad_at && i == m->bad_sample && e == 0 ? m->bad
-                : label && !m->label_floats                                  ? (double)(i % 10)
-                                                                             : value(i, e));
+        for (int64_t e = 0; e < elems; e++) {
+            double v = classes ? (double)(i % 10) : value(i, e);
+            v = m->pixels ? (label ? 0 : (double)(1 + e)) : v;
+            put(rows, t, i * elems + e, bad && i == m->bad_sample && e == 0 ? m->bad : v);
+        }
     assert_int_equal(pl_h5_make_dataset(f, name, t, dims + 1, full, m->chunk, m->deflate, &d), PL_OK);
     assert_int_equal(pl_h5_write_rows(d, 0, n, t, rows), PL_OK);
     pl_h5_dataset_close(d);
@@ -88,22 +90,40 @@ static void done(struct pl_job_set *set)
 
 static const struct pl_job_input images = {.dims = 3, .dim = {2, 3, 4}};
 
-static struct pl_dataset *open_set(const struct pl_job_set *set, const struct pl_job_input *want)
+/* A set on its way into batches. */
+struct run {
+    struct pl_job_set set;
+    struct pl_dataset *d;
+    struct pl_loader *l;
+};
+
+static void open_run(struct run *r, struct pl_job_set set, const struct pl_job_input *want)
 {
-    struct pl_dataset *d = NULL;
+    r->set = set;
     pl_error_clear();
-    if (pl_dataset_open(set, want, &d) != PL_OK)
+    if (pl_dataset_open(&r->set, want, &r->d) != PL_OK)
         fail_msg("%s", pl_error_text());
-    return d;
 }
 
-static struct pl_loader *load(struct pl_dataset *d, struct pl_loader_options o)
+static void load(struct run *r, struct pl_loader_options o)
 {
-    struct pl_loader *l = NULL;
     o.ranks = o.ranks ? o.ranks : 1;
     o.depth = o.depth ? o.depth : 2;
-    assert_int_equal(pl_loader_create(d, &o, &l), PL_OK);
-    return l;
+    assert_int_equal(pl_loader_create(r->d, &o, &r->l), PL_OK);
+}
+
+static void close_run(struct run *r)
+{
+    pl_loader_destroy(r->l);
+    pl_dataset_close(r->d);
+}
+
+/* Of n samples in uint8, from the start of epoch 0 on. */
+static void simple_run(struct run *r, int64_t n, struct pl_loader_options o)
+{
+    open_run(r, make((struct made){.n = n, .type = PL_U8, .label_type = PL_U8}), &images);
+    load(r, o);
+    assert_int_equal(pl_loader_start(r->l, 0, 0, false), PL_OK);
 }
 
 static struct pl_batch *next(struct pl_loader *l)
@@ -192,22 +212,20 @@ static void bad_settings(void **state)
 /* Reads one epoch until something is wrong. */
 static void refuse_values(struct made m, int64_t classes, const char *words)
 {
-    struct pl_job_set set = make(m);
+    struct run r;
     struct pl_job_input want = images;
     struct pl_batch *b;
-    want.label_floats = m.label_floats;
-    struct pl_dataset *d = open_set(&set, &want);
-    struct pl_loader_options o = {.global_batch = 8, .shuffle = true, .classes = classes};
-    struct pl_loader *l = load(d, o);
     pl_status s;
-    assert_int_equal(pl_loader_start(l, 0, 0, true), PL_OK);
-    while ((s = pl_loader_next(l, &b)) == PL_OK)
-        pl_loader_release(l, b);
+    want.label_floats = m.label_floats;
+    open_run(&r, make(m), &want);
+    load(&r, (struct pl_loader_options){.global_batch = 8, .shuffle = true, .classes = classes});
+    assert_int_equal(pl_loader_start(r.l, 0, 0, true), PL_OK);
+    while ((s = pl_loader_next(r.l, &b)) == PL_OK)
+        pl_loader_release(r.l, b);
     expect(s, words);
-    assert_int_equal(pl_loader_next(l, &b), PL_ERR_DATA);
-    pl_loader_destroy(l);
-    pl_dataset_close(d);
-    done(&set);
+    assert_int_equal(pl_loader_next(r.l, &b), PL_ERR_DATA);
+    close_run(&r);
+    done(&r.set);
 }
 
 static void bad_values(void **state)
@@ -285,15 +303,14 @@ static void every_type_and_layout(void **state)
             set.mean = (struct pl_doubles){2, {3, 5}};
             set.std = (struct pl_doubles){2, {2, 4}};
             set.limit = layout[k].limit;
-            struct pl_dataset *d = open_set(&set, &images);
-            struct pl_loader_options o = {.global_batch = 32, .shuffle = k % 2 == 0, .classes = 10};
-            struct pl_loader *l = load(d, o);
+            struct run r;
+            open_run(&r, set, &images);
+            load(&r, (struct pl_loader_options){.global_batch = 32, .shuffle = k % 2, .classes = 10});
             int64_t n = layout[k].limit ? layout[k].limit : 150;
-            assert_int_equal(pl_dataset_samples(d), n);
-            assert_int_equal(pl_loader_start(l, 0, 0, false), PL_OK);
-            check_epochs(l, &set, n, 2);
-            pl_loader_destroy(l);
-            pl_dataset_close(d);
+            assert_int_equal(pl_dataset_samples(r.d), n);
+            assert_int_equal(pl_loader_start(r.l, 0, 0, false), PL_OK);
+            check_epochs(r.l, &set, n, 2);
+            close_run(&r);
             done(&set);
         }
 }
@@ -302,60 +319,61 @@ static void labels_of_floats(void **state)
 {
     (void)state;
     struct made m = {.n = 20, .type = PL_U8, .label_type = PL_F64, .label_floats = 3, .chunk = 4};
-    struct pl_job_set set = make(m);
     struct pl_job_input want = images;
+    struct run r;
     want.label_floats = 3;
-    struct pl_dataset *d = open_set(&set, &want);
-    struct pl_loader *l = load(d, (struct pl_loader_options){.global_batch = 20, .shuffle = true});
-    assert_int_equal(pl_loader_start(l, 0, 0, true), PL_OK);
-    struct pl_batch *b = next(l);
+    open_run(&r, make(m), &want);
+    load(&r, (struct pl_loader_options){.global_batch = 20, .shuffle = true});
+    assert_int_equal(pl_loader_start(r.l, 0, 0, true), PL_OK);
+    struct pl_batch *b = next(r.l);
     for (int64_t i = 0; i < 60; i++)
         assert_true(((float *)b->label)[i] == (float)value(b->index[i / 3], i % 3));
-    pl_loader_destroy(l);
-    pl_dataset_close(d);
-    done(&set);
+    close_run(&r);
+    done(&r.set);
 }
 
-/* The ranks' batches of an epoch, side by side, are the one rank's; also with fewer samples than ranks. */
+/* The ranks' batches of epoch 4, side by side, are its order, and then it ends. */
+static void check_shares(struct pl_job_set set, int64_t n, int64_t global, int ranks)
+{
+    struct run run[8];
+    int64_t at = 0, order[100];
+    struct pl_batch *b;
+    for (int r = 0; r < ranks; r++) {
+        open_run(&run[r], set, &images);
+        load(&run[r], (struct pl_loader_options){.global_batch = global, .rank = r, .ranks = ranks,
+                                                 .seed = 3, .shuffle = true, .classes = 10});
+        assert_int_equal(pl_loader_start(run[r].l, 4, 0, true), PL_OK);
+    }
+    struct pl_sampler *s = pl_sampler_create(n, run[0].d->block_rows, run[0].d->window_rows, true, 3);
+    assert_int_equal(pl_sampler_order(s, 4, 0, n, order), PL_OK);
+    for (int64_t step = 0; step < pl_loader_steps(run[0].l); step++)
+        for (int r = 0; r < ranks; r++) {
+            b = next(run[r].l);
+            assert_int_equal(b->capacity, (global + ranks - 1) / ranks);
+            for (int64_t i = 0; i < b->rows; i++)
+                assert_int_equal(b->index[i], order[at++]);
+            pl_loader_release(run[r].l, b);
+        }
+    assert_int_equal(at, n);
+    for (int r = 0; r < ranks; r++) {
+        assert_int_equal(pl_loader_next(run[r].l, &b), PL_END);
+        assert_null(b);
+        close_run(&run[r]);
+    }
+    pl_sampler_destroy(s);
+}
+
 static void ranks_share_an_epoch(void **state)
 {
     (void)state;
     static const struct { int64_t n, global; } cases[] = {{5, 16}, {100, 16}, {96, 10}};
-    for (size_t k = 0; k < sizeof cases / sizeof *cases; k++)
-        for (int ranks = 1; ranks <= 8; ranks++) {
-            int64_t n = cases[k].n, at = 0, order[100];
-            struct pl_job_set set = make((struct made){.n = n, .type = PL_U8, .label_type = PL_U8, .chunk = 4});
-            struct pl_dataset *d[8];
-            struct pl_loader *l[8];
-            struct pl_sampler *s = NULL;
-            for (int r = 0; r < ranks; r++) {
-                struct pl_loader_options o = {.global_batch = cases[k].global, .rank = r, .ranks = ranks,
-                                              .seed = 3, .shuffle = true, .classes = 10};
-                d[r] = open_set(&set, &images);
-                l[r] = load(d[r], o);
-                assert_int_equal(pl_loader_start(l[r], 4, 0, true), PL_OK);
-            }
-            s = pl_sampler_create(n, d[0]->block_rows, d[0]->window_rows, true, 3);
-            assert_int_equal(pl_sampler_order(s, 4, 0, n, order), PL_OK);
-            for (int64_t step = 0; step < pl_loader_steps(l[0]); step++)
-                for (int r = 0; r < ranks; r++) {
-                    struct pl_batch *b = next(l[r]);
-                    assert_int_equal(b->capacity, (cases[k].global + ranks - 1) / ranks);
-                    for (int64_t i = 0; i < b->rows; i++)
-                        assert_int_equal(b->index[i], order[at++]);
-                    pl_loader_release(l[r], b);
-                }
-            assert_int_equal(at, n);
-            for (int r = 0; r < ranks; r++) {
-                struct pl_batch *b;
-                assert_int_equal(pl_loader_next(l[r], &b), PL_END);
-                assert_null(b);
-                pl_loader_destroy(l[r]);
-                pl_dataset_close(d[r]);
-            }
-            pl_sampler_destroy(s);
-            done(&set);
-        }
+    for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
+        struct made m = {.n = cases[k].n, .type = PL_U8, .label_type = PL_U8, .chunk = 4};
+        struct pl_job_set set = make(m);
+        for (int ranks = 1; ranks <= 8; ranks++)
+            check_shares(set, cases[k].n, cases[k].global, ranks);
+        done(&set);
+    }
 }
 
 /* ---- start, stop, cache, memory ---- */
@@ -363,82 +381,80 @@ static void ranks_share_an_epoch(void **state)
 static void restarts(void **state)
 {
     (void)state;
-    struct pl_job_set set = make((struct made){.n = 90, .type = PL_U8, .label_type = PL_U8, .chunk = 8, .deflate = 1});
-    struct pl_dataset *d = open_set(&set, &images);
-    struct pl_loader_options o = {.global_batch = 8, .shuffle = true, .classes = 10, .depth = 3};
-    struct pl_loader *l = load(d, o);
-    struct pl_sampler *order = pl_sampler_create(90, d->block_rows, d->window_rows, true, 0);
-    struct pl_rng r = pl_rng_make(1, 2, 3, 4);
+    struct made m = {.n = 90, .type = PL_U8, .label_type = PL_U8, .chunk = 8, .deflate = 1};
+    struct run run;
     struct pl_batch *b, *kept = NULL;
-    assert_int_equal(pl_loader_next(l, &b), PL_ERR_USAGE);
+    struct pl_rng r = pl_rng_make(1, 2, 3, 4);
+    open_run(&run, make(m), &images);
+    load(&run, (struct pl_loader_options){.global_batch = 8, .shuffle = true, .classes = 10, .depth = 3});
+    struct pl_sampler *order = pl_sampler_create(90, run.d->block_rows, run.d->window_rows, true, 0);
+    assert_int_equal(pl_loader_next(run.l, &b), PL_ERR_USAGE);
     pl_error_clear();
     for (int i = 0; i < 300; i++) {
         int64_t epoch = (int64_t)pl_rng_below(&r, 3), step = (int64_t)pl_rng_below(&r, 12), index[8];
-        assert_int_equal(pl_loader_start(l, epoch, step, i % 3 == 0), PL_OK);
-        pl_loader_release(l, i % 2 ? kept : NULL); /* lent before the restart */
-        kept = i % 2 ? NULL : kept;
+        assert_int_equal(pl_loader_start(run.l, epoch, step, i % 3 == 0), PL_OK);
+        if (i % 2) {
+            pl_loader_release(run.l, kept); /* lent before the restart */
+            kept = NULL;
+        }
         for (int64_t k = (int64_t)pl_rng_below(&r, 5); k > 0 && step < 12; k--, step++) {
-            b = next(l);
+            b = next(run.l);
+            assert_ptr_not_equal(b, kept);
             assert_int_equal(b->epoch, epoch);
             assert_int_equal(b->step, step);
             assert_int_equal(pl_sampler_order(order, epoch, step * 8, b->rows, index), PL_OK);
             assert_memory_equal(b->index, index, (size_t)b->rows * sizeof *index);
             if (kept)
-                pl_loader_release(l, b);
+                pl_loader_release(run.l, b);
             else
                 kept = b;
         }
     }
     pl_sampler_destroy(order);
-    pl_loader_destroy(l); /* while it reads, a batch still lent */
-    pl_dataset_close(d);
-    done(&set);
+    close_run(&run); /* while it reads, a batch still lent */
+    done(&run.set);
 }
 
 static void all_batches_lent(void **state)
 {
     (void)state;
-    struct pl_job_set set = make((struct made){.n = 40, .type = PL_U8, .label_type = PL_U8});
-    struct pl_dataset *d = open_set(&set, &images);
-    struct pl_loader *l = load(d, (struct pl_loader_options){.global_batch = 8, .depth = 1});
+    struct run r;
     struct pl_batch *b[3];
-    assert_int_equal(pl_loader_start(l, 0, 0, false), PL_OK);
-    b[0] = next(l), b[1] = next(l);
-    assert_int_equal(pl_loader_next(l, &b[2]), PL_ERR_USAGE);
+    simple_run(&r, 40, (struct pl_loader_options){.global_batch = 8, .depth = 1});
+    b[0] = next(r.l), b[1] = next(r.l);
+    assert_int_equal(pl_loader_next(r.l, &b[2]), PL_ERR_USAGE);
     assert_non_null(strstr(pl_error_text(), "all 2 batches are lent"));
     pl_error_clear();
-    pl_loader_release(l, b[0]);
-    pl_loader_release(l, b[0]); /* twice: no harm */
-    b[2] = next(l);
+    pl_loader_release(r.l, b[0]);
+    pl_loader_release(r.l, b[0]); /* twice: no harm */
+    b[2] = next(r.l);
     assert_int_equal(b[2]->step, 2);
     assert_int_equal(b[1]->index[0], 8);
-    pl_loader_destroy(l);
-    pl_dataset_close(d);
-    done(&set);
+    close_run(&r);
+    done(&r.set);
 }
 
-/* A window of 4 blocks out of 25, so that blocks give way; memory and none must not differ, and a
- * block is read once a window at most. */
+/* A window of 4 blocks out of 25, so that blocks give way: memory and none must not differ. */
 static void cache_modes_agree(void **state)
 {
     (void)state;
-    struct pl_job_set set = make((struct made){.n = 1000, .type = PL_U8, .label_type = PL_U8, .chunk = 40, .deflate = 1});
+    struct made m = {.n = 1000, .type = PL_U8, .label_type = PL_U8, .chunk = 40, .deflate = 1};
+    struct pl_job_set set = make(m);
     set.mean = (struct pl_doubles){2, {0, 0}}, set.std = (struct pl_doubles){2, {1, 1}};
-    struct pl_dataset *d[3];
-    struct pl_loader *l[3];
-    for (int k = 0; k < 3; k++) {
-        set.cache = k;
-        d[k] = open_set(&set, &images);
-        assert_int_equal(d[k]->all_in_memory, k != 2);
-        assert_int_equal(d[k]->window_rows, 1000);
-        d[k]->window_rows = 160;
-        l[k] = load(d[k], (struct pl_loader_options){.global_batch = 48, .shuffle = true, .classes = 10});
-        assert_int_equal(pl_loader_start(l[k], 0, 0, false), PL_OK);
+    struct run r[3];
+    for (set.cache = 0; set.cache < 3; set.cache++) {
+        struct run *one = &r[set.cache];
+        open_run(one, set, &images);
+        assert_int_equal(one->d->all_in_memory, set.cache != 2);
+        assert_int_equal(one->d->window_rows, 1000);
+        one->d->window_rows = 160;
+        load(one, (struct pl_loader_options){.global_batch = 48, .shuffle = true, .classes = 10});
+        assert_int_equal(pl_loader_start(one->l, 0, 0, false), PL_OK);
     }
     for (int step = 0; step < 50; step++) {
         struct pl_batch *b[3];
         for (int k = 0; k < 3; k++) {
-            b[k] = next(l[k]);
+            b[k] = next(r[k].l);
             assert_memory_equal(b[k]->index, b[0]->index, 48 * sizeof(int64_t));
             assert_memory_equal(b[k]->data, b[0]->data, 48 * 24 * sizeof(float));
             assert_memory_equal(b[k]->label, b[0]->label, 48 * sizeof(int32_t));
@@ -446,81 +462,66 @@ static void cache_modes_agree(void **state)
         for (int64_t i = 0; i < b[0]->rows; i++)
             check_row(b[2], i, &set);
         for (int k = 0; k < 3; k++)
-            pl_loader_release(l[k], b[k]);
+            pl_loader_release(r[k].l, b[k]);
     }
-    for (int k = 0; k < 3; k++) {
-        pl_loader_destroy(l[k]);
-        pl_dataset_close(d[k]);
-    }
+    for (int k = 0; k < 3; k++)
+        close_run(&r[k]);
     done(&set);
 }
 
 static void steps_allocate_nothing(void **state)
 {
     (void)state;
-    struct pl_job_set set = make((struct made){.n = 5000, .type = PL_U8, .label_type = PL_U8});
-    struct pl_dataset *d = open_set(&set, &images);
-    d->all_in_memory = false, d->window_rows = 2048;
-    struct pl_loader *l = load(d, (struct pl_loader_options){.global_batch = 64, .shuffle = true});
-    assert_int_equal(pl_loader_start(l, 0, 0, false), PL_OK);
-    pl_loader_release(l, next(l));
+    struct run r;
+    struct made m = {.n = 5000, .type = PL_U8, .label_type = PL_U8};
+    open_run(&r, make(m), &images);
+    r.d->all_in_memory = false, r.d->window_rows = 2048; /* so that blocks keep being read */
+    load(&r, (struct pl_loader_options){.global_batch = 64, .shuffle = true});
+    assert_int_equal(pl_loader_start(r.l, 0, 0, false), PL_OK);
+    pl_loader_release(r.l, next(r.l));
     uint64_t before = pl_alloc_count();
     for (int i = 0; i < 200; i++)
-        pl_loader_release(l, next(l));
+        pl_loader_release(r.l, next(r.l));
     assert_int_equal(pl_alloc_count(), before);
-    pl_loader_destroy(l);
-    pl_dataset_close(d);
-    done(&set);
+    close_run(&r);
+    done(&r.set);
 }
 
 static void faults_come_out_of_next(void **state)
 {
     (void)state;
-    struct pl_job_set set = make((struct made){.n = 40, .type = PL_U8, .label_type = PL_U8});
-    struct pl_dataset *d = open_set(&set, &images);
-    struct pl_loader *l = load(d, (struct pl_loader_options){.global_batch = 8});
+    struct run r;
     struct pl_batch *b;
+    simple_run(&r, 40, (struct pl_loader_options){.global_batch = 8});
     assert_int_equal(pl_fault_configure("loader.read@step=7:fail", 0), PL_OK);
-    assert_int_equal(pl_loader_start(l, 1, 0, false), PL_OK);
-    pl_loader_release(l, next(l));
-    pl_loader_release(l, next(l));
-    expect(pl_loader_next(l, &b), "step 2 of epoch 1: debug.fault at loader.read");
+    assert_int_equal(pl_loader_start(r.l, 1, 0, false), PL_OK);
+    pl_loader_release(r.l, next(r.l));
+    pl_loader_release(r.l, next(r.l));
+    expect(pl_loader_next(r.l, &b), "step 2 of epoch 1: debug.fault at loader.read");
     assert_int_equal(pl_fault_configure("", 0), PL_OK);
-    assert_int_equal(pl_loader_start(l, 1, 2, false), PL_OK);
-    assert_int_equal(next(l)->step, 2);
-    pl_loader_destroy(l);
-    pl_dataset_close(d);
-    done(&set);
+    assert_int_equal(pl_loader_start(r.l, 1, 2, false), PL_OK);
+    assert_int_equal(next(r.l)->step, 2);
+    close_run(&r);
+    done(&r.set);
 }
 
 /* ---- augmentation: 1x8x8 images whose pixel (y, x) is 1 + 8 y + x ---- */
 
+#define IMAGES 2000
+struct place { int top, left, flip; };
+static struct place places[2][IMAGES]; /* [epoch][sample] */
+
 static struct pl_job_set make_images(int64_t n)
 {
-    struct pl_job_set set = make((struct made){.n = n, .dims = 3, .dim = {1, 8, 8}, .type = PL_U8, .label_type = PL_U8});
-    struct pl_h5 *f;
-    struct pl_h5ds *x, *y;
-    int64_t dim[4] = {n, 1, 8, 8};
-    uint8_t *rows = malloc((size_t)n * 64), *label = calloc((size_t)n, 1);
-    for (int64_t i = 0; i < n * 64; i++)
-        rows[i] = (uint8_t)(1 + i % 64);
-    unlink(set.file);
-    assert_int_equal(pl_h5_create(set.file, "test", PL_ERR_DATA, &f), PL_OK);
-    assert_int_equal(pl_h5_make_dataset(f, "data", PL_U8, 4, dim, 0, 0, &x), PL_OK);
-    assert_int_equal(pl_h5_make_dataset(f, "label", PL_U8, 1, dim, 0, 0, &y), PL_OK);
-    assert_int_equal(pl_h5_write_rows(x, 0, n, PL_U8, rows), PL_OK);
-    assert_int_equal(pl_h5_write_rows(y, 0, n, PL_U8, label), PL_OK);
-    pl_h5_dataset_close(x), pl_h5_dataset_close(y);
-    assert_int_equal(pl_h5_close(f), PL_OK);
-    free(rows), free(label);
-    return set;
+    return make((struct made){.n = n, .dims = 3, .dim = {1, 8, 8}, .type = PL_U8,
+                              .label_type = PL_U8, .pixels = true});
 }
 
-/* Whether x is the crop of `side` at (top, left), mirrored or not, zeros outside the image. */
-static bool is_crop(const float *x, int side, int top, int left, bool flip)
+/* Whether x is the crop of `side` at p, zeros outside the image. */
+static bool is_crop(const float *x, int side, struct place p)
 {
     for (int i = 0; i < side * side; i++) {
-        int r = top + i / side, c = left + (flip ? side - 1 - i % side : i % side);
+        int r = p.top + i / side, c = p.left + (p.flip ? side - 1 - i % side : i % side);
         float want = r < 0 || r > 7 || c < 0 || c > 7 ? 0 : (float)(1 + 8 * r + c);
         if (x[i] != want)
             return false;
@@ -528,67 +529,74 @@ static bool is_crop(const float *x, int side, int top, int left, bool flip)
     return true;
 }
 
-/* The one crop that x is: offset from the least in *top and *left. */
-static bool find_crop(const float *x, int side, int pad, int *top, int *left, bool *flip)
+/* The one place that x was taken from. */
+static struct place find_crop(const float *x, int side, int pad)
 {
-    int room = 8 + 2 * pad - side, found = 0;
-    for (int k = 0; k < (room + 1) * (room + 1) * 2; k++) {
-        int t = k / 2 / (room + 1), c = k / 2 % (room + 1);
-        if (is_crop(x, side, t - pad, c - pad, k % 2)) {
-            *top = t, *left = c, *flip = k % 2;
+    int room = 9 + 2 * pad - side, found = 0;
+    struct place p = {0};
+    for (int k = 0; k < room * room * 2; k++) {
+        struct place q = {k / 2 / room - pad, k / 2 % room - pad, k % 2};
+        if (is_crop(x, side, q)) {
+            p = q;
             found++;
         }
     }
-    return found == 1;
+    assert_int_equal(found, 1);
+    return p;
+}
+
+/* Two epochs of one rank's samples into places, or held against what stands there. */
+static void find_places(struct pl_job_set set, int rank, int ranks, bool compare)
+{
+    struct run r;
+    int side = (int)set.crop;
+    struct pl_job_input want = {.dims = 3, .dim = {1, side, side}};
+    open_run(&r, set, &want);
+    load(&r, (struct pl_loader_options){.global_batch = 64, .rank = rank, .ranks = ranks,
+                                        .augment = true, .shuffle = true, .classes = 1});
+    assert_int_equal(pl_loader_start(r.l, 0, 0, false), PL_OK);
+    for (int64_t step = 0; step < 2 * pl_loader_steps(r.l); step++) {
+        struct pl_batch *b = next(r.l);
+        for (int64_t i = 0; i < b->rows; i++) {
+            struct place p = find_crop(b->data + i * side * side, side, (int)set.pad);
+            struct place *q = &places[b->epoch][b->index[i]];
+            if (compare)
+                assert_memory_equal(&p, q, sizeof p);
+            *q = p;
+        }
+        pl_loader_release(r.l, b);
+    }
+    close_run(&r);
+}
+
+/* Offsets even, half of them mirrored, another in the next epoch, the same on 1 rank as on 2. */
+static void check_augment(struct pl_job_set set, int crop, int pad, bool flip)
+{
+    int room = 9 + 2 * pad - crop, top[16] = {0}, left[16] = {0}, flips = 0, changed = 0;
+    set.crop = crop, set.pad = pad, set.flip = flip;
+    find_places(set, 0, 2, false);
+    find_places(set, 1, 2, false);
+    find_places(set, 0, 1, true);
+    for (int i = 0; i < IMAGES; i++) {
+        struct place p = places[0][i];
+        top[p.top + pad]++, left[p.left + pad]++, flips += p.flip;
+        changed += memcmp(&p, &places[1][i], sizeof p) != 0;
+    }
+    for (int i = 0; i < room; i++) { /* a deviation is below 22 */
+        assert_in_range(top[i], IMAGES / room - 110, IMAGES / room + 110);
+        assert_in_range(left[i], IMAGES / room - 110, IMAGES / room + 110);
+    }
+    assert_in_range(flips, flip ? IMAGES / 2 - 110 : 0, flip ? IMAGES / 2 + 110 : 0);
+    assert_in_range(changed, IMAGES * 3 / 4, IMAGES);
 }
 
 static void crops_and_flips(void **state)
 {
     (void)state;
-    enum { N = 2000 };
-    static const struct { int crop, pad; bool flip; } cases[] = {{8, 2, true}, {4, 0, true}, {6, 1, false}};
-    struct pl_job_set set = make_images(N);
-    for (int k = 0; k < 3; k++) {
-        int side = cases[k].crop, room = 8 + 2 * cases[k].pad - side, flips = 0;
-        int tops[8] = {0}, lefts[8] = {0}, changed = 0;
-        struct pl_job_input want = {.dims = 3, .dim = {1, side, side}};
-        set.crop = side, set.pad = cases[k].pad, set.flip = cases[k].flip;
-        int (*place)[N][3] = calloc(2, sizeof *place);
-        for (int rank = 0; rank < 3; rank++) { /* ranks 0 and 1 of two, then one alone, next epoch */
-            struct pl_dataset *d = open_set(&set, &want);
-            struct pl_loader_options o = {.global_batch = 64, .rank = rank % 2, .ranks = rank < 2 ? 2 : 1,
-                                          .augment = true, .shuffle = true, .classes = 1};
-            struct pl_loader *l = load(d, o);
-            assert_int_equal(pl_loader_start(l, 0, 0, false), PL_OK);
-            for (int64_t step = 0; step < 2 * pl_loader_steps(l); step++) {
-                struct pl_batch *b = next(l);
-                for (int64_t i = 0; i < b->rows; i++) {
-                    int top, left;
-                    bool flip;
-                    assert_true(find_crop(b->data + i * side * side, side, set.pad, &top, &left, &flip));
-                    int *p = place[b->epoch][b->index[i]], now[3] = {top + 1, left, flip};
-                    if (rank < 2)
-                        memcpy(p, now, sizeof now);
-                    else
-                        assert_memory_equal(p, now, sizeof now); /* the same on any number of ranks */
-                }
-                pl_loader_release(l, b);
-            }
-            pl_loader_destroy(l);
-            pl_dataset_close(d);
-        }
-        for (int i = 0; i < N; i++) {
-            tops[place[0][i][0] - 1]++, lefts[place[0][i][1]]++, flips += place[0][i][2];
-            changed += memcmp(place[0][i], place[1][i], sizeof place[0][i]) != 0;
-        }
-        for (int i = 0; i <= room; i++) { /* 2000 draws over 4 or 5 offsets; 3 for the last case */
-            assert_in_range(tops[i], N / (room + 1) - 120, N / (room + 1) + 120);
-            assert_in_range(lefts[i], N / (room + 1) - 120, N / (room + 1) + 120);
-        }
-        assert_in_range(flips, cases[k].flip ? N / 2 - 120 : 0, cases[k].flip ? N / 2 + 120 : 0);
-        assert_in_range(changed, N * 3 / 4, N);
-        free(place);
-    }
+    struct pl_job_set set = make_images(IMAGES);
+    check_augment(set, 8, 2, true);
+    check_augment(set, 4, 0, true);
+    check_augment(set, 6, 1, false);
     done(&set);
 }
 
@@ -596,18 +604,18 @@ static void centre_without_augment(void **state)
 {
     (void)state;
     struct pl_job_set set = make_images(9);
-    struct pl_job_input want = {.dims = 3, .dim = {1, 4, 4}};
-    set.crop = 4, set.pad = 3, set.flip = true;
-    for (int size = 4; size <= 8; size += 4) {
-        want.dim[1] = want.dim[2] = set.crop = size;
-        struct pl_dataset *d = open_set(&set, &want);
-        struct pl_loader *l = load(d, (struct pl_loader_options){.global_batch = 9, .classes = 1});
-        assert_int_equal(pl_loader_start(l, 0, 0, true), PL_OK);
-        struct pl_batch *b = next(l);
+    for (int side = 4; side <= 8; side += 4) {
+        struct pl_job_input want = {.dims = 3, .dim = {1, side, side}};
+        struct run r;
+        set.crop = side, set.pad = 3, set.flip = true;
+        open_run(&r, set, &want);
+        load(&r, (struct pl_loader_options){.global_batch = 9, .classes = 1});
+        assert_int_equal(pl_loader_start(r.l, 0, 0, true), PL_OK);
+        struct pl_batch *b = next(r.l);
         for (int i = 0; i < 9; i++)
-            assert_true(is_crop(b->data + i * size * size, size, (8 - size) / 2, (8 - size) / 2, false));
-        pl_loader_destroy(l);
-        pl_dataset_close(d);
+            assert_true(is_crop(b->data + i * side * side, side,
+                                (struct place){(8 - side) / 2, (8 - side) / 2, false}));
+        close_run(&r);
     }
     done(&set);
 }
