@@ -69,7 +69,7 @@ void *pl_alloc(size_t bytes, const char *what);
 void *pl_realloc(void *p, size_t old_bytes, size_t new_bytes, const char *what);
 void pl_free(void *p); /* NULL is fine */
 char *pl_strdup(const char *s);
-char *pl_strdupf(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+char *pl_strdupf(const char *fmt, ...) __attribute__((format(printf, 1, 2), nonnull(1)));
 /* Calls of pl_alloc so far in this process: a test counts that a step makes none. */
 uint64_t pl_alloc_count(void);
 /* Size arithmetic that refuses to wrap: false on overflow. */

@@ -19,8 +19,9 @@ void pl_h5_unlock(void) { pthread_mutex_unlock(&lock); }
 static herr_t keep_description(unsigned n, const H5E_error2_t *e, void *text)
 {
     (void)n;
-    if (e->desc && e->desc[0])
-        snprintf(text, 256, "%s", e->desc); /* walking upward ends at the innermost cause */
+    char *t = text;
+    if (e->desc && strlen(e->desc) > strlen(t))
+        snprintf(t, 256, "%s", e->desc); /* the longest is the one with the facts */
     return 0;
 }
 
@@ -100,13 +101,12 @@ pl_status pl_h5_open(const char *path, const char *room, pl_status err, struct p
     if (s == PL_OK) {
         setenv("HDF5_USE_FILE_LOCKING", "FALSE", 0);
         pl_h5_lock();
-        f->id = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT);
+        bool hdf5 = H5Fis_hdf5(path) != 0; /* asked first: a later call would clear the text of a failure */
+        f->id = hdf5 ? H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT) : -1;
         if (f->id >= 0)
             pl_h5_unlock();
-        else if (H5Fis_hdf5(path) == 0)
-            s = pl_h5_failed(f, NULL, "not an HDF5 file");
         else
-            s = pl_h5_failed(f, NULL, "cannot be opened");
+            s = pl_h5_failed(f, NULL, hdf5 ? "cannot be opened" : "not an HDF5 file");
     }
     if (s < 0) {
         pl_free(f->path);

@@ -12,13 +12,13 @@ say() { echo "--- $*"; }
 data() { echo "data.train.file=$1"; }
 
 say data
-expect 3 "missing.h5: no such file" 3 job.yaml "$(data missing.h5)"
+expect 3 "missing.h5: No such file" 3 job.yaml "$(data missing.h5)"
 expect 3 "text.h5: not an HDF5 file" 3 job.yaml "$(data text.h5)"
-expect 3 "truncated.h5" 3 job.yaml "$(data truncated.h5)"
+expect 3 "truncated.h5: cannot be opened: truncated file" 3 job.yaml "$(data truncated.h5)"
 expect 3 "name.h5:/data: no such dataset" 3 job.yaml "$(data name.h5)"
 expect 3 "shape.h5:/data: wanted [N, 1, 12, 12], found [600, 1, 14, 14]" 3 job.yaml "$(data shape.h5)"
-expect 3 "sample 300 has label 7, wanted 0 to 3" 3 job.yaml "$(data label.h5)" data.train.shuffle=false
-expect 3 "sample 300 holds NaN at element 0" 3 job.yaml "$(data nan.h5)" data.train.shuffle=false
+expect 3 "sample 300 has label 7, wanted 0..3" 3 job.yaml "$(data label.h5)" data.train.shuffle=false
+expect 3 "sample 300 has NaN at element 0" 3 job.yaml "$(data nan.h5)" data.train.shuffle=false
 expect 3 "2 samples for 3 ranks" 3 job.yaml "$(data two.h5)"
 say job file
 printf 'model: net.yaml\ntrain: {epohcs: 3}\n' >unknown.yaml

@@ -1,6 +1,6 @@
-/* Data sets and the loader, on HDF5 files made here: what is refused and with which words, every type
- * and layout against values computed in the test, shares, restarts, the cache, augmentation. Element e
- * of sample i is value(i, e), which fits every type. */
+/* Data sets and the loader, on HDF5 files made here: what is refused and with which words, every
+ * type and layout against values computed in the test, shares, restarts, the cache. Element e of
+ * sample i is value(i, e), which fits every type. */
 #include "data/dataset.h"
 
 #include <math.h>
@@ -10,39 +10,24 @@
 #include <unistd.h>
 #include <cmocka.h>
 
+#define TEST(name) static void name(void **state __attribute__((unused)))
+
+#define MADE(...) ((struct made){__VA_ARGS__})
+#define LOAD(...) ((struct pl_loader_options){__VA_ARGS__})
+
 static char folder[64];
 
 static int value(int64_t i, int64_t e) { return (int)((i * 7 + e * 3) % 101); }
 
-static void put(void *to, enum pl_dtype t, int64_t at, double v)
-{
-    switch (t) {
-    case PL_F32: ((float *)to)[at] = (float)v; break;
-    case PL_F64: ((double *)to)[at] = v; break;
-    case PL_U8: ((uint8_t *)to)[at] = (uint8_t)v; break;
-    case PL_I8: ((int8_t *)to)[at] = (int8_t)v; break;
-    case PL_I16: ((int16_t *)to)[at] = (int16_t)v; break;
-    case PL_U16: ((uint16_t *)to)[at] = (uint16_t)v; break;
-    case PL_I32: ((int32_t *)to)[at] = (int32_t)v; break;
-    case PL_U32: ((uint32_t *)to)[at] = (uint32_t)v; break;
-    case PL_I64: ((int64_t *)to)[at] = (int64_t)v; break;
-    case PL_U64: ((uint64_t *)to)[at] = (uint64_t)v; break;
-    case PL_OTHER: fail();
-    }
-}
-
-/* What a file is to hold; zeros are the defaults. */
+/* What a file is to hold, besides samples of [2, 3, 4]; zeros are the defaults. */
 struct made {
-    int64_t n, labels;       /* labels: as many as n unless given */
-    int dims;
-    int64_t dim[3];          /* of a sample; [2, 3, 4] unless given */
+    int64_t n, labels; /* labels: as many as n unless given */
     enum pl_dtype type, label_type;
     int64_t label_floats, chunk;
     int deflate;
-    int64_t bad_sample;      /* with bad_at: its first element or label is `bad` */
+    int64_t bad_sample; /* with bad_at: its first element or label is `bad` */
     enum { NOWHERE, IN_DATA, IN_LABEL } bad_at;
     double bad;
-    bool pixels;             /* element e is 1 + e in every sample, labels are 0 */
 };
 
 static void write_dataset(struct pl_h5 *f, const struct made *m, const char *name, enum pl_dtype t,
@@ -53,29 +38,28 @@ static void write_dataset(struct pl_h5 *f, const struct made *m, const char *nam
     bool bad = m->bad_at == (label ? IN_LABEL : IN_DATA), classes = label && !m->label_floats;
     for (int k = 0; k < dims; k++)
         elems *= full[k + 1] = dim[k];
-    void *rows = calloc((size_t)(n * elems) + 1, 8);
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t e = 0; e < elems; e++) {
-            double v = classes ? (double)(i % 10) : value(i, e);
-            v = m->pixels ? (label ? 0 : (double)(1 + e)) : v;
-            put(rows, t, i * elems + e, bad && i == m->bad_sample && e == 0 ? m->bad : v);
-        }
-    assert_int_equal(pl_h5_make_dataset(f, name, t, dims + 1, full, m->chunk, m->deflate, &d), PL_OK);
-    assert_int_equal(pl_h5_write_rows(d, 0, n, t, rows), PL_OK);
+    double *rows = calloc((size_t)(n * elems), sizeof *rows);
+    for (int64_t at = 0; at < n * elems; at++) {
+        rows[at] = classes ? (double)(at % 10) : value(at / elems, at % elems);
+        if (bad && at == m->bad_sample * elems)
+            rows[at] = m->bad;
+    }
+    assert_int_equal(pl_h5_make_dataset(f, name, t, dims + 1, full, m->chunk, m->deflate, &d), 0);
+    assert_int_equal(pl_h5_write_rows(d, 0, n, PL_F64, rows), PL_OK);
     pl_h5_dataset_close(d);
     free(rows);
 }
 
-/* A set of its own file, opened by open_set; the struct lives as long as the test. */
+static const struct pl_job_input images = {.dims = 3, .dim = {2, 3, 4}};
+
+/* A set of its own file, removed by done. */
 static struct pl_job_set make(struct made m)
 {
     static int count;
     struct pl_h5 *f;
     char *path = pl_strdupf("%s/%d.h5", folder, count++);
-    if (m.dims == 0)
-        m.dims = 3, m.dim[0] = 2, m.dim[1] = 3, m.dim[2] = 4;
     assert_int_equal(pl_h5_create(path, "test", PL_ERR_DATA, &f), PL_OK);
-    write_dataset(f, &m, "data", m.type, m.n, m.dims, m.dim, false);
+    write_dataset(f, &m, "data", m.type, m.n, 3, images.dim, false);
     write_dataset(f, &m, "label", m.label_type, m.labels ? m.labels : m.n, m.label_floats > 0,
                   &m.label_floats, true);
     assert_int_equal(pl_h5_close(f), PL_OK);
@@ -88,8 +72,6 @@ static void done(struct pl_job_set *set)
     pl_free(set->file);
 }
 
-static const struct pl_job_input images = {.dims = 3, .dim = {2, 3, 4}};
-
 /* A set on its way into batches. */
 struct run {
     struct pl_job_set set;
@@ -97,33 +79,33 @@ struct run {
     struct pl_loader *l;
 };
 
-static void open_run(struct run *r, struct pl_job_set set, const struct pl_job_input *want)
+/* Opens the set and starts at `epoch`; a window of rows sets a small one, read piece by piece. */
+static void begin(struct run *r, struct pl_job_set set, const struct pl_job_input *want,
+                  int64_t window, int64_t epoch, struct pl_loader_options o)
 {
     r->set = set;
     pl_error_clear();
     if (pl_dataset_open(&r->set, want, &r->d) != PL_OK)
         fail_msg("%s", pl_error_text());
-}
-
-static void load(struct run *r, struct pl_loader_options o)
-{
+    r->d->all_in_memory = r->d->all_in_memory && (window == 0 || set.cache == 1);
+    r->d->window_rows = window ? window : r->d->window_rows;
     o.ranks = o.ranks ? o.ranks : 1;
     o.depth = o.depth ? o.depth : 2;
     assert_int_equal(pl_loader_create(r->d, &o, &r->l), PL_OK);
+    assert_int_equal(pl_loader_start(r->l, epoch, 0, false), PL_OK);
 }
 
-static void close_run(struct run *r)
+static void end(struct run *r, bool remove)
 {
     pl_loader_destroy(r->l);
     pl_dataset_close(r->d);
+    if (remove)
+        done(&r->set);
 }
 
-/* Of n samples in uint8, from the start of epoch 0 on. */
-static void simple_run(struct run *r, int64_t n, struct pl_loader_options o)
+static struct pl_job_set make_bytes(int64_t n, int64_t chunk)
 {
-    open_run(r, make((struct made){.n = n, .type = PL_U8, .label_type = PL_U8}), &images);
-    load(r, o);
-    assert_int_equal(pl_loader_start(r->l, 0, 0, false), PL_OK);
+    return make(MADE(.n = n, .type = PL_U8, .label_type = PL_U8, .chunk = chunk, .deflate = 1));
 }
 
 static struct pl_batch *next(struct pl_loader *l)
@@ -153,19 +135,18 @@ static void refuse(struct pl_job_set set, const struct pl_job_input *want, const
 
 /* ---- what is refused ---- */
 
-static void bad_files(void **state)
+TEST(bad_files)
 {
-    (void)state;
-    struct pl_job_set set = make((struct made){.n = 4000, .type = PL_F32, .label_type = PL_U8});
+    struct pl_job_set set = make(MADE(.n = 4000, .type = PL_F32, .label_type = PL_U8));
     struct pl_job_set absent = set, other = set;
     absent.file = "no/such.h5";
-    refuse(absent, &images, "data: no/such.h5: No such file or directory\ncheck the set's key `file`");
+    refuse(absent, &images, "data: no/such.h5: No such file or directory\ncheck the set's");
     other.data = "/images";
-    refuse(other, &images, "/images: no such dataset, the file has /data, /label\nname the right one");
+    refuse(other, &images, "/images: no such dataset, the file has /data, /label\nname");
     other = set, other.label = "y";
     refuse(other, &images, ".h5:/y: no such dataset");
     assert_int_equal(truncate(set.file, 200000), 0);
-    refuse(set, &images, "truncated file");
+    refuse(set, &images, "0.h5: cannot be opened"); /* HDF5 adds that it is truncated */
     assert_int_equal(truncate(set.file, 0), 0);
     FILE *f = fopen(set.file, "w");
     fputs("sample,label\n", f);
@@ -174,27 +155,25 @@ static void bad_files(void **state)
     done(&set);
 }
 
-static void bad_shapes(void **state)
+TEST(bad_shapes)
 {
-    (void)state;
-    struct pl_job_set set = make((struct made){.n = 20, .type = PL_U8, .label_type = PL_I64});
+    struct pl_job_set set = make(MADE(.n = 20, .type = PL_U8, .label_type = PL_I64));
     struct pl_job_input want = {.dims = 3, .dim = {1, 28, 28}};
     refuse(set, &want, ".h5:/data: wanted [N, 1, 28, 28], found [20, 2, 3, 4]\nchange the model's");
     want = images, want.label_floats = 5;
     refuse(set, &want, ".h5:/label: wanted [N, 5], found [20]\nchange the model's input.label");
     done(&set);
-    set = make((struct made){.n = 20, .type = PL_U8, .label_type = PL_F32});
+    set = make(MADE(.n = 20, .type = PL_U8, .label_type = PL_F32));
     refuse(set, &images, ".h5:/label: wanted integers (classes), found float32");
     done(&set);
-    set = make((struct made){.n = 20, .labels = 19, .type = PL_U8, .label_type = PL_U8});
+    set = make(MADE(.n = 20, .labels = 19, .type = PL_U8, .label_type = PL_U8));
     refuse(set, &images, ".h5: /data has 20 samples, /label has 19\nevery sample needs one label");
     done(&set);
 }
 
-static void bad_settings(void **state)
+TEST(bad_settings)
 {
-    (void)state;
-    struct pl_job_set set = make((struct made){.n = 5, .type = PL_U8, .label_type = PL_U8}), s = set;
+    struct pl_job_set set = make_bytes(5, 0), s = set;
     struct pl_job_input want = {.dims = 3, .dim = {2, 4, 4}};
     s.mean = (struct pl_doubles){3, {1, 2, 3}};
     refuse(s, &images, "3 values of mean for 2 channels");
@@ -217,20 +196,16 @@ static void refuse_values(struct made m, int64_t classes, const char *words)
     struct pl_batch *b;
     pl_status s;
     want.label_floats = m.label_floats;
-    open_run(&r, make(m), &want);
-    load(&r, (struct pl_loader_options){.global_batch = 8, .shuffle = true, .classes = classes});
-    assert_int_equal(pl_loader_start(r.l, 0, 0, true), PL_OK);
+    begin(&r, make(m), &want, 0, 0, LOAD(.global_batch = 8, .shuffle = true, .classes = classes));
     while ((s = pl_loader_next(r.l, &b)) == PL_OK)
         pl_loader_release(r.l, b);
     expect(s, words);
     assert_int_equal(pl_loader_next(r.l, &b), PL_ERR_DATA);
-    close_run(&r);
-    done(&r.set);
+    end(&r, true);
 }
 
-static void bad_values(void **state)
+TEST(bad_values)
 {
-    (void)state;
     struct made m = {.n = 50, .type = PL_U8, .label_type = PL_U8, .chunk = 10, .deflate = 1};
     m.bad_at = IN_LABEL, m.bad_sample = 17, m.bad = 12;
     refuse_values(m, 10, ".h5:/label: sample 17 has label 12, wanted 0..9\n");
@@ -240,7 +215,7 @@ static void bad_values(void **state)
     refuse_values(m, 0, "sample 17 has label -1, wanted 0..2147483647\n");
     m.label_type = PL_F32, m.label_floats = 3, m.bad = (double)INFINITY;
     refuse_values(m, 0, ".h5:/label: sample 17 has an infinity at element 0\n");
-    m = (struct made){.n = 50, .type = PL_F32, .label_type = PL_U8, .bad_at = IN_DATA};
+    m = MADE(.n = 50, .type = PL_F32, .label_type = PL_U8, .bad_at = IN_DATA);
     m.bad_sample = 33, m.bad = (double)NAN;
     refuse_values(m, 10, ".h5:/data: sample 33 has NaN at element 0\nfind and replace");
     m.type = PL_F64, m.bad = 1e300;
@@ -253,10 +228,10 @@ static void check_row(const struct pl_batch *b, int64_t row, const struct pl_job
 {
     const float *x = b->data + row * 24;
     for (int64_t e = 0; e < 24; e++) {
-        double want = (value(b->index[row], e) * set->scale - set->mean.v[e / 12]) / set->std.v[e / 12];
+        double want =
+            (value(b->index[row], e) * set->scale - set->mean.v[e / 12]) / set->std.v[e / 12];
         if (fabs((double)x[e] - want) > 1e-5)
-            fail_msg("sample %lld element %lld is %g, wanted %g", (long long)b->index[row], (long long)e,
-                     (double)x[e], want);
+            fail_msg("sample %d element %d: %g, wanted %g", (int)b->index[row], (int)e, x[e], want);
     }
     assert_int_equal(((int32_t *)b->label)[row], b->index[row] % 10);
 }
@@ -265,7 +240,7 @@ static void check_row(const struct pl_batch *b, int64_t row, const struct pl_job
 static void check_epochs(struct pl_loader *l, const struct pl_job_set *set, int64_t n, int epochs)
 {
     for (int64_t epoch = 0; epoch < epochs; epoch++) {
-        int *seen = calloc((size_t)n, sizeof *seen);
+        int seen[150] = {0};
         for (int64_t step = 0; step < pl_loader_steps(l); step++) {
             struct pl_batch *b = next(l);
             assert_int_equal(b->epoch, epoch);
@@ -284,52 +259,46 @@ static void check_epochs(struct pl_loader *l, const struct pl_job_set *set, int6
         }
         for (int64_t i = 0; i < n; i++)
             assert_int_equal(seen[i], 1);
-        free(seen);
     }
 }
 
-static void every_type_and_layout(void **state)
+TEST(every_type_and_layout)
 {
-    (void)state;
-    static const struct { int64_t chunk; int deflate; int64_t limit; } layout[] = {
-        {0, 0, 0}, {0, 0, 77}, {7, 0, 0}, {7, 4, 0}, {64, 4, 100}, {100, 1, 0}};
+    /* chunk rows, deflate, limit */
+    static const int layout[][3] = {{0, 0, 0}, {0, 0, 77},   {7, 0, 0},
+                                    {7, 4, 0}, {64, 4, 100}, {100, 1, 0}};
     for (int t = PL_F32; t < PL_OTHER; t++)
         for (size_t k = 0; k < sizeof layout / sizeof *layout; k++) {
-            struct made m = {.n = 150, .type = (enum pl_dtype)t, .chunk = layout[k].chunk,
-                             .deflate = layout[k].deflate,
-                             .label_type = t < PL_U8 ? PL_I64 : (enum pl_dtype)t};
+            struct made m = {.n = 150, .chunk = layout[k][0], .deflate = layout[k][1]};
+            m.type = (enum pl_dtype)t;
+            m.label_type = t < PL_U8 ? PL_I64 : m.type;
             struct pl_job_set set = make(m);
             set.scale = 0.25;
             set.mean = (struct pl_doubles){2, {3, 5}};
             set.std = (struct pl_doubles){2, {2, 4}};
-            set.limit = layout[k].limit;
+            set.limit = layout[k][2];
             struct run r;
-            open_run(&r, set, &images);
-            load(&r, (struct pl_loader_options){.global_batch = 32, .shuffle = k % 2, .classes = 10});
-            int64_t n = layout[k].limit ? layout[k].limit : 150;
+            begin(&r, set, &images, 0, 0,
+                  LOAD(.global_batch = 32, .shuffle = k % 2, .classes = 10));
+            int64_t n = set.limit ? set.limit : 150;
             assert_int_equal(pl_dataset_samples(r.d), n);
-            assert_int_equal(pl_loader_start(r.l, 0, 0, false), PL_OK);
+            assert_true(r.d->all_in_memory); /* auto, and small */
             check_epochs(r.l, &set, n, 2);
-            close_run(&r);
-            done(&set);
+            end(&r, true);
         }
 }
 
-static void labels_of_floats(void **state)
+TEST(labels_of_floats)
 {
-    (void)state;
     struct made m = {.n = 20, .type = PL_U8, .label_type = PL_F64, .label_floats = 3, .chunk = 4};
     struct pl_job_input want = images;
     struct run r;
     want.label_floats = 3;
-    open_run(&r, make(m), &want);
-    load(&r, (struct pl_loader_options){.global_batch = 20, .shuffle = true});
-    assert_int_equal(pl_loader_start(r.l, 0, 0, true), PL_OK);
+    begin(&r, make(m), &want, 0, 0, LOAD(.global_batch = 20, .shuffle = true));
     struct pl_batch *b = next(r.l);
     for (int64_t i = 0; i < 60; i++)
         assert_true(((float *)b->label)[i] == (float)value(b->index[i / 3], i % 3));
-    close_run(&r);
-    done(&r.set);
+    end(&r, true);
 }
 
 /* The ranks' batches of epoch 4, side by side, are its order, and then it ends. */
@@ -339,12 +308,13 @@ static void check_shares(struct pl_job_set set, int64_t n, int64_t global, int r
     int64_t at = 0, order[100];
     struct pl_batch *b;
     for (int r = 0; r < ranks; r++) {
-        open_run(&run[r], set, &images);
-        load(&run[r], (struct pl_loader_options){.global_batch = global, .rank = r, .ranks = ranks,
-                                                 .seed = 3, .shuffle = true, .classes = 10});
+        begin(&run[r], set, &images, 0, 4,
+              LOAD(.global_batch = global, .rank = r, .ranks = ranks, .seed = 3, .shuffle = true,
+                   .classes = 10));
         assert_int_equal(pl_loader_start(run[r].l, 4, 0, true), PL_OK);
     }
-    struct pl_sampler *s = pl_sampler_create(n, run[0].d->block_rows, run[0].d->window_rows, true, 3);
+    const struct pl_dataset *d = run[0].d;
+    struct pl_sampler *s = pl_sampler_create(n, d->block_rows, d->window_rows, true, 3);
     assert_int_equal(pl_sampler_order(s, 4, 0, n, order), PL_OK);
     for (int64_t step = 0; step < pl_loader_steps(run[0].l); step++)
         for (int r = 0; r < ranks; r++) {
@@ -358,46 +328,41 @@ static void check_shares(struct pl_job_set set, int64_t n, int64_t global, int r
     for (int r = 0; r < ranks; r++) {
         assert_int_equal(pl_loader_next(run[r].l, &b), PL_END);
         assert_null(b);
-        close_run(&run[r]);
+        end(&run[r], false);
     }
     pl_sampler_destroy(s);
 }
 
-static void ranks_share_an_epoch(void **state)
+TEST(ranks_share_an_epoch)
 {
-    (void)state;
-    static const struct { int64_t n, global; } cases[] = {{5, 16}, {100, 16}, {96, 10}};
+    /* samples, global batch */
+    static const int64_t cases[][2] = {{5, 16}, {100, 16}, {96, 10}};
     for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
-        struct made m = {.n = cases[k].n, .type = PL_U8, .label_type = PL_U8, .chunk = 4};
-        struct pl_job_set set = make(m);
+        struct pl_job_set set = make_bytes(cases[k][0], 4);
         for (int ranks = 1; ranks <= 8; ranks++)
-            check_shares(set, cases[k].n, cases[k].global, ranks);
+            check_shares(set, cases[k][0], cases[k][1], ranks);
         done(&set);
     }
 }
 
 /* ---- start, stop, cache, memory ---- */
 
-static void restarts(void **state)
+TEST(restarts)
 {
-    (void)state;
-    struct made m = {.n = 90, .type = PL_U8, .label_type = PL_U8, .chunk = 8, .deflate = 1};
     struct run run;
     struct pl_batch *b, *kept = NULL;
     struct pl_rng r = pl_rng_make(1, 2, 3, 4);
-    open_run(&run, make(m), &images);
-    load(&run, (struct pl_loader_options){.global_batch = 8, .shuffle = true, .classes = 10, .depth = 3});
-    struct pl_sampler *order = pl_sampler_create(90, run.d->block_rows, run.d->window_rows, true, 0);
-    assert_int_equal(pl_loader_next(run.l, &b), PL_ERR_USAGE);
-    pl_error_clear();
+    begin(&run, make_bytes(90, 8), &images, 64, 0,
+          LOAD(.global_batch = 8, .shuffle = true, .classes = 10, .depth = 3));
+    struct pl_sampler *order = pl_sampler_create(90, run.d->block_rows, 64, true, 0);
     for (int i = 0; i < 300; i++) {
-        int64_t epoch = (int64_t)pl_rng_below(&r, 3), step = (int64_t)pl_rng_below(&r, 12), index[8];
+        int64_t index[8], epoch = pl_rng_u32(&r) % 3, step = pl_rng_u32(&r) % 12;
         assert_int_equal(pl_loader_start(run.l, epoch, step, i % 3 == 0), PL_OK);
         if (i % 2) {
             pl_loader_release(run.l, kept); /* lent before the restart */
             kept = NULL;
         }
-        for (int64_t k = (int64_t)pl_rng_below(&r, 5); k > 0 && step < 12; k--, step++) {
+        for (int64_t k = pl_rng_u32(&r) % 5; k > 0 && step < 12; k--, step++) {
             b = next(run.l);
             assert_ptr_not_equal(b, kept);
             assert_int_equal(b->epoch, epoch);
@@ -411,16 +376,14 @@ static void restarts(void **state)
         }
     }
     pl_sampler_destroy(order);
-    close_run(&run); /* while it reads, a batch still lent */
-    done(&run.set);
+    end(&run, true); /* while it reads, a batch still lent */
 }
 
-static void all_batches_lent(void **state)
+TEST(all_batches_lent)
 {
-    (void)state;
     struct run r;
     struct pl_batch *b[3];
-    simple_run(&r, 40, (struct pl_loader_options){.global_batch = 8, .depth = 1});
+    begin(&r, make_bytes(40, 0), &images, 0, 0, LOAD(.global_batch = 8, .depth = 1));
     b[0] = next(r.l), b[1] = next(r.l);
     assert_int_equal(pl_loader_next(r.l, &b[2]), PL_ERR_USAGE);
     assert_non_null(strstr(pl_error_text(), "all 2 batches are lent"));
@@ -430,26 +393,19 @@ static void all_batches_lent(void **state)
     b[2] = next(r.l);
     assert_int_equal(b[2]->step, 2);
     assert_int_equal(b[1]->index[0], 8);
-    close_run(&r);
-    done(&r.set);
+    end(&r, true);
 }
 
 /* A window of 4 blocks out of 25, so that blocks give way: memory and none must not differ. */
-static void cache_modes_agree(void **state)
+TEST(cache_modes_agree)
 {
-    (void)state;
-    struct made m = {.n = 1000, .type = PL_U8, .label_type = PL_U8, .chunk = 40, .deflate = 1};
-    struct pl_job_set set = make(m);
+    struct pl_job_set set = make_bytes(1000, 40);
     set.mean = (struct pl_doubles){2, {0, 0}}, set.std = (struct pl_doubles){2, {1, 1}};
     struct run r[3];
     for (set.cache = 0; set.cache < 3; set.cache++) {
-        struct run *one = &r[set.cache];
-        open_run(one, set, &images);
-        assert_int_equal(one->d->all_in_memory, set.cache != 2);
-        assert_int_equal(one->d->window_rows, 1000);
-        one->d->window_rows = 160;
-        load(one, (struct pl_loader_options){.global_batch = 48, .shuffle = true, .classes = 10});
-        assert_int_equal(pl_loader_start(one->l, 0, 0, false), PL_OK);
+        begin(&r[set.cache], set, &images, 160, 0,
+              LOAD(.global_batch = 48, .shuffle = true, .classes = 10));
+        assert_int_equal(r[set.cache].d->all_in_memory, set.cache == 1);
     }
     for (int step = 0; step < 50; step++) {
         struct pl_batch *b[3];
@@ -465,34 +421,28 @@ static void cache_modes_agree(void **state)
             pl_loader_release(r[k].l, b[k]);
     }
     for (int k = 0; k < 3; k++)
-        close_run(&r[k]);
+        end(&r[k], false);
     done(&set);
 }
 
-static void steps_allocate_nothing(void **state)
+TEST(steps_allocate_nothing)
 {
-    (void)state;
     struct run r;
-    struct made m = {.n = 5000, .type = PL_U8, .label_type = PL_U8};
-    open_run(&r, make(m), &images);
-    r.d->all_in_memory = false, r.d->window_rows = 2048; /* so that blocks keep being read */
-    load(&r, (struct pl_loader_options){.global_batch = 64, .shuffle = true});
-    assert_int_equal(pl_loader_start(r.l, 0, 0, false), PL_OK);
+    begin(&r, make_bytes(5000, 0), &images, 2048, 0, /* so that blocks keep being read */
+          LOAD(.global_batch = 64, .shuffle = true));
     pl_loader_release(r.l, next(r.l));
     uint64_t before = pl_alloc_count();
     for (int i = 0; i < 200; i++)
         pl_loader_release(r.l, next(r.l));
     assert_int_equal(pl_alloc_count(), before);
-    close_run(&r);
-    done(&r.set);
+    end(&r, true);
 }
 
-static void faults_come_out_of_next(void **state)
+TEST(faults_come_out_of_next)
 {
-    (void)state;
     struct run r;
     struct pl_batch *b;
-    simple_run(&r, 40, (struct pl_loader_options){.global_batch = 8});
+    begin(&r, make_bytes(40, 0), &images, 0, 0, LOAD(.global_batch = 8));
     assert_int_equal(pl_fault_configure("loader.read@step=7:fail", 0), PL_OK);
     assert_int_equal(pl_loader_start(r.l, 1, 0, false), PL_OK);
     pl_loader_release(r.l, next(r.l));
@@ -501,155 +451,60 @@ static void faults_come_out_of_next(void **state)
     assert_int_equal(pl_fault_configure("", 0), PL_OK);
     assert_int_equal(pl_loader_start(r.l, 1, 2, false), PL_OK);
     assert_int_equal(next(r.l)->step, 2);
-    close_run(&r);
-    done(&r.set);
+    end(&r, true);
 }
 
-/* ---- augmentation: 1x8x8 images whose pixel (y, x) is 1 + 8 y + x ---- */
-
-#define IMAGES 2000
-struct place { int top, left, flip; };
-static struct place places[2][IMAGES]; /* [epoch][sample] */
-
-static struct pl_job_set make_images(int64_t n)
+/* The loader applies what augment.c draws: test_sampler.c holds that against its statistics. */
+TEST(augments_alike_on_any_ranks)
 {
-    return make((struct made){.n = n, .dims = 3, .dim = {1, 8, 8}, .type = PL_U8,
-                              .label_type = PL_U8, .pixels = true});
-}
-
-/* Whether x is the crop of `side` at p, zeros outside the image. */
-static bool is_crop(const float *x, int side, struct place p)
-{
-    for (int i = 0; i < side * side; i++) {
-        int r = p.top + i / side, c = p.left + (p.flip ? side - 1 - i % side : i % side);
-        float want = r < 0 || r > 7 || c < 0 || c > 7 ? 0 : (float)(1 + 8 * r + c);
-        if (x[i] != want)
-            return false;
-    }
-    return true;
-}
-
-/* The one place that x was taken from. */
-static struct place find_crop(const float *x, int side, int pad)
-{
-    int room = 9 + 2 * pad - side, found = 0;
-    struct place p = {0};
-    for (int k = 0; k < room * room * 2; k++) {
-        struct place q = {k / 2 / room - pad, k / 2 % room - pad, k % 2};
-        if (is_crop(x, side, q)) {
-            p = q;
-            found++;
-        }
-    }
-    assert_int_equal(found, 1);
-    return p;
-}
-
-/* Two epochs of one rank's samples into places, or held against what stands there. */
-static void find_places(struct pl_job_set set, int rank, int ranks, bool compare)
-{
-    struct run r;
-    int side = (int)set.crop;
-    struct pl_job_input want = {.dims = 3, .dim = {1, side, side}};
-    open_run(&r, set, &want);
-    load(&r, (struct pl_loader_options){.global_batch = 64, .rank = rank, .ranks = ranks,
-                                        .augment = true, .shuffle = true, .classes = 1});
-    assert_int_equal(pl_loader_start(r.l, 0, 0, false), PL_OK);
-    for (int64_t step = 0; step < 2 * pl_loader_steps(r.l); step++) {
-        struct pl_batch *b = next(r.l);
-        for (int64_t i = 0; i < b->rows; i++) {
-            struct place p = find_crop(b->data + i * side * side, side, (int)set.pad);
-            struct place *q = &places[b->epoch][b->index[i]];
-            if (compare)
-                assert_memory_equal(&p, q, sizeof p);
-            *q = p;
-        }
-        pl_loader_release(r.l, b);
-    }
-    close_run(&r);
-}
-
-/* Offsets even, half of them mirrored, another in the next epoch, the same on 1 rank as on 2. */
-static void check_augment(struct pl_job_set set, int crop, int pad, bool flip)
-{
-    int room = 9 + 2 * pad - crop, top[16] = {0}, left[16] = {0}, flips = 0, changed = 0;
-    set.crop = crop, set.pad = pad, set.flip = flip;
-    find_places(set, 0, 2, false);
-    find_places(set, 1, 2, false);
-    find_places(set, 0, 1, true);
-    for (int i = 0; i < IMAGES; i++) {
-        struct place p = places[0][i];
-        top[p.top + pad]++, left[p.left + pad]++, flips += p.flip;
-        changed += memcmp(&p, &places[1][i], sizeof p) != 0;
-    }
-    for (int i = 0; i < room; i++) { /* a deviation is below 22 */
-        assert_in_range(top[i], IMAGES / room - 110, IMAGES / room + 110);
-        assert_in_range(left[i], IMAGES / room - 110, IMAGES / room + 110);
-    }
-    assert_in_range(flips, flip ? IMAGES / 2 - 110 : 0, flip ? IMAGES / 2 + 110 : 0);
-    assert_in_range(changed, IMAGES * 3 / 4, IMAGES);
-}
-
-static void crops_and_flips(void **state)
-{
-    (void)state;
-    struct pl_job_set set = make_images(IMAGES);
-    check_augment(set, 8, 2, true);
-    check_augment(set, 4, 0, true);
-    check_augment(set, 6, 1, false);
-    done(&set);
-}
-
-static void centre_without_augment(void **state)
-{
-    (void)state;
-    struct pl_job_set set = make_images(9);
-    for (int side = 4; side <= 8; side += 4) {
-        struct pl_job_input want = {.dims = 3, .dim = {1, side, side}};
+    struct pl_job_set set = make_bytes(60, 0);
+    struct pl_job_input want = {.dims = 3, .dim = {2, 2, 2}};
+    float x[2][60][8]; /* [ranks - 1][sample] */
+    set.crop = 2, set.pad = 1, set.flip = true;
+    for (int k = 0; k < 3; k++) { /* one rank, then both of two */
         struct run r;
-        set.crop = side, set.pad = 3, set.flip = true;
-        open_run(&r, set, &want);
-        load(&r, (struct pl_loader_options){.global_batch = 9, .classes = 1});
-        assert_int_equal(pl_loader_start(r.l, 0, 0, true), PL_OK);
-        struct pl_batch *b = next(r.l);
-        for (int i = 0; i < 9; i++)
-            assert_true(is_crop(b->data + i * side * side, side,
-                                (struct place){(8 - side) / 2, (8 - side) / 2, false}));
-        close_run(&r);
+        begin(&r, set, &want, 0, 3,
+              LOAD(.global_batch = 20, .rank = k == 2, .ranks = k ? 2 : 1, .seed = 9,
+                   .shuffle = true, .augment = true));
+        assert_int_equal(pl_loader_start(r.l, 3, 0, true), PL_OK);
+        for (struct pl_batch *b; pl_loader_next(r.l, &b) == PL_OK; pl_loader_release(r.l, b))
+            for (int64_t i = 0; i < b->rows; i++)
+                memcpy(x[k > 0][b->index[i]], b->data + i * 8, sizeof x[0][0]);
+        end(&r, false);
     }
+    assert_memory_equal(x[0], x[1], sizeof x[0]);
+    assert_memory_not_equal(x[0][0], x[0][1], sizeof x[0][0]);
     done(&set);
 }
 
-static int make_folder(void **state)
+static int make_folder(void **state __attribute__((unused)))
 {
-    (void)state;
     snprintf(folder, sizeof folder, "/tmp/paceline-data-XXXXXX");
     return mkdtemp(folder) ? 0 : -1;
 }
 
-static int remove_folder(void **state)
+static int remove_folder(void **state __attribute__((unused)))
 {
-    (void)state;
+    char path[96]; /* of a test that failed */
+    for (int i = 0; i < 1000 && snprintf(path, sizeof path, "%s/%d.h5", folder, i) > 0; i++)
+        unlink(path);
     return rmdir(folder);
 }
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(bad_files),
-        cmocka_unit_test(bad_shapes),
-        cmocka_unit_test(bad_settings),
-        cmocka_unit_test(bad_values),
-        cmocka_unit_test(every_type_and_layout),
-        cmocka_unit_test(labels_of_floats),
-        cmocka_unit_test(ranks_share_an_epoch),
-        cmocka_unit_test(restarts),
-        cmocka_unit_test(all_batches_lent),
-        cmocka_unit_test(cache_modes_agree),
-        cmocka_unit_test(steps_allocate_nothing),
-        cmocka_unit_test(faults_come_out_of_next),
-        cmocka_unit_test(crops_and_flips),
-        cmocka_unit_test(centre_without_augment),
-    };
+    const struct CMUnitTest tests[] = {cmocka_unit_test(bad_files),
+                                       cmocka_unit_test(bad_shapes),
+                                       cmocka_unit_test(bad_settings),
+                                       cmocka_unit_test(bad_values),
+                                       cmocka_unit_test(every_type_and_layout),
+                                       cmocka_unit_test(labels_of_floats),
+                                       cmocka_unit_test(ranks_share_an_epoch),
+                                       cmocka_unit_test(restarts),
+                                       cmocka_unit_test(all_batches_lent),
+                                       cmocka_unit_test(cache_modes_agree),
+                                       cmocka_unit_test(steps_allocate_nothing),
+                                       cmocka_unit_test(faults_come_out_of_next),
+                                       cmocka_unit_test(augments_alike_on_any_ranks)};
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }

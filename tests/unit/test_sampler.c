@@ -1,13 +1,15 @@
-/* The sampler by its properties: every epoch is a permutation whatever the sizes, the ranks only cut
- * it, nothing but (set, seed, epoch) decides it, and any position can be asked for at any time. */
-#include "data/data.h"
+/* What is drawn at random, by its properties. The order: every epoch is a permutation whatever the
+ * sizes, the ranks only cut it, nothing but (set, seed, epoch) decides it, any position can be
+ * asked for at any time. Augmentation: crops at every offset alike, half of them mirrored. */
+#include "data/dataset.h"
 
 #include <setjmp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
 
-static struct pl_sampler *make(int64_t n, int64_t chunk, int64_t window, bool shuffle, uint64_t seed)
+static struct pl_sampler *make(int64_t n, int64_t chunk, int64_t window, bool shuffle,
+                               uint64_t seed)
 {
     struct pl_sampler *s = pl_sampler_create(n, chunk, window, shuffle, seed);
     assert_non_null(s);
@@ -152,8 +154,8 @@ static void any_position_at_any_time(void **state)
         free(order[e]);
 }
 
-/* Where the first sample and the last (of the short chunk) land, over many seeds: every tenth of the
- * epoch as often as any other. 1000 draws: 100 a tenth, deviation 9.5. */
+/* Where the first sample and the last (of the short chunk) land, over many seeds: every tenth of
+ * the epoch as often as any other. 1000 draws: 100 a tenth, deviation 9.5. */
 static void every_place_is_as_likely(void **state)
 {
     (void)state;
@@ -203,6 +205,111 @@ static void positions_outside_are_refused(void **state)
     pl_sampler_destroy(NULL);
 }
 
+/* ---- augmentation: one 1x8x8 image whose pixel (y, x) is 1 + 8 y + x ---- */
+
+#define DRAWS 2000
+
+struct place {
+    int top, left, flip;
+};
+
+struct drawer {
+    struct pl_job_set set;
+    struct pl_dataset d;
+    struct pl_decoder *decoder;
+    uint8_t image[64];
+};
+
+static void make_drawer(struct drawer *w, int64_t crop, int64_t pad, bool flip)
+{
+    *w = (struct drawer){.set = {.scale = 1, .crop = crop, .pad = pad, .flip = flip}};
+    w->d = (struct pl_dataset){.set = &w->set,
+                               .want = {.dims = 3, .dim = {1, crop, crop}},
+                               .type = PL_U8,
+                               .raw = {1, 8, 8},
+                               .row_elems = 64,
+                               .row_bytes = 64};
+    for (int i = 0; i < 64; i++)
+        w->image[i] = (uint8_t)(1 + i);
+    assert_int_equal(pl_decoder_create(&w->d, &w->decoder), PL_OK);
+}
+
+/* Whether x is the crop of `side` at p, zeros outside the image. */
+static bool is_crop(const float *x, int side, struct place p)
+{
+    for (int i = 0; i < side * side; i++) {
+        int r = p.top + i / side, c = p.left + (p.flip ? side - 1 - i % side : i % side);
+        float want = r < 0 || r > 7 || c < 0 || c > 7 ? 0 : (float)(1 + 8 * r + c);
+        if (x[i] != want)
+            return false;
+    }
+    return true;
+}
+
+/* The one place from which the sample is taken. */
+static struct place draw(const struct drawer *w, bool random, int64_t epoch, int64_t sample)
+{
+    float x[64];
+    int side = (int)w->set.crop, pad = (int)w->set.pad, room = 9 + 2 * pad - side, found = 0;
+    struct place p = {0}, q;
+    struct pl_augment a = pl_augment_make(&w->d, random, 5);
+    pl_augment(&a, w->decoder, w->image, epoch, sample, x);
+    for (int k = 0; k < room * room * 2; k++) {
+        q = (struct place){k / 2 / room - pad, k / 2 % room - pad, k % 2};
+        if (is_crop(x, side, q)) {
+            p = q;
+            found++;
+        }
+    }
+    assert_int_equal(found, 1);
+    return p;
+}
+
+static void check_draws(int crop, int pad, bool flip)
+{
+    struct drawer w;
+    int room = 9 + 2 * pad - crop, top[16] = {0}, left[16] = {0}, flips = 0, changed = 0;
+    make_drawer(&w, crop, pad, flip);
+    for (int i = 0; i < DRAWS; i++) {
+        struct place p = draw(&w, true, 0, i), again = draw(&w, true, 0, i),
+                     next = draw(&w, true, 1, i);
+        top[p.top + pad]++, left[p.left + pad]++, flips += p.flip;
+        assert_memory_equal(&p, &again, sizeof p);
+        changed += memcmp(&p, &next, sizeof p) != 0;
+    }
+    for (int i = 0; i < room; i++) { /* a deviation is below 22 */
+        assert_in_range(top[i], DRAWS / room - 110, DRAWS / room + 110);
+        assert_in_range(left[i], DRAWS / room - 110, DRAWS / room + 110);
+    }
+    assert_in_range(flips, flip ? DRAWS / 2 - 110 : 0, flip ? DRAWS / 2 + 110 : 0);
+    assert_in_range(changed, DRAWS * 3 / 4, DRAWS);
+    pl_decoder_destroy(w.decoder);
+}
+
+static void crops_and_flips(void **state)
+{
+    (void)state;
+    check_draws(8, 2, true);
+    check_draws(4, 0, true);
+    check_draws(6, 1, false);
+}
+
+static void centre_without_augment(void **state)
+{
+    (void)state;
+    struct drawer w;
+    for (int side = 4; side <= 8; side += 2) {
+        make_drawer(&w, side, 3, true);
+        for (int i = 0; i < 20; i++) {
+            struct place p = draw(&w, false, i, i);
+            assert_int_equal(p.top, (8 - side) / 2);
+            assert_int_equal(p.left, (8 - side) / 2);
+            assert_int_equal(p.flip, 0);
+        }
+        pl_decoder_destroy(w.decoder);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -215,6 +322,8 @@ int main(void)
         cmocka_unit_test(every_place_is_as_likely),
         cmocka_unit_test(windows_keep_reading_near),
         cmocka_unit_test(positions_outside_are_refused),
+        cmocka_unit_test(crops_and_flips),
+        cmocka_unit_test(centre_without_augment),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
