@@ -1,0 +1,39 @@
+#!/usr/bin/env python3
+"""Checks an HDF5 set as a training run would: shapes, types, labels, NaN; says how it is stored. Exit 1 on a problem."""
+import argparse
+import sys
+
+from common import h5py, np, stop
+
+a = argparse.ArgumentParser(description=__doc__)
+a.add_argument("file"), a.add_argument("--data", default="data"), a.add_argument("--label", default="label")
+a = a.parse_args()
+problems = []
+try:
+    f = h5py.File(a.file, "r")
+    data, label = f[a.data], f[a.label]
+except (OSError, KeyError) as e:
+    stop("%s: %s" % (a.file, e))
+print("%s: /%s %s %s, chunks %s, %s; /%s %s %s" % (a.file, a.data, list(data.shape), data.dtype, data.chunks, data.compression or "not compressed", a.label, list(label.shape), label.dtype))
+if data.ndim < 2 or len(data) == 0:
+    problems.append("data is not [N, ...] with samples")
+if len(data) != len(label):
+    problems.append("%d samples but %d labels" % (len(data), len(label)))
+if data.chunks and data.chunks[0] * np.prod(data.shape[1:]) * data.dtype.itemsize > 64 << 20:
+    problems.append("a chunk is larger than 64 MB")
+values = label[()]
+if values.dtype.kind in "iu":
+    print("labels %d to %d, samples of each: %s" % (values.min(), values.max(), np.bincount(values.ravel().astype(int) - min(0, values.min())).tolist()[:32]))
+    if values.min() < 0:
+        problems.append("a label below 0")
+elif not np.isfinite(values).all():
+    problems.append("a label that is not finite")
+rows = data.chunks[0] if data.chunks else 1024
+for first in range(0, len(data), rows):
+    part = data[first:first + rows]
+    if part.dtype.kind == "f" and not np.isfinite(part).all():
+        problems.append("sample %d holds NaN or an infinity" % (first + np.argwhere(~np.isfinite(part))[0][0]))
+        break
+for p in problems:
+    print("problem: " + p)
+sys.exit(bool(problems))
