@@ -17,7 +17,8 @@
 
 static char folder[64];
 
-static int value(int64_t i, int64_t e) { return (int)((i * 7 + e * 3) % 101); }
+static int below; /* how far values reach below 0, for signed types */
+static int value(int64_t i, int64_t e) { return (int)((i * 7 + e * 3) % 101) - below; }
 
 /* What a file is to hold, besides samples of [2, 3, 4]; zeros are the defaults. */
 struct made {
@@ -66,11 +67,7 @@ static struct pl_job_set make(struct made m)
     return (struct pl_job_set){.file = path, .data = "data", .label = "label", .scale = 1};
 }
 
-static void done(struct pl_job_set *set)
-{
-    unlink(set->file);
-    pl_free(set->file);
-}
+static void done(struct pl_job_set *set) { unlink(set->file), pl_free(set->file); }
 
 /* A set on its way into batches. */
 struct run {
@@ -120,8 +117,8 @@ static void expect(pl_status got, const char *words)
 {
     const char *text = pl_error_text();
     assert_int_equal(got, PL_ERR_DATA);
-    if (!text || !strstr(text, words))
-        fail_msg("\"%s\" does not have \"%s\"", text ? text : "(none)", words);
+    if (!strstr(text ? text : "", words))
+        fail_msg("\"%s\" does not have \"%s\"", text, words);
     pl_error_clear();
 }
 
@@ -132,8 +129,6 @@ static void refuse(struct pl_job_set set, const struct pl_job_input *want, const
     expect(pl_dataset_open(&set, want, &d), words);
     assert_null(d);
 }
-
-/* ---- what is refused ---- */
 
 TEST(bad_files)
 {
@@ -194,10 +189,10 @@ static void refuse_values(struct made m, int64_t classes, const char *words)
     struct run r;
     struct pl_job_input want = images;
     struct pl_batch *b;
-    pl_status s;
+    pl_status s = PL_OK;
     want.label_floats = m.label_floats;
     begin(&r, make(m), &want, 0, 0, LOAD(.global_batch = 8, .shuffle = true, .classes = classes));
-    while ((s = pl_loader_next(r.l, &b)) == PL_OK)
+    for (int i = 0; (s = pl_loader_next(r.l, &b)) == PL_OK && i < 7; i++)
         pl_loader_release(r.l, b);
     expect(s, words);
     assert_int_equal(pl_loader_next(r.l, &b), PL_ERR_DATA);
@@ -207,8 +202,8 @@ static void refuse_values(struct made m, int64_t classes, const char *words)
 TEST(bad_values)
 {
     struct made m = {.n = 50, .type = PL_U8, .label_type = PL_U8, .chunk = 10, .deflate = 1};
-    m.bad_at = IN_LABEL, m.bad_sample = 17, m.bad = 12;
-    refuse_values(m, 10, ".h5:/label: sample 17 has label 12, wanted 0..9\n");
+    m.bad_at = IN_LABEL, m.bad_sample = 17, m.bad = 10;
+    refuse_values(m, 10, ".h5:/label: sample 17 has label 10, wanted 0..9\n");
     m.label_type = PL_I64, m.bad = 4294967296.0 * 3;
     refuse_values(m, 10, "sample 17 has label 12884901888, wanted 0..9\n");
     m.bad = -1;
@@ -221,8 +216,6 @@ TEST(bad_values)
     m.type = PL_F64, m.bad = 1e300;
     refuse_values(m, 10, "sample 33 has a value beyond float32 at element 0\n");
 }
-
-/* ---- what comes out ---- */
 
 static void check_row(const struct pl_batch *b, int64_t row, const struct pl_job_set *set)
 {
@@ -272,6 +265,7 @@ TEST(every_type_and_layout)
             struct made m = {.n = 150, .chunk = layout[k][0], .deflate = layout[k][1]};
             m.type = (enum pl_dtype)t;
             m.label_type = t < PL_U8 ? PL_I64 : m.type;
+            below = t == PL_U8 || t == PL_U16 || t == PL_U32 || t == PL_U64 ? 0 : 50;
             struct pl_job_set set = make(m);
             set.scale = 0.25;
             set.mean = (struct pl_doubles){2, {3, 5}};
@@ -280,20 +274,20 @@ TEST(every_type_and_layout)
             struct run r;
             begin(&r, set, &images, 0, 0,
                   LOAD(.global_batch = 32, .shuffle = k % 2, .classes = 10));
-            int64_t n = set.limit ? set.limit : 150;
-            assert_int_equal(pl_dataset_samples(r.d), n);
+            assert_int_equal(pl_dataset_samples(r.d), set.limit ? set.limit : 150);
             assert_true(r.d->all_in_memory); /* auto, and small */
-            check_epochs(r.l, &set, n, 2);
+            check_epochs(r.l, &set, pl_dataset_samples(r.d), 2);
             end(&r, true);
         }
+    below = 0;
 }
 
 TEST(labels_of_floats)
 {
     struct made m = {.n = 20, .type = PL_U8, .label_type = PL_F64, .label_floats = 3, .chunk = 4};
     struct pl_job_input want = images;
-    struct run r;
     want.label_floats = 3;
+    struct run r;
     begin(&r, make(m), &want, 0, 0, LOAD(.global_batch = 20, .shuffle = true));
     struct pl_batch *b = next(r.l);
     for (int64_t i = 0; i < 60; i++)
@@ -313,7 +307,7 @@ static void check_shares(struct pl_job_set set, int64_t n, int64_t global, int r
                    .classes = 10));
         assert_int_equal(pl_loader_start(run[r].l, 4, 0, true), PL_OK);
     }
-    const struct pl_dataset *d = run[0].d;
+    const struct pl_dataset *d = run->d;
     struct pl_sampler *s = pl_sampler_create(n, d->block_rows, d->window_rows, true, 3);
     assert_int_equal(pl_sampler_order(s, 4, 0, n, order), PL_OK);
     for (int64_t step = 0; step < pl_loader_steps(run[0].l); step++)
@@ -327,7 +321,6 @@ static void check_shares(struct pl_job_set set, int64_t n, int64_t global, int r
     assert_int_equal(at, n);
     for (int r = 0; r < ranks; r++) {
         assert_int_equal(pl_loader_next(run[r].l, &b), PL_END);
-        assert_null(b);
         end(&run[r], false);
     }
     pl_sampler_destroy(s);
@@ -345,8 +338,6 @@ TEST(ranks_share_an_epoch)
     }
 }
 
-/* ---- start, stop, cache, memory ---- */
-
 TEST(restarts)
 {
     struct run run;
@@ -358,10 +349,8 @@ TEST(restarts)
     for (int i = 0; i < 300; i++) {
         int64_t index[8], epoch = pl_rng_u32(&r) % 3, step = pl_rng_u32(&r) % 12;
         assert_int_equal(pl_loader_start(run.l, epoch, step, i % 3 == 0), PL_OK);
-        if (i % 2) {
-            pl_loader_release(run.l, kept); /* lent before the restart */
-            kept = NULL;
-        }
+        pl_loader_release(run.l, i % 2 ? kept : NULL); /* lent before the restart */
+        kept = i % 2 ? NULL : kept;
         for (int64_t k = pl_rng_u32(&r) % 5; k > 0 && step < 12; k--, step++) {
             b = next(run.l);
             assert_ptr_not_equal(b, kept);
@@ -440,15 +429,15 @@ TEST(steps_allocate_nothing)
 
 TEST(faults_come_out_of_next)
 {
-    struct run r;
     struct pl_batch *b;
+    struct run r;
     begin(&r, make_bytes(40, 0), &images, 0, 0, LOAD(.global_batch = 8));
     assert_int_equal(pl_fault_configure("loader.read@step=7:fail", 0), PL_OK);
     assert_int_equal(pl_loader_start(r.l, 1, 0, false), PL_OK);
     pl_loader_release(r.l, next(r.l));
     pl_loader_release(r.l, next(r.l));
     expect(pl_loader_next(r.l, &b), "step 2 of epoch 1: debug.fault at loader.read");
-    assert_int_equal(pl_fault_configure("", 0), PL_OK);
+    pl_fault_configure("", 0);
     assert_int_equal(pl_loader_start(r.l, 1, 2, false), PL_OK);
     assert_int_equal(next(r.l)->step, 2);
     end(&r, true);

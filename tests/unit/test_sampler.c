@@ -172,6 +172,28 @@ static void every_place_is_as_likely(void **state)
             assert_in_range(tenth[k][i], 55, 150);
 }
 
+/* With a window of one chunk only the chunks move, on their own: their order too is of (seed,
+ * epoch), and a shuffle leaves one sample in its place on average. */
+static void chunks_move(void **state)
+{
+    (void)state;
+    int same_seed = 0, same_epoch = 0, in_place = 0;
+    for (uint64_t seed = 1; seed <= 1000; seed++) {
+        int64_t *a = whole(200, 10, 10, seed, 0), *b = whole(200, 10, 10, seed, 1);
+        int64_t *c = whole(200, 10, 10, seed + 1000, 0), *d = whole(200, 1, 1, seed, 0);
+        same_epoch += a[0] / 10 == b[0] / 10;
+        same_seed += a[0] / 10 == c[0] / 10;
+        for (int64_t i = 0; i < 200; i++) {
+            assert_int_equal(a[i] / 10, a[i / 10 * 10] / 10);
+            in_place += d[i] == i;
+        }
+        free(a), free(b), free(c), free(d);
+    }
+    assert_in_range(same_epoch, 20, 90); /* 50 of 1000, 1 in 20 chunks */
+    assert_in_range(same_seed, 20, 90);
+    assert_in_range(in_place, 850, 1150);
+}
+
 /* A window's samples come from few chunks: that is what keeps reading near. */
 static void windows_keep_reading_near(void **state)
 {
@@ -320,6 +342,7 @@ int main(void)
         cmocka_unit_test(seed_and_epoch_decide),
         cmocka_unit_test(any_position_at_any_time),
         cmocka_unit_test(every_place_is_as_likely),
+        cmocka_unit_test(chunks_move),
         cmocka_unit_test(windows_keep_reading_near),
         cmocka_unit_test(positions_outside_are_refused),
         cmocka_unit_test(crops_and_flips),

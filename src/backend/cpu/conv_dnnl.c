@@ -255,6 +255,7 @@ struct pl_cpu_conv_dnnl *pl_cpu_conv_dnnl_create(const struct pl_plan *p) {
         pl_cpu_conv_dnnl_destroy(c);
         return NULL;
     }
+    p->backend->team = true;
     return c;
 }
 

@@ -3,8 +3,8 @@
  * Threads: every operation, the matrix products too, is cut into parts here and each part runs on
  * one thread of the process's pool, BLAS inside it single-threaded. So there is one team of threads
  * and not two that fight for the cores (libgomp's workers spin for milliseconds after a region), and
- * the cut, thus every rounding, depends on the shapes and the number of threads alone. oneDNN is the
- * exception: its primitives bring their own OpenMP team, asked for only while one runs. */
+ * the cut, thus every rounding, depends on the shapes and the number of threads alone. oneDNN brings
+ * an OpenMP team of its own; once a plan uses it our parts run on that team instead of the pool. */
 #ifndef PL_BACKEND_CPU_H
 #define PL_BACKEND_CPU_H
 
@@ -29,6 +29,7 @@ struct pl_backend {
     char *scratch;         /* one for all plans: only one runs at a time */
     size_t scratch_bytes;
     struct pl_cpu_dnnl *dnnl; /* NULL: not built in */
+    bool team;                /* a plan uses oneDNN: our parts run on its OpenMP team too */
 };
 
 struct pl_cpu_kind {

@@ -18,8 +18,6 @@ static const char *instructions(void) {
 
 #ifdef PL_CPU_DNNL
 
-#include <omp.h>
-
 struct pl_cpu_dnnl *pl_cpu_dnnl_open(void) {
     struct pl_cpu_dnnl *d = pl_alloc(sizeof *d, "oneDNN's engine");
     if (d == NULL)

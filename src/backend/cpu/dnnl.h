@@ -8,6 +8,7 @@
 #if defined(PL_HAVE_DNNL) && defined(_OPENMP)
 #define PL_CPU_DNNL
 
+#include <omp.h>
 #include <oneapi/dnnl/dnnl.h>
 
 struct pl_cpu_dnnl {

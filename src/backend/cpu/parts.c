@@ -1,7 +1,11 @@
 /* parts: cuts work over the process's pool. The pool's own cut has no number for the part, and some
  * operations need one (scratch of their own, partial sums that are added in a fixed order), so the
- * pool is given one item per part. */
-#include "backend/cpu/cpu.h"
+ * pool is given one item per part.
+ *
+ * Once a convolution goes to oneDNN the parts run on its OpenMP team instead: libgomp's workers spin
+ * for milliseconds after a primitive, and the pool's would have to share their cores (measured on
+ * ResNet-20's first block: batch normalisation with two threads as slow as with one). */
+#include "backend/cpu/dnnl.h"
 
 struct job {
     pl_cpu_part_fn *body;
@@ -23,6 +27,22 @@ static void run_parts(void *arg, int64_t begin, int64_t end) {
         j->body(j->arg, (int)p, j->n * p / j->parts, j->n * (p + 1) / j->parts);
 }
 
+#ifdef PL_CPU_DNNL
+/* Always the whole team: libgomp ends and makes threads where the size changes. */
+static void run_on_team(struct job *j, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        int at = omp_get_thread_num(), of = omp_get_num_threads();
+        run_parts(j, (int64_t)j->parts * at / of, (int64_t)j->parts * (at + 1) / of);
+    }
+}
+#else
+static void run_on_team(struct job *j, int threads) {
+    (void)threads;
+    run_parts(j, 0, j->parts);
+}
+#endif
+
 void pl_cpu_parts(const struct pl_backend *b, int64_t n, int64_t grain, pl_cpu_part_fn *body,
                   void *arg) {
     if (n <= 0)
@@ -30,6 +50,8 @@ void pl_cpu_parts(const struct pl_backend *b, int64_t n, int64_t grain, pl_cpu_p
     struct job j = {body, arg, n, pl_cpu_part_count(b, n, grain)};
     if (j.parts == 1)
         body(arg, 0, 0, n);
+    else if (b->team)
+        run_on_team(&j, b->threads);
     else
         pl_parallel_for(j.parts, 1, run_parts, &j);
 }

@@ -1,0 +1,136 @@
+/* base: known answers of the random generator and the checksum, the queue under two threads, loops cut
+ * over the pool, fault points, distances. */
+#include "base/base.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static void test_philox(void **state)
+{
+    (void)state;
+    /* Random123's kat_vectors: philox4x32 10, counter and key zero */
+    static const uint32_t wanted[] = {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8};
+    struct pl_rng r = pl_rng_make(0, 0, 0, 0);
+    for (int i = 0; i < 4; i++)
+        assert_int_equal(pl_rng_u32(&r), wanted[i]);
+    struct pl_rng a = pl_rng_make(1, 2, 3, 4), b = pl_rng_make(1, 3, 2, 4);
+    assert_int_not_equal(pl_rng_u32(&a), pl_rng_u32(&b));
+    double sum = 0, squares = 0;
+    for (int i = 0; i < 100000; i++) {
+        double v = pl_rng_normal(&a);
+        sum += v, squares += v * v;
+        assert_true(pl_rng_below(&b, 7) < 7);
+    }
+    assert_true(sum / 1e5 < 0.02 && sum / 1e5 > -0.02);
+    assert_true(squares / 1e5 > 0.98 && squares / 1e5 < 1.02);
+}
+
+static void test_crc_and_text(void **state)
+{
+    (void)state;
+    struct pl_text t = {0};
+    assert_int_equal(pl_crc32(0, "123456789", 9), 0xcbf43926);
+    assert_int_equal(pl_text_distance("epohcs", "epochs"), 2);
+    assert_int_equal(pl_text_distance("", "abc"), 3);
+    pl_text_add_json(&t, "a\"b\\\n");
+    assert_string_equal(t.s, "\"a\\\"b\\\\\\u000a\"");
+    pl_text_free(&t);
+    char *p = pl_path_beside("dir/job.yaml", "x.h5");
+    assert_string_equal(p, "dir/x.h5");
+    pl_free(p);
+}
+
+static void test_first_error_stands(void **state)
+{
+    (void)state;
+    assert_int_equal(pl_error(PL_ERR_DATA, "data", "first %d", 1), PL_ERR_DATA);
+    pl_error(PL_ERR_PEER, "exchange", "second");
+    assert_string_equal(pl_error_text(), "data: first 1");
+    pl_error_clear();
+    assert_null(pl_error_text());
+    assert_int_equal(pl_exit_code(PL_ERR_ECHO), 5);
+    assert_int_equal(pl_exit_code(PL_STOPPED), 75);
+    assert_int_equal(pl_exit_code(PL_END), 0);
+}
+
+#define ITEMS 20000
+static void *produce(void *q)
+{
+    for (intptr_t i = 1; i <= ITEMS; i++)
+        if (pl_queue_put(q, (void *)i) != PL_OK)
+            return NULL;
+    pl_queue_close(q);
+    return NULL;
+}
+
+static void test_queue(void **state)
+{
+    (void)state;
+    pthread_t t;
+    void *item;
+    struct pl_queue *q = pl_queue_create(7);
+    assert_int_equal(pl_queue_get(q, 1, &item), PL_END); /* nothing within a millisecond */
+    assert_int_equal(pl_thread_start(&t, "test", produce, q), PL_OK);
+    for (intptr_t i = 1; i <= ITEMS; i++) {
+        assert_int_equal(pl_queue_get(q, -1, &item), PL_OK);
+        assert_int_equal((intptr_t)item, i);
+    }
+    assert_int_equal(pl_queue_get(q, -1, &item), PL_END);
+    pthread_join(t, NULL);
+    assert_int_equal(pl_queue_put(q, q), PL_END);
+    pl_queue_destroy(q);
+}
+
+static void count(void *arg, int64_t begin, int64_t end)
+{
+    for (int64_t i = begin; i < end; i++)
+        ((int *)arg)[i]++;
+}
+
+static void test_pool(void **state)
+{
+    (void)state;
+    static int seen[10007];
+    for (int threads = 1; threads <= 5; threads++) {
+        assert_int_equal(pl_pool_start(threads), PL_OK);
+        assert_int_equal(pl_pool_threads(), threads);
+        for (int round = 0; round < 200; round++)
+            for (int64_t n = 0; n < 10007; n = n * 3 + 1) {
+                memset(seen, 0, sizeof seen);
+                pl_parallel_for(n, 2, count, seen);
+                for (int64_t i = 0; i < 10007; i++)
+                    if (seen[i] != (i < n))
+                        fail_msg("element %lld of %lld was seen %d times", (long long)i, (long long)n, seen[i]);
+            }
+        pl_pool_stop();
+    }
+}
+
+static void test_faults(void **state)
+{
+    (void)state;
+    assert_int_equal(pl_fault("a", 1), 0);
+    assert_int_equal(pl_fault_configure("a@step=3:fail,b@rank=1:fail,c@count=2:fail", 0), PL_OK);
+    assert_int_equal(pl_fault("a", 2), 0);
+    assert_int_equal(pl_fault("a", 3), 1);
+    assert_int_equal(pl_fault("b", 3), 0); /* another rank's */
+    assert_int_equal(pl_fault("c", 0) + pl_fault("c", 0) + pl_fault("c", 0), 2);
+    static const char *const bad[] = {"a", "a:burn", "a@step=x:fail", "a@when=3:fail"};
+    for (size_t i = 0; i < 4; i++) {
+        assert_int_equal(pl_fault_configure(bad[i], 0), PL_ERR_USAGE);
+        pl_error_clear();
+    }
+    assert_int_equal(pl_fault_configure(NULL, 0), PL_OK);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_philox), cmocka_unit_test(test_crc_and_text),
+                                       cmocka_unit_test(test_first_error_stands), cmocka_unit_test(test_queue),
+                                       cmocka_unit_test(test_pool), cmocka_unit_test(test_faults)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
