@@ -11,7 +11,7 @@ struct state {
     int64_t channels, plane, capacity;
     double *sum, *sum2;        /* [C] scratch of the sums */
     double *mean, *var, *inv;  /* [C] of the last forward; var biased, inv = 1 / sqrt(var + eps) */
-    float *a, *b, *c;          /* [C] scratch: factors of the last loop */
+    double *a, *b, *c;         /* [C] scratch: factors of the last loop */
     double epsilon;
     bool batch;                /* the last forward used the batch's statistics */
     int64_t rows;
@@ -28,9 +28,9 @@ static pl_status plan(struct pl_plan *p) {
     for (int i = 0; i < p->op.params; i++)
         if (pl_shape_elems(&p->op.p[i]) != d.c)
             return pl_cpu_refuse(&p->op, "a parameter has not one element a channel");
-    size_t doubles = (size_t)d.c * 5, floats = (size_t)d.c * 3;
-    struct state *s = pl_alloc(sizeof *s + doubles * sizeof(double) + floats * sizeof(float),
-                               "a batch normalisation's plan");
+    size_t doubles = (size_t)d.c * 8;
+    struct state *s =
+        pl_alloc(sizeof *s + doubles * sizeof(double), "a batch normalisation's plan");
     if (s == NULL)
         return PL_ERR_MEMORY;
     p->state = s;
@@ -43,7 +43,7 @@ static pl_status plan(struct pl_plan *p) {
     s->mean = s->sum2 + d.c;
     s->var = s->mean + d.c;
     s->inv = s->var + d.c;
-    s->a = (float *)(void *)(s->inv + d.c);
+    s->a = s->inv + d.c;
     s->b = s->a + d.c;
     s->c = s->b + d.c;
     return PL_OK;
@@ -89,8 +89,8 @@ static inline void sums(struct state *s, const float *u, const float *v, int64_t
         }
 }
 
-/* out = a (u - b (v - mean)) + c, rows [0, rows); rows behind them 0. Forward: u = v = x, b = 0.
- * The mean is taken off before anything is scaled, as it may be much larger than what is left. */
+/* y = a (x - b) + c for rows [0, rows), 0 behind them. The mean b is taken off before anything is
+ * scaled, as it may be much larger than what is left. */
 static inline void forward_rows(const struct state *s, const float *x, float *y, int64_t rows,
                                 int64_t begin, int64_t end) {
     int64_t row = s->channels * s->plane;
@@ -102,12 +102,14 @@ static inline void forward_rows(const struct state *s, const float *x, float *y,
         }
         if (s->plane == 1) {
             for (int64_t c = begin; c < end; c++)
-                y[n * row + c] = (x[n * row + c] - s->b[c]) * s->a[c] + s->c[c];
+                y[n * row + c] =
+                    (float)(((double)x[n * row + c] - s->b[c]) * s->a[c] + s->c[c]);
             continue;
         }
         for (int64_t c = begin; c < end; c++) {
             const float *from = x + n * row + c * s->plane;
-            float *to = y + n * row + c * s->plane, a = s->a[c], b = s->b[c], add = s->c[c];
+            float *to = y + n * row + c * s->plane;
+            float a = (float)s->a[c], b = (float)s->b[c], add = (float)s->c[c];
             for (int64_t i = 0; i < s->plane; i++)
                 to[i] = (from[i] - b) * a + add;
         }
@@ -127,9 +129,9 @@ static void statistics(const struct job *j, int64_t begin, int64_t end) {
             s->var[c] = (double)j->io->p[3][c];
         }
         s->inv[c] = 1.0 / sqrt(s->var[c] + s->epsilon);
-        s->a[c] = (float)((double)j->io->p[0][c] * s->inv[c]);
-        s->b[c] = (float)s->mean[c];
-        s->c[c] = j->io->p[1][c];
+        s->a[c] = (double)j->io->p[0][c] * s->inv[c];
+        s->b[c] = s->mean[c];
+        s->c[c] = (double)j->io->p[1][c];
     }
 }
 
@@ -167,12 +169,13 @@ static void gradients(const struct job *j, int64_t begin, int64_t end) {
             put(io->dp[3], io->accumulate, c, (double)s->rows * (double)io->p[3][c]);
         }
         bool own = s->batch && m > 0;
-        s->a[c] = (float)((double)io->p[0][c] * s->inv[c]);
-        s->b[c] = own ? (float)(centred / m * s->inv[c] * s->inv[c]) : 0.0f;
-        s->c[c] = own ? (float)(s->sum[c] / m) : 0.0f;
+        s->a[c] = (double)io->p[0][c] * s->inv[c];
+        s->b[c] = own ? centred / m * s->inv[c] * s->inv[c] : 0.0;
+        s->c[c] = own ? s->sum[c] / m : 0.0;
     }
 }
 
+/* In double: with few elements a channel dx is a small difference of large terms. */
 static inline void backward_rows(const struct state *s, const struct pl_io *io, int64_t begin,
                                  int64_t end) {
     int64_t row = s->channels * s->plane;
@@ -186,16 +189,16 @@ static inline void backward_rows(const struct state *s, const struct pl_io *io, 
         if (s->plane == 1) {
             const float *x = io->x[0] + n * row, *dy = io->dy + n * row;
             for (int64_t c = begin; c < end; c++)
-                dx[n * row + c] =
-                    s->a[c] * (dy[c] - s->c[c] - s->b[c] * (x[c] - (float)s->mean[c]));
+                dx[n * row + c] = (float)(s->a[c] * ((double)dy[c] - s->c[c] -
+                                                     s->b[c] * ((double)x[c] - s->mean[c])));
             continue;
         }
         for (int64_t c = begin; c < end; c++) {
             int64_t at = n * row + c * s->plane;
             const float *x = io->x[0] + at, *dy = io->dy + at;
-            float a = s->a[c], b = s->b[c], less = s->c[c], mean = (float)s->mean[c];
+            double a = s->a[c], b = s->b[c], less = s->c[c] - s->b[c] * s->mean[c];
             for (int64_t i = 0; i < s->plane; i++)
-                dx[at + i] = a * (dy[i] - less - b * (x[i] - mean));
+                dx[at + i] = (float)(a * ((double)dy[i] - less - b * (double)x[i]));
         }
     }
 }

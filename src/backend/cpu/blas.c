@@ -1,8 +1,8 @@
 /* blas: the one door to CBLAS, and what must be known of OpenBLAS to use it well.
  *
- * A product is cut over our pool and each part calls sgemm with one thread. With an OpenMP build of
- * OpenBLAS the calling thread's own omp_get_max_threads() decides, so it is set to 1 on every thread
- * that comes by; with a pthread build openblas_set_num_threads(1) once. Both were read in 0.3.21. */
+ * A product is cut over our pool and each part calls sgemm with one thread. An OpenMP build of
+ * OpenBLAS asks the calling thread's own omp_get_max_threads(), so that is set to 1 on every thread
+ * that comes by (seen in 0.3.21: no team is made); a pthread build is told once when opened. */
 #include "backend/cpu/cpu.h"
 
 #include <cblas.h>
@@ -39,14 +39,13 @@ bool pl_cpu_blas_open(int threads) {
 void pl_cpu_blas_describe(char *text, size_t bytes) {
 #ifdef PL_HAVE_OPENBLAS
     static const char *const how[] = {"sequential build", "pthread build", "OpenMP build"};
-    const char *config = openblas_get_config();
-    int version = (int)strcspn(config + strcspn(config, " "), " ") + (int)strcspn(config, " ");
-    const char *v = config + strcspn(config, " ");
-    v += *v == ' ';
-    version = (int)strcspn(v, " ");
+    const char *config = openblas_get_config(); /* "OpenBLAS 0.3.21 NO_LAPACKE ..." */
+    const char *version = config + strcspn(config, " ");
+    version += *version == ' ';
     int parallel = openblas_get_parallel();
     const char *build = parallel >= 0 && parallel <= 2 ? how[parallel] : "unknown build";
-    snprintf(text, bytes, "OpenBLAS %.*s %s, %s%s", version, v, openblas_get_corename(), build,
+    snprintf(text, bytes, "OpenBLAS %.*s %s, %s%s", (int)strcspn(version, " "), version,
+             openblas_get_corename(), build,
              parallel == OPENBLAS_SEQUENTIAL ? " (products on one thread)" : "");
 #else
     snprintf(text, bytes, "CBLAS of unknown make (products on one thread)");

@@ -2,9 +2,9 @@
  *
  * Threads: every operation, the matrix products too, is cut into parts here and each part runs on
  * one thread of the process's pool, BLAS inside it single-threaded. So there is one team of threads
- * and not two that fight for the cores (libgomp's workers spin for milliseconds after a region), and
- * the cut, thus every rounding, depends on the shapes and the number of threads alone. oneDNN brings
- * an OpenMP team of its own; once a plan uses it our parts run on that team instead of the pool. */
+ * and not two that fight for the cores, and the cut, thus every rounding, depends on the shapes and
+ * the number of threads alone. oneDNN brings an OpenMP team of its own; once a plan uses it our parts
+ * run on that team instead of the pool. */
 #ifndef PL_BACKEND_CPU_H
 #define PL_BACKEND_CPU_H
 
@@ -54,7 +54,7 @@ pl_status pl_cpu_scratch(struct pl_backend *b, size_t bytes);
 /* PL_ERR_USAGE that names the layer and the backend. */
 pl_status pl_cpu_refuse(const struct pl_op *op, const char *why);
 
-/* parts.c: n items in at most `threads` parts of at least `grain` items, part p from n*p/parts on. */
+/* parts.c: n items in at most `threads` parts of at least `grain`, part p from n*p/parts on. */
 typedef void pl_cpu_part_fn(void *arg, int part, int64_t begin, int64_t end);
 int pl_cpu_part_count(const struct pl_backend *b, int64_t n, int64_t grain);
 void pl_cpu_parts(const struct pl_backend *b, int64_t n, int64_t grain, pl_cpu_part_fn *body,

@@ -89,7 +89,7 @@ static void forward_strips(void *arg, int part, int64_t begin, int64_t end) {
     }
 }
 
-/* dx = dy s^-beta - 2 beta weight x (sum of dy y / s over the channels whose window has this one) */
+/* dx = dy s^-beta - 2 beta weight x (sum of dy y / s over channels whose window has this one) */
 PL_CPU_CLONES
 static void backward_strips(void *arg, int part, int64_t begin, int64_t end) {
     const struct job *j = arg;

@@ -2,9 +2,9 @@
  * operations need one (scratch of their own, partial sums that are added in a fixed order), so the
  * pool is given one item per part.
  *
- * Once a convolution goes to oneDNN the parts run on its OpenMP team instead: libgomp's workers spin
- * for milliseconds after a primitive, and the pool's would have to share their cores (measured on
- * ResNet-20's first block: batch normalisation with two threads as slow as with one). */
+ * Once a convolution goes to oneDNN the parts run on its OpenMP team instead: libgomp's workers
+ * spin for milliseconds after a primitive, and the pool's would have to share their cores (measured
+ * on ResNet-20's first block: batch normalisation with two threads as slow as with one). */
 #include "backend/cpu/dnnl.h"
 
 struct job {

@@ -207,7 +207,8 @@ static void max_one_nan(const struct pl_cpu_window *w, const float *x, int64_t o
     inside(q, w->sw, w->left, w->dw, w->kw, w->w, &j0, &j1);
     for (int64_t i = i0; i < i1; i++)
         for (int64_t j = j0; j < j1; j++) {
-            int64_t here = (r * w->sh - w->top + i * w->dh) * w->w + q * w->sw - w->left + j * w->dw;
+            int64_t row = r * w->sh - w->top + i * w->dh, column = q * w->sw - w->left + j * w->dw;
+            int64_t here = row * w->w + column;
             if (best < 0 || x[here] > x[best] || (isnan(x[here]) && !isnan(x[best])))
                 best = here;
         }
