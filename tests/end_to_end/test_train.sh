@@ -25,8 +25,7 @@ run 2 straight train.epochs=8
 ( train 2 job.yaml train.epochs=8 checkpoint.dir=stopped report.dir=stopped debug.delay.ms=20 >stopped.log 2>&1; echo $? >stopped.code ) &
 waiter=$!
 for _ in $(seq 200); do grep -q '"step": 20,' stopped/metrics.jsonl 2>/dev/null && break; sleep 0.1; done
-pid=$(pgrep -f "checkpoint.dir=stopped" | while read -r p; do [ "$(cat /proc/$p/comm)" = paceline ] && [ "$(tr '\0' '\n' <"/proc/$p/environ" | grep -c "PL_TMPDIR=$PL_TMPDIR$")" = 1 ] && echo "$p"; done | tail -n 1)
-kill -USR1 "$pid"
+kill -USR1 "$(rank_of checkpoint.dir=stopped)"
 wait $waiter
 [ "$(cat stopped.code)" = 75 ] || fail "a stopped run ended with $(cat stopped.code), wanted 75"
 step=$(sed 's/step-0*//' stopped/latest)

@@ -19,5 +19,13 @@ expect() { # expect WANTED-CODE TEXT N ARGS...: a run that fails with this code 
         echo "ok: exit $code, $(grep -F -- "$text" out | head -n 1)"
     fi
 }
+# rank_of TEXT: the pid of the last paceline process of this test with TEXT in its command line
+rank_of() {
+    local p last=
+    for p in $(pgrep -f -- "$1"); do
+        [ "$(cat "/proc/$p/comm" 2>/dev/null)" = paceline ] && grep -qzx "PL_TMPDIR=$PL_TMPDIR" "/proc/$p/environ" && last=$p
+    done
+    echo "$last"
+}
 finish() { [ $failures -eq 0 ] || { echo "$failures checks failed"; exit 1; }; exit 0; }
 /usr/bin/python3 -c 'import h5py' 2>/dev/null || { echo "skipped: python3-h5py is not installed"; exit 77; }
