@@ -109,7 +109,7 @@ pl_status pl_checkpoint_list(const char *dir, int64_t **steps, int *n)
     for (struct dirent *e; d && *steps && (e = readdir(d));) {
         long long step;
         int end = 0;
-        if (sscanf(e->d_name, "step-%8lld%n", &step, &end) != 1 || e->d_name[end] != '\0')
+        if (sscanf(e->d_name, "step-%lld%n", &step, &end) != 1 || e->d_name[end] != '\0')
             continue;
         if (*n == capacity) {
             *steps = pl_realloc(*steps, (size_t)capacity * sizeof **steps, 2 * (size_t)capacity * sizeof **steps, "names of checkpoints");
