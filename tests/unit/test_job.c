@@ -1,0 +1,233 @@
+/* The job file: places in messages, "did you mean", types and ranges, overrides, either-or keys, paths,
+ * what is refused because it is not built, and the text that goes into checkpoints. */
+#include "job/job.h"
+#include "layer/layer.h"
+
+#include <setjmp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#define MODEL "model:\n  name: m\n  input: {data: [3], label: int}\n  layers:\n    - {name: d, kind: dense, units: 2}\n    - {name: loss, kind: softmax_loss}\n"
+#define DATA "data: {train: {file: a.h5}}\n"
+#define TRAIN "train: {steps: 10}\n"
+
+static struct pl_job *parsed(const char *text)
+{
+    struct pl_job *job = NULL;
+    pl_error_clear();
+    if (pl_job_parse(text, "/x/job.yaml", &job) != PL_OK)
+        fail_msg("refused: %s\n%s", pl_error_text(), text);
+    return job;
+}
+
+static void refused(const char *text, const char *message)
+{
+    struct pl_job *job = NULL;
+    pl_error_clear();
+    pl_status s = pl_job_parse(text, "job.yaml", &job);
+    if (s != PL_ERR_USAGE)
+        fail_msg("status %d, wanted a refusal with \"%s\" of\n%s", s, message, text);
+    if (!strstr(pl_error_text(), message))
+        fail_msg("wanted \"%s\"\n   found \"%s\"", message, pl_error_text());
+    pl_error_clear();
+}
+
+static void test_places(void **state)
+{
+    (void)state;
+    refused(MODEL DATA "train: {steps: 10, sed: 3}\n", "job: job.yaml:8:20: unknown key train.sed\ndid you mean train.seed?");
+    refused(MODEL DATA "trian: {steps: 10}\n", "job.yaml:8:1: unknown key trian");
+    refused(MODEL DATA "train:\n  steps: ten\n", "job.yaml:9:10: train.steps: wanted an integer, at least 1, found \"ten\"");
+    refused(MODEL DATA "train: {steps: 0}\n", "job.yaml:8:16: train.steps: wanted an integer, at least 1");
+    refused(MODEL DATA "train: {steps: [1]}\n", "train.steps: wanted an integer, at least 1, found \"a list\"");
+    refused(MODEL DATA "train: 7\n", "train: wanted a map of keys, found \"7\"");
+    refused(MODEL DATA "train: {steps: 10, steps: 11}\n", "job.yaml:8:20: steps stands here twice");
+    refused(MODEL DATA "train: {steps: 10\n", "not YAML");
+    refused("- a\n", "job.yaml:1:1: a job file is a map of keys");
+    refused("", "model is missing");
+    refused(DATA TRAIN, "model is missing");
+    refused("model: {name: m, layers: []}\n" DATA TRAIN, "the model needs input");
+    refused("model: {name: m, input: {data: [3]}, layers: []}\n" DATA TRAIN, "the model needs layers");
+    refused("model: {name: m, input: {data: [3]}, layer: []}\n" DATA TRAIN, "unknown key layer of a model");
+    refused("model: {name: m, input: {data: [0]}, layers: []}\n" DATA TRAIN, "input.data: wanted");
+    refused("model: {name: m, input: {data: [3]}, layers: [{kind: relu}]}\n" DATA TRAIN, "a layer needs a name");
+    refused("model: {name: m, input: {data: [3]}, layers: [{name: a, kind: relu}, {name: a, kind: relu}]}\n" DATA TRAIN, "two layers are named a");
+    refused("model: {name: m, input: {data: [3]}, layers: [{name: a/b, kind: relu}]}\n" DATA TRAIN, "layer name \"a/b\"");
+}
+
+static void test_choices(void **state)
+{
+    (void)state;
+    refused(MODEL DATA TRAIN "optimizer: {kind: adamax}\n", "optimizer.kind: wanted one of sgd|momentum|");
+    refused(MODEL DATA TRAIN "exchange: {transport: tcp}\n", "exchange.transport: tcp is not in this version yet");
+    refused(MODEL DATA TRAIN "exchange: {compress: bf16}\n", "exchange.compress is not in this version yet");
+    refused(MODEL DATA TRAIN "split: {pipeline: 4}\n", "split.pipeline is not in this version yet");
+    refused(MODEL DATA TRAIN "sync: {backup_workers: 1}\n", "sync.backup_workers: only 0 in this version");
+    refused(MODEL DATA "train: {steps: 1, epochs: 1}\n", "train.epochs and train.steps are both given");
+    refused(MODEL DATA "train: {steps: 1, batch: 1, global_batch: 1}\n", "train.batch and train.global_batch are both given");
+    refused(MODEL DATA "train: {batch: 1}\n", "train.epochs or train.steps is missing");
+    refused(MODEL DATA "train: {steps: 1, stop: {above: 0.9}}\n", "train.stop needs data.test");
+    refused(MODEL DATA "train: {steps: 1, eval_every: 10 min}\n", "counted in steps or epochs");
+    refused(MODEL DATA TRAIN "checkpoint: {every: 5 parsecs}\n", "wanted a period such as 50 steps");
+    refused(MODEL "data: {train: {file: a.h5, mean: [1, x]}}\n" TRAIN, "data.train.mean: wanted a number or a list");
+}
+
+static void test_values(void **state)
+{
+    (void)state;
+    struct pl_job *j = parsed(MODEL "data: {train: {file: ../a.h5, mean: 0.5, std: [1, 2.5e-1, 4], shuffle: off}, test: {file: /t.h5, limit: 1e3}}\n"
+                              "train: {epochs: 2.5, global_batch: 96, eval_every: 20 steps, stop: {metric: loss, below: 0.5}}\n"
+                              "optimizer: {kind: adam, lr: 1e-3, warmup: 1.5 epochs, schedule: {kind: multistep, at: [10, 20]}}\n"
+                              "checkpoint: {every: 2 h, signals: USR2}\nexchange: {timeout: 500 ms}\n");
+    assert_string_equal(j->train_set.file, "/x/../a.h5");
+    assert_string_equal(j->test_set.file, "/t.h5");
+    assert_int_equal(j->test_set.limit, 1000);
+    assert_int_equal(j->train_set.mean.n, 1);
+    assert_int_equal(j->train_set.std.n, 3);
+    assert_true(j->train_set.std.v[1] == 0.25 && !j->train_set.shuffle && !j->test_set.shuffle);
+    assert_true(j->train.epochs == 2.5 && j->train.steps == 0 && j->train.batch == 0 && j->train.global_batch == 96);
+    assert_true(j->train.stop_on && j->train.stop_metric == 2 && j->train.stop_below == 0.5);
+    assert_int_equal(j->train.eval_every.unit, PL_STEPS);
+    assert_int_equal(j->optimizer.kind, PL_ADAM);
+    assert_true(j->optimizer.warmup.unit == PL_EPOCHS && j->optimizer.warmup.n == 1.5);
+    assert_true(j->optimizer.schedule.at.n == 2 && j->optimizer.schedule.at.v[1] == 20);
+    assert_true(j->checkpoint.every.unit == PL_MS && j->checkpoint.every.n == 7.2e6);
+    assert_int_equal(j->checkpoint.signals.n, 1);
+    assert_string_equal(j->checkpoint.signals.v[0], "USR2");
+    assert_true(j->exchange.timeout_ms == 500);
+    /* defaults */
+    assert_true(j->optimizer.beta2 == 0.999 && j->train.seed == 1 && j->checkpoint.keep == 3 && j->checkpoint.background);
+    assert_true(j->train_set.scale == 1 && strcmp(j->train_set.data, "data") == 0);
+    pl_job_destroy(j);
+    j = parsed(MODEL DATA TRAIN);
+    assert_true(j->train.batch == 64 && !j->train.stop_on && j->checkpoint.signals.n == 2);
+    pl_job_destroy(j);
+}
+
+static char *write_file(const char *dir, const char *name, const char *text)
+{
+    char *path = pl_strdupf("%s/%s", dir, name);
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    assert_true(fputs(text, f) >= 0);
+    assert_int_equal(fclose(f), 0);
+    return path;
+}
+
+/* A path in a file counts from that file, on the command line from the working directory. An override
+ * replaces the file's other way to say it. */
+static void test_overrides(void **state)
+{
+    (void)state;
+    const char *dir = getenv("PL_TMPDIR") ? getenv("PL_TMPDIR") : ".";
+    char *sub = pl_strdupf("%s/models", dir), cwd[4096];
+    mkdir(sub, 0777);
+    assert_non_null(getcwd(cwd, sizeof cwd));
+    char *model = write_file(sub, "m.yaml", "name: other\ninput: {data: [3], label: int}\nlayers:\n  - {name: d, kind: dense, units: 2}\n  - {name: loss, kind: softmax_loss}\n");
+    char *path = write_file(sub, "job.yaml", "model: m.yaml\ndata: {train: {file: a.h5}}\ntrain: {epochs: 3, batch: 8}\ncheckpoint: {dir: runs/x}\n");
+    char *over[] = {"train.steps=7", "train.global_batch=32", "data.test.file=b.h5", "optimizer.schedule.kind=cosine", "report.dir=out", "train.stop.above=0.5"};
+    struct pl_job *j;
+    pl_error_clear();
+    if (pl_job_read(path, 6, over, &j) != PL_OK)
+        fail_msg("%s", pl_error_text());
+    char *wanted = pl_strdupf("%s/a.h5", sub), *beside = pl_strdupf("%s/b.h5", cwd);
+    assert_string_equal(j->model_name, "other");
+    assert_string_equal(j->train_set.file, wanted);
+    assert_string_equal(j->test_set.file, beside);
+    assert_string_equal(j->checkpoint.dir, "runs/x");
+    assert_string_equal(j->report.dir, "out");
+    assert_true(j->train.epochs == 0 && j->train.steps == 7 && j->train.batch == 0 && j->train.global_batch == 32 && j->train.stop_on);
+
+    /* The text that goes into a checkpoint says the same, model and overrides included, from anywhere. */
+    struct pl_job *again;
+    if (pl_job_parse(j->text, "checkpoint", &again) != PL_OK)
+        fail_msg("%s\n%s", pl_error_text(), j->text);
+    assert_string_equal(again->text, j->text);
+    assert_string_equal(again->train_set.file, wanted);
+    assert_string_equal(again->model_name, "other");
+    assert_int_equal(again->layers, 2);
+    assert_int_equal(again->optimizer.schedule.kind, PL_COSINE);
+    pl_job_destroy(again);
+    pl_job_destroy(j);
+
+    static char *const bad[][2] = {{"train.stepz=7", "job: command line, train.stepz=7: unknown key train.stepz\ndid you mean train.steps?"},
+                                   {"train.steps", "\"train.steps\" is not key=value"},
+                                   {"=3", "is not key=value"},
+                                   {"train.batch=abc", "train.batch: wanted an integer"},
+                                   {"model=nowhere.yaml", "nowhere.yaml"}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        char *one[] = {bad[i][0]};
+        pl_error_clear();
+        assert_int_equal(pl_job_read(path, 1, one, &j), PL_ERR_USAGE);
+        if (!strstr(pl_error_text(), bad[i][1]))
+            fail_msg("wanted \"%s\", found \"%s\"", bad[i][1], pl_error_text());
+    }
+    char *both[] = {"train.steps=7", "train.epochs=1"};
+    pl_error_clear();
+    assert_int_equal(pl_job_read(path, 2, both, &j), PL_ERR_USAGE);
+    pl_error_clear();
+    pl_free(wanted);
+    pl_free(beside);
+    pl_free(model);
+    pl_free(path);
+    pl_free(sub);
+}
+
+/* The tables themselves: names once, a meaning for each, defaults that their own type takes. */
+static void check_table(const struct pl_key *keys, const char *what)
+{
+    for (const struct pl_key *k = keys; k && k->name; k++) {
+        if (!k->help || !*k->help)
+            fail_msg("%s %s has no meaning", what, k->name);
+        for (const struct pl_key *other = keys; other != k; other++)
+            if (strcmp(other->name, k->name) == 0)
+                fail_msg("%s %s stands twice", what, k->name);
+    }
+}
+
+static void test_tables(void **state)
+{
+    (void)state;
+    check_table(pl_job_keys, "key");
+    for (const struct pl_layer_kind *const *l = pl_layer_list(); *l; l++)
+        check_table((*l)->keys, (*l)->name);
+}
+
+/* Damaged text never crashes: every prefix of a job, and every job with one byte changed. */
+static void test_damaged(void **state)
+{
+    (void)state;
+    const char *text = MODEL "data: {train: {file: a.h5}, test: {file: b.h5}}\n" "train: {epochs: 2.5, batch: 8, stop: {metric: loss, below: 0.5}}\noptimizer: {schedule: {kind: multistep, at: [1, 2]}}\n";
+    size_t n = strlen(text);
+    struct pl_rng r = pl_rng_make(5, 0, 0, 0);
+    int taken = 0;
+    for (size_t i = 0; i < 2 * n; i++) {
+        char *broken = pl_strdup(text);
+        if (i < n)
+            broken[i] = '\0';
+        else
+            broken[i - n] = (char)(1 + pl_rng_below(&r, 255));
+        struct pl_job *j = NULL;
+        pl_error_clear();
+        if (pl_job_parse(broken, "job.yaml", &j) == PL_OK) {
+            taken++;
+            pl_job_destroy(j);
+        } else {
+            assert_non_null(pl_error_text());
+        }
+        pl_free(broken);
+    }
+    if (taken == 0 || taken >= (int)n)
+        fail_msg("%d of %zu damaged jobs were taken", taken, 2 * n);
+    pl_error_clear();
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_places), cmocka_unit_test(test_choices), cmocka_unit_test(test_values),
+                                       cmocka_unit_test(test_overrides), cmocka_unit_test(test_tables), cmocka_unit_test(test_damaged)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
