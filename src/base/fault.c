@@ -9,6 +9,10 @@
 
 #define MAX_FAULTS 8
 
+/* Every pl_fault in the program; a name that is none of them is refused. */
+static const char *const points[] = {"step", "loader.read", "exchange.start", "h5.write", "checkpoint.write",
+                                     "checkpoint.after_parts", "checkpoint.before_rename"};
+
 enum action { FAIL, EXIT, KILL, HANG, DELAY };
 struct fault {
     char point[64];
@@ -23,7 +27,13 @@ static _Atomic int active;
 
 static pl_status bad(const char *spec)
 {
-    return pl_error(PL_ERR_USAGE, "job", "debug.fault: %s\nwrite POINT[@rank=R][@step=S][@count=K]:fail|exit|kill|hang|delay=MS", spec);
+    struct pl_text names = {0};
+    for (size_t i = 0; i < sizeof points / sizeof *points; i++)
+        pl_text_add(&names, "%s%s", i ? ", " : "", points[i]);
+    pl_error(PL_ERR_USAGE, "job", "debug.fault: %s\nwrite POINT[@rank=R][@step=S][@count=K]:fail|exit|kill|hang|delay=MS; points: %s",
+             spec, names.s ? names.s : "");
+    pl_text_free(&names);
+    return PL_ERR_USAGE;
 }
 
 static bool parse_action(const char *text, struct fault *f)
@@ -38,6 +48,14 @@ static bool parse_action(const char *text, struct fault *f)
     return sscanf(text, "delay=%lf", &f->delay_ms) == 1;
 }
 
+static bool known(const char *point)
+{
+    for (size_t i = 0; i < sizeof points / sizeof *points; i++)
+        if (strcmp(points[i], point) == 0)
+            return true;
+    return false;
+}
+
 static bool parse_one(char *spec, int rank, struct fault *f)
 {
     char *colon = strrchr(spec, ':'), *save = NULL;
@@ -48,7 +66,7 @@ static bool parse_one(char *spec, int rank, struct fault *f)
     f->mine = true;
     atomic_store(&f->count, 1 << 30);
     char *word = strtok_r(spec, "@", &save);
-    if (!word || strlen(word) >= sizeof f->point)
+    if (!word || strlen(word) >= sizeof f->point || !known(word))
         return false;
     snprintf(f->point, sizeof f->point, "%s", word);
     while ((word = strtok_r(NULL, "@", &save))) {

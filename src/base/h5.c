@@ -10,7 +10,11 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* innermost: nothing i
 
 void pl_h5_lock(void)
 {
+    static bool started;
     pthread_mutex_lock(&lock);
+    if (!started)
+        H5dont_atexit(); /* a file that cannot be closed is not to be tried again behind main's back */
+    started = true;
     H5Eset_auto2(H5E_DEFAULT, NULL, NULL); /* per thread in some builds */
 }
 
@@ -20,6 +24,12 @@ static herr_t keep_description(unsigned n, const H5E_error2_t *e, void *text)
 {
     (void)n;
     char *t = text;
+    const char *system = e->desc ? strstr(e->desc, "error message = '") : NULL;
+    if (system) {
+        system = strchr(system, '\'') + 1;
+        snprintf(t, 256, "%.*s", (int)strcspn(system, "'"), system);
+        return 1; /* what the operating system said is all there is to know */
+    }
     if (e->desc && strlen(e->desc) > strlen(t))
         snprintf(t, 256, "%s", e->desc); /* the longest is the one with the facts */
     return 0;
@@ -30,6 +40,8 @@ pl_status pl_h5_failed(struct pl_h5 *f, const char *name, const char *what)
     char text[256] = "";
     H5Ewalk2(H5E_DEFAULT, H5E_WALK_DOWNWARD, keep_description, text);
     H5Eclear2(H5E_DEFAULT);
+    if (f->writing)
+        pl_h5_abandon(f);
     pl_h5_unlock();
     return pl_error(f->err, f->room, "%s%s%s: %s%s%s", f->path, name ? ":" : "", name ? name : "", what,
                     text[0] ? ": " : "", text);
@@ -123,10 +135,16 @@ pl_status pl_h5_close(struct pl_h5 *f)
     if (!f)
         return PL_OK;
     pl_h5_lock();
+    if (f->writing && !f->abandoned && H5Fflush(f->id, H5F_SCOPE_GLOBAL) < 0) {
+        s = pl_h5_failed(f, NULL, "cannot be written");
+        pl_h5_lock();
+    }
     if (H5Fclose(f->id) < 0)
         s = pl_h5_failed(f, NULL, "cannot be closed");
     else
         pl_h5_unlock();
+    if (f->abandoned)
+        s = f->err;
     pl_free(f->path);
     pl_free(f);
     return s;
@@ -221,6 +239,10 @@ void pl_h5_dataset_close(struct pl_h5ds *d)
     if (!d)
         return;
     pl_h5_lock();
+    if (d->file->writing && !d->file->abandoned && H5Dflush(d->id) < 0) {
+        pl_h5_failed(d->file, d->name, "cannot be written");
+        pl_h5_lock();
+    }
     H5Dclose(d->id);
     pl_h5_unlock();
     pl_free(d->name);

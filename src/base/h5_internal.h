@@ -11,6 +11,7 @@ struct pl_h5 {
     char *path;
     const char *room;
     pl_status err;
+    bool writing, abandoned;
 };
 
 #define PL_H5_MAX_FILTERS 8
@@ -33,6 +34,9 @@ void pl_h5_lock(void);
 void pl_h5_unlock(void);
 /* Takes HDF5's text of the failed call (lock held), unlocks, records "path:/name: what: text". */
 pl_status pl_h5_failed(struct pl_h5 *f, const char *name, const char *what);
+/* After a failed write (a full disk, a quota): what else HDF5 has to write goes to memory, lock held.
+ * pl_h5_close gives the error. */
+void pl_h5_abandon(struct pl_h5 *f);
 hid_t pl_h5_type(enum pl_dtype t);
 pl_status pl_h5_transfer(struct pl_h5ds *d, int64_t first, int64_t rows, enum pl_dtype t, void *p, bool write);
 /* Rows [first, first + rows) by raw chunks. */

@@ -4,19 +4,38 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #define PIECE_BYTES (4u << 20)
+
+/* HDF5 (seen in 1.10.8) frees what it could not flush when a close fails, and crashes on it later. So a
+ * failure is looked for by a flush before each close, and from then on its descriptor leads to memory,
+ * where everything can be written and then be forgotten. The file on disk is left as it is. */
+void pl_h5_abandon(struct pl_h5 *f)
+{
+    int *descriptor = NULL;
+    if (f->abandoned)
+        return;
+    f->abandoned = true;
+    int memory = memfd_create("paceline-abandoned", MFD_CLOEXEC);
+    if (memory >= 0 && H5Fget_vfd_handle(f->id, H5P_DEFAULT, (void **)&descriptor) >= 0 && descriptor)
+        dup2(memory, *descriptor);
+    if (memory >= 0)
+        close(memory);
+}
 
 pl_status pl_h5_create(const char *path, const char *room, pl_status err, struct pl_h5 **out)
 {
     struct pl_h5 *f = pl_alloc(sizeof *f, "an HDF5 file");
     if (!f)
         return PL_ERR_MEMORY;
-    *f = (struct pl_h5){.path = pl_strdup(path), .room = room, .err = err};
+    *f = (struct pl_h5){.path = pl_strdup(path), .room = room, .err = err, .writing = true};
     setenv("HDF5_USE_FILE_LOCKING", "FALSE", 0);
     pl_h5_lock();
     f->id = H5Fcreate(path, H5F_ACC_EXCL, H5P_DEFAULT, H5P_DEFAULT);
     if (f->id < 0) {
+        f->writing = false;
         pl_status s = pl_h5_failed(f, NULL, "cannot be made (it must not exist yet)");
         pl_free(f->path);
         pl_free(f);

@@ -113,14 +113,14 @@ static void test_pool(void **state)
 static void test_faults(void **state)
 {
     (void)state;
-    assert_int_equal(pl_fault("a", 1), 0);
-    assert_int_equal(pl_fault_configure("a@step=3:fail,b@rank=1:fail,c@count=2:fail", 0), PL_OK);
-    assert_int_equal(pl_fault("a", 2), 0);
-    assert_int_equal(pl_fault("a", 3), 1);
-    assert_int_equal(pl_fault("b", 3), 0); /* another rank's */
-    assert_int_equal(pl_fault("c", 0) + pl_fault("c", 0) + pl_fault("c", 0), 2);
-    static const char *const bad[] = {"a", "a:burn", "a@step=x:fail", "a@when=3:fail"};
-    for (size_t i = 0; i < 4; i++) {
+    assert_int_equal(pl_fault("step", 1), 0);
+    assert_int_equal(pl_fault_configure("step@step=3:fail,loader.read@rank=1:fail,h5.write@count=2:fail", 0), PL_OK);
+    assert_int_equal(pl_fault("step", 2), 0);
+    assert_int_equal(pl_fault("step", 3), 1);
+    assert_int_equal(pl_fault("loader.read", 3), 0); /* another rank's */
+    assert_int_equal(pl_fault("h5.write", 0) + pl_fault("h5.write", 0) + pl_fault("h5.write", 0), 2);
+    static const char *const bad[] = {"step", "step:burn", "step@step=x:fail", "step@when=3:fail", "stp:fail"};
+    for (size_t i = 0; i < 5; i++) {
         assert_int_equal(pl_fault_configure(bad[i], 0), PL_ERR_USAGE);
         pl_error_clear();
     }
