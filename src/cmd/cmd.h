@@ -31,5 +31,7 @@ pl_status pl_cmd_start(int argc, char **argv, const char *const *options, struct
 /* What to read weights from: the path given, or the newest whole checkpoint of checkpoint.dir.
  * Owner of *path: the caller. (eval.c) */
 pl_status pl_cmd_find_weights(const struct pl_job *job, const char *given, char **path);
+/* data.train or data.test by the value of --set; NULL: test. PL_ERR_USAGE. (eval.c) */
+pl_status pl_cmd_find_set(const struct pl_job *job, const char *given, const struct pl_job_set **out);
 
 #endif

@@ -24,17 +24,22 @@ pl_status pl_cmd_find_weights(const struct pl_job *job, const char *given, char 
     return *path ? PL_OK : pl_error(PL_ERR_CHECKPOINT, "checkpoint", "no whole checkpoint in %s", dir);
 }
 
-static pl_status open_parts(struct evaluation *e, const struct pl_job *job, const struct pl_args *args)
+pl_status pl_cmd_find_set(const struct pl_job *job, const char *given, const struct pl_job_set **out)
 {
-    const char *set = args->option_value[1] ? args->option_value[1] : "test";
+    const char *set = given ? given : "test";
     bool train = strcmp(set, "train") == 0;
     if (!train && strcmp(set, "test") != 0)
         return pl_error(PL_ERR_USAGE, "paceline", "--set %s: train or test", set);
-    const struct pl_job_set *source = train ? &job->train_set : &job->test_set;
-    if (!source->file)
-        return pl_error(PL_ERR_USAGE, "job", "data.%s.file is missing", set);
+    *out = train ? &job->train_set : &job->test_set;
+    return (*out)->file ? PL_OK : pl_error(PL_ERR_USAGE, "job", "data.%s.file is missing", set);
+}
+
+static pl_status open_parts(struct evaluation *e, const struct pl_job *job, const struct pl_args *args)
+{
+    const struct pl_job_set *source = NULL;
+    PL_TRY(pl_cmd_find_set(job, args->option_value[1], &source));
     PL_TRY(pl_cmd_find_weights(job, args->option_value[0], &e->path));
-    PL_TRY(pl_dataset_open(source, &job->input, &e->data));
+    PL_TRY(pl_dataset_open(source, &job->input, true, &e->data));
     PL_TRY(pl_trainer_eval_loader(&e->t, e->data, &e->loader));
     return pl_checkpoint_load_weights(e->path, e->t.graph, pl_graph_params(e->t.graph));
 }

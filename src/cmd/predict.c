@@ -67,17 +67,16 @@ static pl_status run_all(struct prediction *p)
 
 static pl_status open_parts(struct prediction *p, const struct pl_job *job, const struct pl_args *args)
 {
-    const struct pl_job_set *set = args->option_value[1] && strcmp(args->option_value[1], "train") == 0 ? &job->train_set : &job->test_set;
     char *path = NULL;
     if (!args->option_value[2])
         return pl_error(PL_ERR_USAGE, "paceline", "predict needs --out FILE.h5");
-    if (!set->file)
-        return pl_error(PL_ERR_USAGE, "job", "the job names no such data set");
+    const struct pl_job_set *set = NULL;
+    PL_TRY(pl_cmd_find_set(job, args->option_value[1], &set));
     PL_TRY(pl_cmd_find_weights(job, args->option_value[0], &path));
     pl_status s = pl_checkpoint_load_weights(path, p->t.graph, pl_graph_params(p->t.graph));
     pl_free(path);
     PL_TRY(s);
-    PL_TRY(pl_dataset_open(set, &job->input, &p->data));
+    PL_TRY(pl_dataset_open(set, &job->input, false, &p->data));
     PL_TRY(pl_trainer_eval_loader(&p->t, p->data, &p->loader));
     return make_file(p, args->option_value[2]);
 }
@@ -124,6 +123,6 @@ const struct pl_command pl_cmd_predict = {
     .name = "predict",
     .usage = "paceline predict JOB.yaml --out FILE.h5 [--checkpoint PATH] [--set test|train] [key=value ...]",
     .help = "Writes the network's output for every sample of a set, in the set's order, to a new HDF5\n"
-            "file: /output and, for classes, /class. Labels are not used.",
+            "file: /output and, for classes, /class. The set needs no labels.",
     .run = run_predict,
 };

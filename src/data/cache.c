@@ -208,7 +208,7 @@ static pl_status read_block(struct pl_cache *c, struct slot *s, int64_t block)
         rows = d->samples - first;
     PL_TRY(pl_h5_read_rows(d->data, first, rows, d->type, s->data));
     PL_TRY(check_numbers(c, d->set->data, d->type, s->data, first, rows, d->row_elems));
-    return read_labels(c, s, first, rows);
+    return d->label ? read_labels(c, s, first, rows) : PL_OK;
 }
 
 static int64_t slot_to_use(const struct pl_cache *c)

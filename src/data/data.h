@@ -9,8 +9,8 @@
 struct pl_dataset;
 /* Opens and checks a set against the model's input: shapes, types, lengths of data and label. want is
  * one sample as the network takes it (after crop). PL_ERR_DATA naming file, dataset, index. `set` must
- * outlive the set. One loader at a time reads it. */
-pl_status pl_dataset_open(const struct pl_job_set *set, const struct pl_job_input *want,
+ * outlive the set. One loader at a time reads it. labels false: the file needs none, batches have 0. */
+pl_status pl_dataset_open(const struct pl_job_set *set, const struct pl_job_input *want, bool labels,
                           struct pl_dataset **out);
 void pl_dataset_close(struct pl_dataset *d);
 int64_t pl_dataset_samples(const struct pl_dataset *d); /* limit applied */

@@ -114,7 +114,6 @@ static pl_status check_labels(struct pl_dataset *d)
                         "every sample needs one label: write the file again",
                         d->set->file, pl_dataset_plain(d->set->data), (long long)x->dim[0],
                         pl_dataset_plain(d->set->label), (long long)i->dim[0]);
-    d->label_bytes = k == 0 ? sizeof(int32_t) : (size_t)k * sizeof(float);
     return PL_OK;
 }
 
@@ -182,7 +181,7 @@ static pl_status open_part(struct pl_dataset *d, const char *name, const char *k
     return PL_ERR_DATA;
 }
 
-static pl_status open_parts(struct pl_dataset *d)
+static pl_status open_parts(struct pl_dataset *d, bool labels)
 {
     if (access(d->set->file, R_OK) != 0)
         return pl_error(PL_ERR_DATA, "data",
@@ -191,9 +190,11 @@ static pl_status open_parts(struct pl_dataset *d)
                         d->set->file, strerror(errno));
     PL_TRY(pl_h5_open(d->set->file, "data", PL_ERR_DATA, &d->file));
     PL_TRY(open_part(d, d->set->data, "data", &d->data));
-    PL_TRY(open_part(d, d->set->label, "label", &d->label));
     PL_TRY(check_inputs(d));
-    PL_TRY(check_labels(d));
+    if (labels) {
+        PL_TRY(open_part(d, d->set->label, "label", &d->label));
+        PL_TRY(check_labels(d));
+    }
     PL_TRY(check_values(d, "mean", &d->set->mean));
     PL_TRY(check_values(d, "std", &d->set->std));
     int64_t rows = pl_h5_dataset_info(d->data)->dim[0];
@@ -202,7 +203,7 @@ static pl_status open_parts(struct pl_dataset *d)
     return PL_OK;
 }
 
-pl_status pl_dataset_open(const struct pl_job_set *set, const struct pl_job_input *want,
+pl_status pl_dataset_open(const struct pl_job_set *set, const struct pl_job_input *want, bool labels,
                           struct pl_dataset **out)
 {
     struct pl_dataset *d = pl_alloc(sizeof *d, "a data set");
@@ -210,7 +211,8 @@ pl_status pl_dataset_open(const struct pl_job_set *set, const struct pl_job_inpu
         return PL_ERR_MEMORY;
     d->set = set;
     d->want = *want;
-    pl_status s = open_parts(d);
+    d->label_bytes = want->label_floats == 0 ? sizeof(int32_t) : (size_t)want->label_floats * sizeof(float);
+    pl_status s = open_parts(d, labels);
     if (s < 0)
         pl_dataset_close(d);
     else

@@ -9,7 +9,7 @@ struct pl_dataset {
     const struct pl_job_set *set; /* borrowed */
     struct pl_job_input want;
     struct pl_h5 *file;
-    struct pl_h5ds *data, *label;
+    struct pl_h5ds *data, *label; /* label NULL: not asked for */
     int64_t samples;
     enum pl_dtype type; /* of data, in the file and in the cache */
     int64_t raw[3];     /* channels, height, width as stored (1 where there are fewer) */

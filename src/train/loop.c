@@ -30,9 +30,9 @@ static pl_status open_data(struct run *r)
     const struct pl_job *job = r->t.job;
     if (!job->train_set.file)
         return pl_error(PL_ERR_USAGE, "job", "data.train.file is missing");
-    PL_TRY(pl_dataset_open(&job->train_set, &job->input, &r->train_data));
+    PL_TRY(pl_dataset_open(&job->train_set, &job->input, true, &r->train_data));
     if (job->test_set.file)
-        PL_TRY(pl_dataset_open(&job->test_set, &job->input, &r->test_data));
+        PL_TRY(pl_dataset_open(&job->test_set, &job->input, true, &r->test_data));
     int64_t samples = pl_dataset_samples(r->train_data);
     if (samples < r->t.world->ranks)
         return pl_error(PL_ERR_DATA, "data", "%s: %lld samples for %d ranks\nstart fewer ranks",

@@ -77,6 +77,12 @@ right = (p["class"][()] == t["label"][()]).mean()
 print("predicted %.6f, evaluated %s" % (right, sys.argv[1]))
 sys.exit(int(abs(right - float(sys.argv[1])) > 1e-6 or abs(p["output"][()].sum(1) - 1).max() > 1e-4))
 PY
+# Predictions need no labels.
+/usr/bin/python3 -c 'import h5py; h5py.File("bare.h5", "w")["data"] = h5py.File("test.h5")["data"][()]'
+ranks 1 "$PACELINE" predict job.yaml checkpoint.dir=twice-a data.test.file=bare.h5 --out bare-predicted.h5 >/dev/null || fail "predict without labels failed"
+/usr/bin/python3 -c 'import h5py, sys; a, b = (h5py.File(f)["output"][()] for f in ("predicted.h5", "bare-predicted.h5")); sys.exit(int((a != b).any()))' || fail "predictions with and without labels differ"
+ranks 1 "$PACELINE" predict job.yaml checkpoint.dir=twice-a --set best --out x.h5 >out 2>&1
+[ $? -eq 2 ] && grep -q -- '--set best: train or test' out || { fail "an unknown set was taken"; cat out; }
 "$PACELINE" inspect "twice-a" | grep -q '/params/conv1/weight' || fail "inspect does not show a checkpoint's tensors"
 "$PACELINE" inspect job.yaml | grep -q 'conv1' || fail "inspect does not show a job's layers"
 finish

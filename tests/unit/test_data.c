@@ -82,7 +82,7 @@ static void begin(struct run *r, struct pl_job_set set, const struct pl_job_inpu
 {
     r->set = set;
     pl_error_clear();
-    if (pl_dataset_open(&r->set, want, &r->d) != PL_OK)
+    if (pl_dataset_open(&r->set, want, true, &r->d) != PL_OK)
         fail_msg("%s", pl_error_text());
     r->d->all_in_memory = r->d->all_in_memory && (window == 0 || set.cache == 1);
     r->d->window_rows = window ? window : r->d->window_rows;
@@ -126,7 +126,7 @@ static void refuse(struct pl_job_set set, const struct pl_job_input *want, const
 {
     struct pl_dataset *d = NULL;
     pl_error_clear();
-    expect(pl_dataset_open(&set, want, &d), words);
+    expect(pl_dataset_open(&set, want, true, &d), words);
     assert_null(d);
 }
 
