@@ -41,8 +41,7 @@ static pl_status open_network(struct pl_trainer *t, bool train)
     PL_TRY(pl_graph_create(t->job, t->table, t->backend, t->batch, train, NULL, &t->graph));
     if (train)
         PL_TRY(pl_optimizer_create(t->job, t->graph, &t->optimizer));
-    pl_graph_init(t->graph, (uint64_t)t->job->train.seed);
-    return PL_OK;
+    return pl_graph_init(t->graph, (uint64_t)t->job->train.seed);
 }
 
 static pl_status open_exchange(struct pl_trainer *t, bool train)
