@@ -124,9 +124,9 @@ static pl_status fill(const char *temporary, const struct pl_checkpoint_source *
 
 pl_status pl_checkpoint_save(const char *dir, const struct pl_checkpoint_source *src)
 {
-    char *temporary = NULL, *name = pl_checkpoint_name(dir, src->state->step);
     struct stat st;
     PL_TRY(pl_make_dirs(dir, "checkpoint"));
+    char *temporary = NULL, *name = pl_checkpoint_name(dir, src->state->step);
     if (!name)
         return PL_ERR_MEMORY;
     if (stat(name, &st) == 0 && pl_manifest_check(name) != NULL)
