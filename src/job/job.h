@@ -10,7 +10,7 @@ enum pl_key_type {
     PL_KEY_INT,    /* int64_t */
     PL_KEY_DOUBLE, /* double */
     PL_KEY_BOOL,   /* bool */
-    PL_KEY_TEXT,   /* char *, owned; NULL by default */
+    PL_KEY_TEXT,   /* char *, owned; without a default NULL, also when written as none */
     PL_KEY_CHOICE, /* int: index into choices */
     PL_KEY_PERIOD, /* struct pl_period: "50 steps", "1 epoch", "10 min", "30 s", a bare number is steps */
     PL_KEY_MS,     /* double: "60 s", "500 ms", "10 min"; a bare number is seconds */

@@ -127,7 +127,7 @@ static pl_status resolve(struct pl_node *root, const char *key)
     const char *last;
     struct pl_node *map = descend(root, key, false, &last), *n = map ? pl_node_get(map, last) : NULL;
     char cwd[4096];
-    if (!n || n->kind != PL_SCALAR || !*n->text)
+    if (!n || n->kind != PL_SCALAR || !*n->text || strcmp(n->text, "none") == 0)
         return PL_OK;
     char *path = n->line > 0 ? pl_path_beside(n->file, n->text) : pl_strdup(n->text);
     if (path && path[0] != '/' && getcwd(cwd, sizeof cwd)) {

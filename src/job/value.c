@@ -101,7 +101,7 @@ static int to_choice(const char *choices, const char *s)
 static const char *type_text(enum pl_key_type t)
 {
     static const char *const names[] = {
-        [PL_KEY_INT] = "an integer", [PL_KEY_DOUBLE] = "a number", [PL_KEY_BOOL] = "true or false", [PL_KEY_TEXT] = "a text",
+        [PL_KEY_INT] = "an integer", [PL_KEY_DOUBLE] = "a number", [PL_KEY_BOOL] = "true or false", [PL_KEY_TEXT] = "a text that is not empty",
         [PL_KEY_CHOICE] = "one of", [PL_KEY_PERIOD] = "a period such as 50 steps, 1 epoch, 10 min or never",
         [PL_KEY_MS] = "a time such as 60 s, 500 ms or 10 min", [PL_KEY_INTS] = "an integer or a list of integers",
         [PL_KEY_DOUBLES] = "a number or a list of numbers", [PL_KEY_TEXTS] = "a text or a list of texts"};
@@ -135,8 +135,10 @@ static bool set_scalar(const struct pl_key *k, const char *s, void *v, int index
     case PL_KEY_DOUBLES: return to_double(s, &((struct pl_doubles *)v)->v[index]) && (*number = ((struct pl_doubles *)v)->v[index], true);
     case PL_KEY_BOOL: return to_bool(s, v);
     case PL_KEY_TEXT:
+        if (!*s)
+            return false; /* a shell variable that is not set */
         pl_free(*(char **)v);
-        *(char **)v = pl_strdup(s);
+        *(char **)v = !k->def && strcmp(s, "none") == 0 ? NULL : pl_strdup(s);
         return true;
     case PL_KEY_TEXTS: ((struct pl_texts *)v)->v[index] = pl_strdup(s); return true;
     case PL_KEY_PERIOD: return to_period(s, v) && (*number = ((struct pl_period *)v)->n, true);

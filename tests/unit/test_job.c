@@ -153,7 +153,13 @@ static void test_overrides(void **state)
     pl_job_destroy(again);
     pl_job_destroy(j);
 
-    static char *const bad[][2] = {{"train.stepz=7", "job: command line, train.stepz=7: unknown key train.stepz\ndid you mean train.steps?"},
+    char *without[] = {"checkpoint.dir=none", "train.init=none", "data.test.file=none"};
+    assert_int_equal(pl_job_read(path, 3, without, &j), PL_OK);
+    assert_true(!j->checkpoint.dir && !j->train.init && !j->test_set.file);
+    pl_job_destroy(j);
+
+    static char *const bad[][2] = {{"checkpoint.dir=", "checkpoint.dir: wanted a text that is not empty"},
+                                   {"train.stepz=7", "job: command line, train.stepz=7: unknown key train.stepz\ndid you mean train.steps?"},
                                    {"train.steps", "\"train.steps\" is not key=value"},
                                    {"=3", "is not key=value"},
                                    {"train.batch=abc", "train.batch: wanted an integer"},
