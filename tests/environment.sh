@@ -5,7 +5,8 @@ export OMPI_MCA_btl_vader_single_copy_mechanism=none
 if [ "$(id -u)" -eq 0 ]; then
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 fi
-PL_MPIRUN=("${PL_MPIEXEC:-mpirun}" --oversubscribe --bind-to none)
+PL_MPIRUN=("${PL_MPIEXEC:-mpirun}")
+case $("${PL_MPIRUN[@]}" --version 2>&1) in *"Open MPI"* | *OpenRTE*) PL_MPIRUN+=(--oversubscribe --bind-to none) ;; esac
 export ASAN_OPTIONS=fast_unwind_on_malloc=0:detect_leaks=1:abort_on_error=0
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 export LSAN_OPTIONS=suppressions=$PL_SOURCE_DIR/tests/lsan.supp:print_suppressions=0

@@ -58,7 +58,8 @@ pl_status pl_cmd_start(int argc, char **argv, const char *const *options, struct
     memset(args, 0, sizeof *args);
     pl_status s = pl_world_start(NULL, NULL, w);
     if (s < 0) {
-        pl_log("%s", pl_error_text());
+        if (!w->reported)
+            pl_log("%s", pl_error_text());
         *code = pl_exit_code(s);
         return s;
     }

@@ -36,14 +36,15 @@ static void print_shm(void)
 
 static int run_doctor(int argc, char **argv)
 {
-    struct pl_world w;
+    struct pl_world w = {0};
     struct pl_args args;
     pl_status s = pl_args_read(argc, argv, NULL, &args);
     if (s == PL_OK)
         s = pl_world_start(NULL, NULL, &w);
     pl_args_free(&args);
     if (s < 0) {
-        pl_log("%s", pl_error_text());
+        if (!w.reported)
+            pl_log("%s", pl_error_text());
         return pl_exit_code(s);
     }
     if (w.rank == 0) {

@@ -45,6 +45,7 @@ _Noreturn void pl_world_abort(struct pl_world *w, pl_status s)
     if (!w->reported)
         print_own_error(s);
     fflush(NULL);
+    pl_sleep_ms(100); /* MPICH's launcher ends without what is still in its pipes */
     MPI_Abort(MPI_COMM_WORLD, pl_exit_code(s));
     _exit(pl_exit_code(s));
 }

@@ -17,19 +17,31 @@ pl_status pl_world_mpi_error(int code, const char *call)
     return pl_error(PL_ERR_PEER, "mpi", "%.*s failed: %s", (int)strcspn(call, "("), call, text);
 }
 
-/* Slurm started several tasks and each believes it is alone: its launcher does not speak our PMI. */
-static pl_status refuse_lonely_ranks(const struct pl_world *w)
+/* What a launcher says of its ranks in the environment. srun's step counts only inside of srun: in the
+ * shell of sbatch or salloc (their steps are batch, and 4294967290) tasks are those to come. */
+static const struct { const char *name, *ranks, *rank, *step; } launchers[] = {
+    {"Open MPI's mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", NULL},
+    {"another MPI's mpirun", "PMI_SIZE", "PMI_RANK", NULL},
+    {"srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_STEP_ID"}};
+
+/* Several ranks were started and each believes it is alone: the launcher is not of this MPI. Every rank
+ * would train the whole job, and all would write the same files. The first rank says so. */
+static pl_status refuse_lonely_ranks(struct pl_world *w)
 {
-    const char *tasks = getenv("SLURM_NTASKS"), *step = getenv("SLURM_STEP_ID");
-    const char *shell = getenv("SLURM_STEP_NUM_TASKS");
-    int n = shell ? atoi(shell) : tasks ? atoi(tasks) : 1;
-    if (getenv("OMPI_COMM_WORLD_SIZE") || getenv("PMI_SIZE"))
-        return PL_OK; /* mpirun started us: its own count holds */
-    if (w->ranks == 1 && n > 1 && step && strcmp(step, "4294967290") != 0 && getenv("SLURM_PROCID"))
+    for (size_t i = 0; i < sizeof launchers / sizeof *launchers; i++) {
+        const char *ranks = getenv(launchers[i].ranks), *rank = getenv(launchers[i].rank), *step = launchers[i].step ? getenv(launchers[i].step) : "0";
+        if (!ranks || !rank || !step || strcmp(step, "4294967290") == 0)
+            continue;
+        if (w->ranks > 1 || atoi(ranks) <= 1)
+            return PL_OK; /* the innermost launcher's count holds */
+        w->reported = atoi(rank) > 0;
+        if (w->reported)
+            pl_sleep_ms(1000); /* the first to leave makes mpirun end the others */
         return pl_error(PL_ERR_USAGE, "world",
-                        "srun started %d tasks, but MPI sees one rank: the MPI library and srun do not "
-                        "speak the same PMI\nuse srun --mpi=pmix, or mpirun inside sbatch",
-                        n);
+                        "%s started %s ranks, but each sees a world of its own: this program is built with %s, which does not hear it\n%s",
+                        launchers[i].name, ranks, pl_world_mpi_version(),
+                        launchers[i].step ? "use srun --mpi=pmix, or mpirun inside sbatch" : "use the mpirun of that MPI");
+    }
     return PL_OK;
 }
 
@@ -107,5 +119,8 @@ const char *pl_world_mpi_version(void)
     int len = 0;
     MPI_Get_library_version(text, &len);
     text[strcspn(text, "\n,")] = '\0';
+    char *label = strstr(text, "Version:"); /* MPICH lines its facts up in a table */
+    if (label)
+        memmove(label, label + 8 + strspn(label + 8, " \t"), strlen(label + 8 + strspn(label + 8, " \t")) + 1);
     return text;
 }

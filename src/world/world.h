@@ -16,8 +16,8 @@ struct pl_world {
     bool reported;     /* the run's one message has been printed */
 };
 
-/* MPI_Init_thread(SERIALIZED) and the facts above. Collective. Refuses an srun without PMI
- * (SLURM_NTASKS > 1 and a world of 1) with PL_ERR_USAGE. */
+/* MPI_Init_thread(SERIALIZED) and the facts above. Collective. Refuses ranks that were
+ * started together and each see a world of 1 (srun without PMI, another MPI's mpirun): PL_ERR_USAGE. */
 pl_status pl_world_start(int *argc, char ***argv, struct pl_world *w);
 
 /* Set-up, open, load and save: every rank brings its status, every rank leaves with the worst one.

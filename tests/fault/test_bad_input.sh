@@ -37,9 +37,11 @@ sed 's/kind: maxpool/kind: maxpol/' net.yaml >kind.yaml
 expect 2 "maxpool" 3 job.yaml model=kind.yaml
 say run
 expect 4 "the loss is not finite" 3 job.yaml "$(data huge.h5)"
+OMPI_COMM_WORLD_SIZE=3 OMPI_COMM_WORLD_RANK=0 "$PACELINE" train job.yaml >out 2>&1
+[ $? -eq 2 ] && grep -q "mpirun started 3 ranks, but each sees a world of its own" out || { fail "ranks that do not see each other were not refused"; cat out; }
 touch file
 expect 6 "file/run: cannot be made" 3 job.yaml checkpoint.dir=file/run
-expect 6 "file/run: cannot be made" 3 job.yaml checkpoint.dir= report.dir=file/run
+expect 6 "file/run: cannot be made" 3 job.yaml checkpoint.dir=none report.dir=file/run
 train 2 job.yaml train.epochs=1 >/dev/null 2>&1 || fail "a plain run failed"
 expect 6 "checkpoint.resume is never" 3 job.yaml checkpoint.resume=never
 sed 's/units: 24/units: 25/' net.yaml >other.yaml
