@@ -21,7 +21,7 @@ pl_status pl_world_mpi_error(int code, const char *call)
  * shell of sbatch or salloc (their steps are batch, and 4294967290) tasks are those to come. */
 static const struct { const char *name, *ranks, *rank, *step; } launchers[] = {
     {"Open MPI's mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", NULL},
-    {"another MPI's mpirun", "PMI_SIZE", "PMI_RANK", NULL},
+    {"srun or another MPI's mpirun", "PMI_SIZE", "PMI_RANK", NULL},
     {"srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_STEP_ID"}};
 
 /* Several ranks were started and each believes it is alone: the launcher is not of this MPI. Every rank
@@ -38,9 +38,9 @@ static pl_status refuse_lonely_ranks(struct pl_world *w)
         if (w->reported)
             pl_sleep_ms(1000); /* the first to leave makes mpirun end the others */
         return pl_error(PL_ERR_USAGE, "world",
-                        "%s started %s ranks, but each sees a world of its own: this program is built with %s, which does not hear it\n%s",
-                        launchers[i].name, ranks, pl_world_mpi_version(),
-                        launchers[i].step ? "use srun --mpi=pmix, or mpirun inside sbatch" : "use the mpirun of that MPI");
+                        "%s started %s ranks, but each sees a world of its own: this program is built with %s, which does not hear it\n"
+                        "start it with that MPI's own mpirun, also inside sbatch, or with srun --mpi=pmix",
+                        launchers[i].name, ranks, pl_world_mpi_version());
     }
     return PL_OK;
 }
