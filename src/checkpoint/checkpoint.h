@@ -9,6 +9,8 @@ struct pl_run_state { /* attributes on /run */
     int64_t step;            /* committed steps */
     int64_t epoch, epoch_step; /* position in the data order: next global batch to read */
     int64_t samples_seen;
+    int64_t global_batch;    /* samples of a step, and of the training set: they cut the data order */
+    int64_t train_samples;
     int64_t seed;
     int ranks;
     bool done;               /* the run's last step */
@@ -18,9 +20,10 @@ struct pl_run_state { /* attributes on /run */
     int64_t best_step;       /* step of `best`; kept under checkpoint.keep_best */
 };
 
-/* Writes one checkpoint from host memory; returns when it is on disk and renamed, `latest` set and
- * old ones removed but `keep` (and the best, if keep_best). Rank 0 only. PL_ERR_CHECKPOINT; nothing
- * whole is harmed. slots: slabs in slot order. */
+/* Writes one checkpoint from host memory; returns when it is on disk and renamed, `latest` set and of
+ * those up to this step all but `keep` removed (and but the best, if keep_best). One of the same step is
+ * replaced, with a message. Later ones, of a run that went on from further, are left alone. Rank 0 only.
+ * PL_ERR_CHECKPOINT; nothing whole is harmed. slots: slabs in slot order. */
 struct pl_checkpoint_source {
     const struct pl_graph *graph; /* names and layout only */
     const struct pl_optimizer *optimizer; /* slot names only */
@@ -33,25 +36,27 @@ pl_status pl_checkpoint_save(const char *dir, const struct pl_checkpoint_source 
 
 /* Before training: dir can be made and written. */
 pl_status pl_checkpoint_probe(const char *dir);
-/* Newest whole checkpoint of dir (or dir itself if it is one) whose manifest holds; damaged ones are
+/* Newest whole checkpoint of dir (or dir itself if it is one) whose manifest holds: what `latest` names, or one
+ * written after it; damaged ones are
  * named on stderr and passed over. *path NULL when there is none. Owner: the caller. */
 pl_status pl_checkpoint_find(const char *dir, char **path);
-/* Loads into host slabs. Refuses another model (PL_ERR_CHECKPOINT). optimizer NULL: weights only. */
+/* Loads into host slabs. Refuses another model or another kind of optimizer (PL_ERR_CHECKPOINT). optimizer NULL: weights only. */
 pl_status pl_checkpoint_load(const char *path, const struct pl_graph *g, struct pl_optimizer *o,
                              float *params, struct pl_run_state *state);
 /* Weights by name from /params of any such file or checkpoint directory (train.init, eval). */
 pl_status pl_checkpoint_load_weights(const char *path, const struct pl_graph *g, float *params);
-/* The job text kept in it. Owner: the caller. */
-pl_status pl_checkpoint_job_text(const char *path, char **text);
+/* A text kept with the run: job, optimizer, train_file, version. Owner: the caller. */
+pl_status pl_checkpoint_text(const char *path, const char *what, char **text);
 
 /* Background writer: takes a snapshot (copies), writes in its own thread, one at a time. */
 struct pl_checkpoint_writer;
 pl_status pl_checkpoint_writer_create(const char *dir, const struct pl_graph *g, const struct pl_optimizer *o,
                                       const struct pl_job *job, struct pl_checkpoint_writer **out);
-/* Waits for the write before, copies, and returns; reports the earlier write's error here. */
+/* Copies and returns; only when nothing is under way. Without checkpoint.background: waits, too. */
 pl_status pl_checkpoint_writer_save(struct pl_checkpoint_writer *w, const float *params,
                                     const struct pl_run_state *state);
-/* Waits until all is on disk. */
+bool pl_checkpoint_writer_busy(const struct pl_checkpoint_writer *w);
+/* Waits until all is on disk; the outcome of the write that was under way, once. */
 pl_status pl_checkpoint_writer_finish(struct pl_checkpoint_writer *w);
 void pl_checkpoint_writer_destroy(struct pl_checkpoint_writer *w);
 #endif

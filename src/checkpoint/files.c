@@ -140,12 +140,14 @@ void pl_checkpoint_remove(const char *path)
     rmdir(path);
 }
 
-void pl_checkpoint_retain(const char *dir, int64_t keep, int64_t best)
+void pl_checkpoint_retain(const char *dir, int64_t keep, int64_t now, int64_t best)
 {
     int64_t *steps;
     int n;
     if (pl_checkpoint_list(dir, &steps, &n) < 0)
         return;
+    while (n > 0 && steps[n - 1] > now)
+        n--;
     for (int i = 0; i < n - keep; i++)
         if (steps[i] != best) {
             char *path = pl_checkpoint_name(dir, steps[i]);

@@ -6,6 +6,38 @@
 #include <string.h>
 #include <sys/stat.h>
 
+/* Where to look, in this order: what was written after `latest` was (a run killed in between), what it
+ * names, what came before, and at last checkpoints of greater steps, of a run that went another way. */
+enum { AFTER, UP_TO, OTHERS, ROUNDS };
+
+struct order { int64_t latest; struct timespec time; };
+
+static void read_latest(const char *dir, struct order *o)
+{
+    long long step;
+    struct stat st;
+    char *path = pl_strdupf("%s/latest", dir);
+    FILE *f = path ? fopen(path, "r") : NULL;
+    *o = (struct order){.latest = INT64_MAX};
+    if (f && fscanf(f, "step-%lld", &step) == 1 && fstat(fileno(f), &st) == 0)
+        *o = (struct order){.latest = step, .time = st.st_mtim};
+    if (f)
+        fclose(f);
+    pl_free(path);
+}
+
+static int round_of(const struct order *o, const char *dir, int64_t step)
+{
+    struct stat st;
+    if (step <= o->latest)
+        return UP_TO;
+    char *path = pl_strdupf("%s/step-%08lld/%s", dir, (long long)step, MANIFEST_FILE);
+    bool known = path && stat(path, &st) == 0;
+    pl_free(path);
+    bool newer = known && (st.st_mtim.tv_sec > o->time.tv_sec || (st.st_mtim.tv_sec == o->time.tv_sec && st.st_mtim.tv_nsec >= o->time.tv_nsec));
+    return newer ? AFTER : OTHERS;
+}
+
 pl_status pl_checkpoint_find(const char *dir, char **path)
 {
     int64_t *steps;
@@ -22,7 +54,12 @@ pl_status pl_checkpoint_find(const char *dir, char **path)
         return (*path = pl_strdup(dir)) ? PL_OK : PL_ERR_MEMORY;
     }
     PL_TRY(pl_checkpoint_list(dir, &steps, &n));
-    for (int i = n - 1; i >= 0 && !*path; i--) {
+    struct order order;
+    read_latest(dir, &order);
+    for (int at = ROUNDS * n - 1; at >= 0 && !*path; at--) {
+        int i = at % n;
+        if (round_of(&order, dir, steps[i]) != ROUNDS - 1 - at / n)
+            continue;
         char *name = pl_checkpoint_name(dir, steps[i]);
         const char *wrong = name ? pl_manifest_check(name) : "no memory";
         if (!wrong)
@@ -57,7 +94,8 @@ static pl_status read_tensor(struct pl_h5 *f, const char *group, const struct pl
     char *name = pl_strdupf("%s/%s/%s", group, t->layer, t->name);
     if (!name)
         return PL_ERR_MEMORY;
-    pl_status s = pl_h5_dataset(f, name, &d);
+    pl_status s = pl_h5_exists(f, name) ? pl_h5_dataset(f, name, &d)
+                                        : pl_error(PL_ERR_CHECKPOINT, "checkpoint", "another model: it has no %s, this job's has", name);
     if (s == PL_OK) {
         const struct pl_h5_info *i = pl_h5_dataset_info(d);
         char wanted[128], found[128];
@@ -88,7 +126,7 @@ static pl_status read_run(struct pl_h5 *f, struct pl_run_state *r, int64_t *sign
     int64_t ranks, done;
     const struct { const char *name; int64_t *v; } numbers[] = {
         {"step", &r->step}, {"epoch", &r->epoch}, {"epoch_step", &r->epoch_step}, {"samples_seen", &r->samples_seen},
-        {"seed", &r->seed}, {"ranks", &ranks}, {"done", &done}, {"last_eval_step", &r->last_eval_step},
+        {"global_batch", &r->global_batch}, {"train_samples", &r->train_samples}, {"seed", &r->seed}, {"ranks", &ranks}, {"done", &done}, {"last_eval_step", &r->last_eval_step},
         {"best_step", &r->best_step}, {"signature", signature}};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         PL_TRY(pl_h5_get_int(f, "/run", numbers[i].name, numbers[i].v));
@@ -99,6 +137,18 @@ static pl_status read_run(struct pl_h5 *f, struct pl_run_state *r, int64_t *sign
     return pl_h5_get_double(f, "/run", "last_accuracy", &r->last_accuracy);
 }
 
+static pl_status same_optimizer(struct pl_h5 *f, const char *path, const struct pl_optimizer *o)
+{
+    char *kind;
+    PL_TRY(pl_h5_get_text(f, "/run", "optimizer", &kind));
+    pl_status s = PL_OK;
+    if (strcmp(kind, pl_optimizer_name(o)) != 0)
+        s = pl_error(PL_ERR_CHECKPOINT, "checkpoint", "%s was trained with optimizer.kind %s, the job says %s\ngive optimizer.kind=%s, or another checkpoint.dir with train.init=%s to start from its weights",
+                     path, kind, pl_optimizer_name(o), kind, path);
+    pl_free(kind);
+    return s;
+}
+
 static pl_status load_all(struct pl_h5 *f, const char *path, const struct pl_graph *g, struct pl_optimizer *o, float *params, struct pl_run_state *state)
 {
     int64_t signature;
@@ -106,11 +156,11 @@ static pl_status load_all(struct pl_h5 *f, const char *path, const struct pl_gra
     PL_TRY(read_slab(f, "/params", g, true, params));
     if ((uint64_t)signature != pl_graph_signature(g))
         return pl_error(PL_ERR_CHECKPOINT, "checkpoint", "%s is of another model\ngive another checkpoint.dir, or train.init=FILE to start from its weights", path);
+    if (o)
+        PL_TRY(same_optimizer(f, path, o));
     for (int i = 0; o && i < pl_optimizer_slots(o); i++) {
         char group[80];
         snprintf(group, sizeof group, "/optimizer/%s", pl_optimizer_slot_name(o, i));
-        if (!pl_h5_exists(f, group))
-            return pl_error(PL_ERR_CHECKPOINT, "checkpoint", "%s has no %s: it was trained with another optimizer.kind", path, group);
         PL_TRY(read_slab(f, group, g, false, pl_optimizer_slot(o, i)));
     }
     return PL_OK;
@@ -146,11 +196,11 @@ pl_status pl_checkpoint_load_weights(const char *path, const struct pl_graph *g,
     return s;
 }
 
-pl_status pl_checkpoint_job_text(const char *path, char **text)
+pl_status pl_checkpoint_text(const char *path, const char *what, char **text)
 {
     struct pl_h5 *f;
     PL_TRY(open_model(path, &f));
-    pl_status s = pl_h5_get_text(f, "/run", "job", text);
+    pl_status s = pl_h5_get_text(f, "/run", what, text);
     pl_h5_close(f);
     return s;
 }

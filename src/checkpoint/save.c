@@ -4,9 +4,12 @@
 
 #include <errno.h>
 #include <dirent.h>
+#include <fcntl.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 static pl_status write_tensor(struct pl_h5 *f, const char *group, const struct pl_tensor *t, const float *slab)
@@ -44,13 +47,15 @@ static pl_status write_run(struct pl_h5 *f, const struct pl_checkpoint_source *s
     const struct pl_run_state *r = src->state;
     const struct { const char *name; int64_t v; } numbers[] = {
         {"step", r->step}, {"epoch", r->epoch}, {"epoch_step", r->epoch_step}, {"samples_seen", r->samples_seen},
-        {"seed", r->seed}, {"ranks", r->ranks}, {"done", r->done}, {"last_eval_step", r->last_eval_step},
+        {"global_batch", r->global_batch}, {"train_samples", r->train_samples}, {"seed", r->seed}, {"ranks", r->ranks}, {"done", r->done}, {"last_eval_step", r->last_eval_step},
         {"best_step", r->best_step}, {"signature", (int64_t)pl_graph_signature(src->graph)}};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         PL_TRY(pl_h5_set_int(f, "/run", numbers[i].name, numbers[i].v));
     PL_TRY(pl_h5_set_double(f, "/run", "best", r->best));
     PL_TRY(pl_h5_set_double(f, "/run", "last_loss", r->last_loss));
     PL_TRY(pl_h5_set_double(f, "/run", "last_accuracy", r->last_accuracy));
+    PL_TRY(pl_h5_set_text(f, "/run", "optimizer", pl_optimizer_name(src->optimizer)));
+    PL_TRY(pl_h5_set_text(f, "/run", "train_file", src->job->train_set.file ? src->job->train_set.file : ""));
     PL_TRY(pl_h5_set_text(f, "/run", "version", PL_VERSION));
     return pl_h5_set_text(f, "/run", "job", src->job->text);
 }
@@ -68,6 +73,18 @@ static pl_status write_model(const char *path, const struct pl_checkpoint_source
     return s < 0 ? s : pl_checkpoint_sync_path(path);
 }
 
+/* A writer of this host that is no more; of another host, one that has been silent for a day. */
+static bool abandoned(const char *path, const char *name)
+{
+    char host[64], here[64] = "";
+    int pid;
+    struct stat st;
+    gethostname(here, sizeof here - 1);
+    if (sscanf(name, ".writing-%d-%63s", &pid, host) == 2 && strcmp(host, here) == 0)
+        return pid == (int)getpid() || (kill(pid, 0) != 0 && errno == ESRCH);
+    return stat(path, &st) == 0 && st.st_mtime + 86400 < time(NULL);
+}
+
 /* A fresh name for what is not whole yet; leftovers of a killed writer go first. */
 static pl_status make_temporary(const char *dir, char **out)
 {
@@ -75,12 +92,15 @@ static pl_status make_temporary(const char *dir, char **out)
     for (struct dirent *e; d && (e = readdir(d));)
         if (strncmp(e->d_name, ".writing-", 9) == 0) {
             char *old = pl_strdupf("%s/%s", dir, e->d_name);
-            pl_checkpoint_remove(old);
+            if (old && abandoned(old, e->d_name))
+                pl_checkpoint_remove(old);
             pl_free(old);
         }
     if (d)
         closedir(d);
-    *out = pl_strdupf("%s/.writing-%d", dir, (int)getpid());
+    char host[64] = "";
+    gethostname(host, sizeof host - 1);
+    *out = pl_strdupf("%s/.writing-%d-%s", dir, (int)getpid(), host);
     if (!*out)
         return PL_ERR_MEMORY;
     if (mkdir(*out, 0777) == 0)
@@ -122,22 +142,44 @@ static pl_status fill(const char *temporary, const struct pl_checkpoint_source *
     return pl_checkpoint_sync_path(temporary);
 }
 
-pl_status pl_checkpoint_save(const char *dir, const struct pl_checkpoint_source *src)
+/* The new one takes its name in one step. What stood there, damaged or of a run that went another way,
+ * is swapped out and goes; where the file system cannot swap, it is moved aside first. */
+static pl_status take_name(const char *temporary, const char *name)
 {
     struct stat st;
+    if (stat(name, &st) != 0)
+        return rename(temporary, name) == 0 ? PL_OK : pl_error(PL_ERR_CHECKPOINT, "checkpoint", "%s: cannot be renamed: %s", name, strerror(errno));
+    if (!S_ISDIR(st.st_mode))
+        return pl_error(PL_ERR_CHECKPOINT, "checkpoint", "%s stands in the way: it is no directory", name);
+    if (pl_manifest_check(name) == NULL)
+        pl_log("checkpoint: %s, written by an earlier run, is replaced", name);
+    char *aside = pl_strdupf("%s.replaced", name);
+    if (!aside)
+        return PL_ERR_MEMORY;
+    bool fine = renameat2(AT_FDCWD, temporary, AT_FDCWD, name, RENAME_EXCHANGE) == 0;
+    if (fine)
+        fine = rename(temporary, aside) == 0;
+    else
+        fine = rename(name, aside) == 0 && rename(temporary, name) == 0;
+    pl_status s = fine ? PL_OK : pl_error(PL_ERR_CHECKPOINT, "checkpoint", "%s: cannot be replaced: %s", name, strerror(errno));
+    pl_checkpoint_remove(aside); /* a file of somebody else's in it stays */
+    pl_free(aside);
+    return s;
+}
+
+pl_status pl_checkpoint_save(const char *dir, const struct pl_checkpoint_source *src)
+{
     PL_TRY(pl_make_dirs(dir, "checkpoint"));
     char *temporary = NULL, *name = pl_checkpoint_name(dir, src->state->step);
     if (!name)
         return PL_ERR_MEMORY;
-    if (stat(name, &st) == 0 && pl_manifest_check(name) != NULL)
-        pl_checkpoint_remove(name); /* a damaged one of this step gives way to a whole one */
     pl_status s = make_temporary(dir, &temporary);
     if (s == PL_OK)
         s = fill(temporary, src);
     if (s == PL_OK)
         pl_fault("checkpoint.before_rename", src->state->step);
-    if (s == PL_OK && stat(name, &st) != 0 && rename(temporary, name) != 0)
-        s = pl_error(PL_ERR_CHECKPOINT, "checkpoint", "%s: cannot be renamed: %s", name, strerror(errno));
+    if (s == PL_OK)
+        s = take_name(temporary, name);
     if (s == PL_OK)
         s = pl_checkpoint_sync_path(dir);
     if (s == PL_OK)
@@ -145,7 +187,7 @@ pl_status pl_checkpoint_save(const char *dir, const struct pl_checkpoint_source 
     else if (temporary)
         pl_checkpoint_remove(temporary);
     if (s == PL_OK)
-        pl_checkpoint_retain(dir, src->job->checkpoint.keep, src->job->checkpoint.keep_best ? src->state->best_step : -1);
+        pl_checkpoint_retain(dir, src->job->checkpoint.keep, src->state->step, src->job->checkpoint.keep_best ? src->state->best_step : -1);
     pl_free(temporary);
     pl_free(name);
     return s;

@@ -14,6 +14,7 @@ struct pl_checkpoint_writer {
     struct pl_run_state state;
     pthread_t thread;
     bool running;
+    atomic_bool writing;
     pl_status result;
 };
 
@@ -43,8 +44,11 @@ static void *run(void *arg)
     struct pl_checkpoint_source src = {.graph = w->graph, .optimizer = w->optimizer, .params = w->params,
                                        .slot = slots, .state = &w->state, .job = w->job};
     w->result = pl_checkpoint_save(w->dir, &src);
+    atomic_store(&w->writing, false);
     return NULL;
 }
+
+bool pl_checkpoint_writer_busy(const struct pl_checkpoint_writer *w) { return atomic_load(&w->writing); }
 
 pl_status pl_checkpoint_writer_finish(struct pl_checkpoint_writer *w)
 {
@@ -62,6 +66,7 @@ pl_status pl_checkpoint_writer_save(struct pl_checkpoint_writer *w, const float 
     for (int i = 0; i < pl_optimizer_slots(w->optimizer); i++)
         memcpy(w->slot[i], pl_optimizer_slot((struct pl_optimizer *)w->optimizer, i), w->bytes);
     w->state = *state;
+    atomic_store(&w->writing, true);
     PL_TRY(pl_thread_start(&w->thread, "checkpoint", run, w));
     w->running = true;
     return w->job->checkpoint.background ? PL_OK : pl_checkpoint_writer_finish(w);

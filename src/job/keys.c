@@ -78,7 +78,7 @@ const struct pl_key pl_job_keys[] = {
     BOOL("checkpoint.keep_best", checkpoint.keep_best, "false", "also keep the one with the best evaluation"),
     BOOL("checkpoint.background", checkpoint.background, "true", "write while training goes on"),
     CHOICE("checkpoint.on_error", checkpoint.on_error, "stop", "stop|continue", "when one cannot be written"),
-    {.name = "checkpoint.signals", .type = PL_KEY_TEXTS, .offset = AT(checkpoint.signals), .def = "[USR1, TERM]", .help = "signals that checkpoint and stop the run"},
+    {.name = "checkpoint.signals", .type = PL_KEY_TEXTS, .offset = AT(checkpoint.signals), .def = "[USR1, TERM, INT]", .help = "signals that checkpoint and stop the run"},
     TEXT("report.dir", report.dir, "directory of metrics.jsonl; none: no file"),
     PERIOD("report.every", report.every, "50 steps", "how often a step is reported"),
     TEXT("debug.fault", debug.fault, "faults for trials: POINT[@rank=R][@step=S]:fail|exit|kill|hang|delay=MS"),

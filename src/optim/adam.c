@@ -21,5 +21,5 @@ static void moments(const struct pl_rule_args *a, float l2, float shrink)
 static void adam(const struct pl_rule_args *a) { moments(a, a->decay, 1); }
 static void adamw(const struct pl_rule_args *a) { moments(a, 0, 1 - a->lr * a->decay); }
 
-const struct pl_rule pl_rule_adam = {.slots = 2, .slot_name = {"moment1", "moment2"}, .apply = adam};
-const struct pl_rule pl_rule_adamw = {.slots = 2, .slot_name = {"moment1", "moment2"}, .apply = adamw};
+const struct pl_rule pl_rule_adam = {.name = "adam", .slots = 2, .slot_name = {"moment1", "moment2"}, .apply = adam};
+const struct pl_rule pl_rule_adamw = {.name = "adamw", .slots = 2, .slot_name = {"moment1", "moment2"}, .apply = adamw};

@@ -38,6 +38,6 @@ static void rmsprop(const struct pl_rule_args *a)
     }
 }
 
-const struct pl_rule pl_rule_adagrad = {.slots = 1, .slot_name = {"square_sum"}, .apply = adagrad};
-const struct pl_rule pl_rule_adadelta = {.slots = 2, .slot_name = {"square_average", "delta_average"}, .apply = adadelta};
-const struct pl_rule pl_rule_rmsprop = {.slots = 1, .slot_name = {"square_average"}, .apply = rmsprop};
+const struct pl_rule pl_rule_adagrad = {.name = "adagrad", .slots = 1, .slot_name = {"square_sum"}, .apply = adagrad};
+const struct pl_rule pl_rule_adadelta = {.name = "adadelta", .slots = 2, .slot_name = {"square_average", "delta_average"}, .apply = adadelta};
+const struct pl_rule pl_rule_rmsprop = {.name = "rmsprop", .slots = 1, .slot_name = {"square_average"}, .apply = rmsprop};

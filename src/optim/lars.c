@@ -12,4 +12,4 @@ static void lars(const struct pl_rule_args *a)
     }
 }
 
-const struct pl_rule pl_rule_lars = {.slots = 1, .slot_name = {"momentum"}, .per_tensor_norm = true, .apply = lars};
+const struct pl_rule pl_rule_lars = {.name = "lars", .slots = 1, .slot_name = {"momentum"}, .per_tensor_norm = true, .apply = lars};

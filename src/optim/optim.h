@@ -9,6 +9,7 @@ struct pl_optimizer;
 pl_status pl_optimizer_create(const struct pl_job *job, const struct pl_graph *g, struct pl_optimizer **out);
 void pl_optimizer_destroy(struct pl_optimizer *o);
 int pl_optimizer_slots(const struct pl_optimizer *o);
+const char *pl_optimizer_name(const struct pl_optimizer *o); /* optimizer.kind */
 const char *pl_optimizer_slot_name(const struct pl_optimizer *o, int slot);
 float *pl_optimizer_slot(struct pl_optimizer *o, int slot);
 

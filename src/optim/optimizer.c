@@ -49,6 +49,7 @@ void pl_optimizer_destroy(struct pl_optimizer *o)
     pl_free(o);
 }
 
+const char *pl_optimizer_name(const struct pl_optimizer *o) { return o->rule->name; }
 int pl_optimizer_slots(const struct pl_optimizer *o) { return o->rule->slots; }
 const char *pl_optimizer_slot_name(const struct pl_optimizer *o, int slot) { return o->rule->slot_name[slot]; }
 float *pl_optimizer_slot(struct pl_optimizer *o, int slot) { return o->slot[slot]; }

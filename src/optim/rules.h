@@ -18,6 +18,7 @@ struct pl_rule_args {
     int64_t n;
 };
 struct pl_rule {
+    const char *name;
     int slots;
     const char *slot_name[2];
     bool per_tensor_norm; /* needs norms of the whole tensor first (lars) */

@@ -31,6 +31,6 @@ static void nesterov(const struct pl_rule_args *a)
     }
 }
 
-const struct pl_rule pl_rule_sgd = {.apply = sgd};
-const struct pl_rule pl_rule_momentum = {.slots = 1, .slot_name = {"momentum"}, .apply = momentum};
-const struct pl_rule pl_rule_nesterov = {.slots = 1, .slot_name = {"momentum"}, .apply = nesterov};
+const struct pl_rule pl_rule_sgd = {.name = "sgd", .apply = sgd};
+const struct pl_rule pl_rule_momentum = {.name = "momentum", .slots = 1, .slot_name = {"momentum"}, .apply = momentum};
+const struct pl_rule pl_rule_nesterov = {.name = "nesterov", .slots = 1, .slot_name = {"momentum"}, .apply = nesterov};

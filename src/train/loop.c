@@ -17,7 +17,9 @@ struct run {
     int64_t first_step, samples;
     struct pl_step_result last;
     bool goal_reached;
-    int64_t saved_step; /* of the newest checkpoint; -1: none */
+    int64_t saved_step;  /* of the newest checkpoint, written or under way; -1: none */
+    bool pending, lost;  /* it is under way; it could not be written */
+    double held_ms;      /* how long it held the loop */
 };
 
 static pl_status loader_next(void *arg, struct pl_batch **out) { return pl_loader_next(arg, out); }
@@ -61,21 +63,22 @@ static pl_status plan_length(struct run *r)
     struct pl_trainer *t = &r->t;
     int64_t k = t->job->train.accumulate;
     t->steps_per_epoch = (t->source.epoch_steps + k - 1) / k;
-    t->total_steps = t->job->train.steps > 0 ? t->job->train.steps
-                                             : (int64_t)ceil(t->job->train.epochs * (double)t->steps_per_epoch - 1e-9);
-    if (t->job->train.eval_every.unit == PL_MS)
-        return pl_error(PL_ERR_USAGE, "job", "train.eval_every is counted in steps or epochs, not in time");
+    double steps = t->job->train.epochs * (double)t->steps_per_epoch;
+    if (t->job->train.steps <= 0 && steps > 1e15)
+        return pl_error(PL_ERR_USAGE, "job", "train.epochs %g of %lld steps each: too long a run", t->job->train.epochs, (long long)t->steps_per_epoch);
+    t->total_steps = t->job->train.steps > 0 ? t->job->train.steps : (int64_t)ceil(steps - 1e-9);
+    t->state.train_samples = pl_dataset_samples(r->train_data);
+    t->state.global_batch = t->micro_global * k;
     return PL_OK;
 }
 
 static pl_status open_outputs(struct run *r)
 {
     struct pl_trainer *t = &r->t;
-    double epochs = t->steps_per_epoch > 0 ? (double)t->total_steps / (double)t->steps_per_epoch : 0;
+    double epochs = t->steps_per_epoch > 0 ? (double)(t->total_steps - t->ahead) / (double)t->steps_per_epoch : 0;
     PL_TRY(pl_report_open(t->job->report.dir, r->root, t->total_steps, epochs, &r->report));
     if (!t->job->checkpoint.dir)
         return PL_OK;
-    PL_TRY(pl_signals_catch(&t->job->checkpoint.signals));
     if (!r->root)
         return PL_OK;
     PL_TRY(pl_checkpoint_probe(t->job->checkpoint.dir));
@@ -83,6 +86,23 @@ static pl_status open_outputs(struct run *r)
 }
 
 /* ---- resume ------------------------------------------------------------------------------------- */
+
+/* Continued by itself, a run has the data that it had; a file of another name is most likely of another
+ * job, whose checkpoint.dir was left as it was. */
+static pl_status same_data(const struct pl_job *job, const char *path)
+{
+    char *file;
+    PL_TRY(pl_checkpoint_text(path, "train_file", &file));
+    const char *was = strrchr(file, '/'), *is = strrchr(job->train_set.file, '/');
+    pl_status s = PL_OK;
+    if (strcmp(was ? was + 1 : file, is ? is + 1 : job->train_set.file) != 0)
+        s = pl_error(PL_ERR_CHECKPOINT, "checkpoint",
+                     "%s was trained on %s, the job says %s\n"
+                     "give another checkpoint.dir, or if the data is the same under another name checkpoint.resume=%s",
+                     path, file, job->train_set.file, path);
+    pl_free(file);
+    return s;
+}
 
 /* Rank 0 decides which checkpoint, if any; path is "" for none. */
 static pl_status choose_checkpoint(struct run *r, char *path, size_t bytes)
@@ -104,26 +124,39 @@ static pl_status choose_checkpoint(struct run *r, char *path, size_t bytes)
                      dir);
     else if (!found && !automatic && !never)
         s = pl_error(PL_ERR_CHECKPOINT, "checkpoint", "no whole checkpoint in %s", dir);
-    else if (found)
+    else if (found && automatic)
+        s = same_data(job, found);
+    if (s == PL_OK && found)
         snprintf(path, bytes, "%s", found);
     pl_free(found);
     return s;
 }
 
-/* The data order is cut into global batches: a position saved with others must fall on a cut. */
-static pl_status place_in_order(struct run *r)
+/* The data order is cut into global batches: a position saved with others must fall on a cut. Then the run
+ * goes on from there: the same samples follow, the epochs end where they should. */
+static pl_status place_in_order(struct run *r, const char *path, int64_t samples, int64_t global_batch)
 {
     struct pl_trainer *t = &r->t;
-    int64_t done = t->state.samples_seen - t->state.epoch * pl_dataset_samples(r->train_data);
-    t->state.ranks = t->world->ranks;
-    if (t->state.epoch_step * t->micro_global == done || t->state.epoch_step == 0)
-        return PL_OK;
-    if (done < 0 || done % t->micro_global != 0)
+    int64_t k = t->job->train.accumulate, done = t->state.samples_seen - t->state.epoch * samples;
+    if (t->state.train_samples != samples)
+        return pl_error(PL_ERR_CHECKPOINT, "checkpoint",
+                        "%s was trained on %lld samples, %s has %lld\n"
+                        "give the same data, or another checkpoint.dir with train.init=%s to start from its weights",
+                        path, (long long)t->state.train_samples, t->job->train_set.file, (long long)samples, path);
+    if (t->state.epoch_step > 0 && done % t->micro_global != 0)
         return pl_error(PL_ERR_CHECKPOINT, "checkpoint",
                         "saved after %lld samples of the epoch, which is no multiple of this run's global batch of %lld\n"
-                        "resume on the same number of ranks, or set train.global_batch to what it was",
-                        (long long)done, (long long)t->micro_global);
-    t->state.epoch_step = done / t->micro_global;
+                        "resume on the same number of ranks, or with train.global_batch=%lld, what it was",
+                        (long long)done, (long long)t->micro_global, (long long)t->state.global_batch);
+    t->state.epoch_step = t->state.epoch_step > 0 ? done / t->micro_global : 0;
+    t->ahead = t->state.step - (t->state.epoch * t->steps_per_epoch + (t->state.epoch_step + k - 1) / k);
+    if (t->job->train.steps <= 0)
+        t->total_steps += t->ahead;
+    if (t->state.global_batch != global_batch)
+        pl_log_root("note: the global batch is %lld now and was %lld; train.global_batch=%lld keeps what a step and the learning rate mean",
+                    (long long)global_batch, (long long)t->state.global_batch, (long long)t->state.global_batch);
+    t->state.global_batch = global_batch;
+    t->state.ranks = t->world->ranks;
     return PL_OK;
 }
 
@@ -131,13 +164,14 @@ static pl_status load_checkpoint(struct run *r, const char *path)
 {
     struct pl_trainer *t = &r->t;
     if (path[0]) {
+        int64_t samples = t->state.train_samples, global_batch = t->state.global_batch;
         PL_TRY(pl_checkpoint_load(path, t->graph, t->optimizer, pl_graph_params(t->graph), &t->state));
         if (t->state.seed != t->job->train.seed)
             return pl_error(PL_ERR_CHECKPOINT, "checkpoint",
                             "%s was trained with train.seed %lld, the job says %lld\n"
                             "give train.seed=%lld, or another checkpoint.dir",
                             path, (long long)t->state.seed, (long long)t->job->train.seed, (long long)t->state.seed);
-        return place_in_order(r);
+        return place_in_order(r, path, samples, global_batch);
     }
     return t->job->train.init ? pl_checkpoint_load_weights(t->job->train.init, t->graph, pl_graph_params(t->graph)) : PL_OK;
 }
@@ -171,8 +205,8 @@ static pl_status set_up(struct run *r, struct pl_world *w, const struct pl_job *
     PL_TRY(pl_world_agree(w, open_data(r)));
     PL_TRY(pl_world_agree(w, open_loaders(r)));
     PL_TRY(pl_world_agree(w, plan_length(r)));
-    PL_TRY(pl_world_agree(w, open_outputs(r)));
-    return resume(r, path, bytes);
+    PL_TRY(resume(r, path, bytes));
+    return pl_world_agree(w, open_outputs(r));
 }
 
 static void tear_down(struct run *r)
@@ -216,7 +250,7 @@ static bool due(const struct pl_trainer *t, struct pl_period every)
         return false;
     double steps = every.unit == PL_EPOCHS ? every.n * (double)t->steps_per_epoch : every.n;
     int64_t n = steps < 1 ? 1 : llround(steps);
-    return t->state.step % n == 0;
+    return (every.unit == PL_EPOCHS ? t->state.step - t->ahead : t->state.step) % n == 0;
 }
 
 static double metric_of(const struct pl_job *job, const struct pl_evaluation *e)
@@ -238,6 +272,19 @@ static pl_status survive(struct run *r, pl_status s)
         return s;
     pl_report_say(r->report, "%s; training goes on without this checkpoint", pl_error_text());
     pl_error_clear();
+    r->lost = true;
+    return PL_OK;
+}
+
+/* Takes note of the checkpoint that was under way. */
+static pl_status settle(struct run *r)
+{
+    if (!r->pending)
+        return PL_OK;
+    r->pending = false;
+    PL_TRY(survive(r, pl_checkpoint_writer_finish(r->writer)));
+    if (!r->lost)
+        pl_report_checkpoint(r->report, r->saved_step, r->t.job->checkpoint.dir, r->held_ms);
     return PL_OK;
 }
 
@@ -245,12 +292,15 @@ static pl_status save(struct run *r)
 {
     struct pl_trainer *t = &r->t;
     r->saved_ms = pl_now_ms();
-    if (!r->writer || r->saved_step == t->state.step)
+    if (!r->writer || (r->saved_step == t->state.step && !r->lost))
         return PL_OK;
+    PL_TRY(settle(r));
     r->saved_step = t->state.step;
+    r->lost = false;
     t->state.done = r->goal_reached; /* the end by count is seen from step */
     PL_TRY(survive(r, pl_checkpoint_writer_save(r->writer, pl_graph_params(t->graph), &t->state)));
-    pl_report_checkpoint(r->report, t->state.step, t->job->checkpoint.dir, pl_now_ms() - r->saved_ms);
+    r->pending = !r->lost;
+    r->held_ms = pl_now_ms() - r->saved_ms;
     return PL_OK;
 }
 
@@ -264,7 +314,7 @@ static pl_status evaluate(struct run *r)
     t->state.last_eval_step = t->state.step;
     t->state.last_loss = e.loss;
     t->state.last_accuracy = e.accuracy;
-    pl_report_eval(r->report, t->state.step, r->last.epoch, "test", e.loss, e.accuracy, e.top5, e.samples);
+    pl_report_eval(r->report, t->state.step, t->state.epoch - (t->state.epoch_step == 0), "test", e.loss, e.accuracy, e.top5, e.samples);
     double value = metric_of(t->job, &e);
     if (t->job->train.stop_on)
         r->goal_reached = value > t->job->train.stop_above || value < t->job->train.stop_below;
@@ -308,6 +358,8 @@ static pl_status run_steps(struct run *r)
 {
     struct pl_trainer *t = &r->t;
     PL_TRY(pl_loader_start(r->loader, t->state.epoch, t->state.epoch_step, false));
+    if (t->state.step > 0 && due(t, t->job->train.eval_every))
+        PL_TRY(evaluate(r)); /* a signal stopped the run before it was made */
     while (t->state.step < t->total_steps && !r->goal_reached) {
         t->stop_asked = pl_signals_seen();
         if (t->job->debug.delay_ms > 0 && t->job->debug.delay_rank == t->world->rank)
@@ -323,6 +375,8 @@ static pl_status run_steps(struct run *r)
             PL_TRY(evaluate(r));
         if (checkpoint_due(r))
             PL_TRY(save(r));
+        if (r->pending && !pl_checkpoint_writer_busy(r->writer))
+            PL_TRY(settle(r));
     }
     return PL_OK;
 }
@@ -334,9 +388,10 @@ static pl_status close_run(struct run *r, pl_status s)
     if (r->goal_reached)
         t->total_steps = t->state.step;
     PL_TRY(save(r));
-    if (r->writer)
-        PL_TRY(survive(r, pl_checkpoint_writer_finish(r->writer)));
-    if (s == PL_STOPPED)
+    PL_TRY(settle(r));
+    if (s == PL_STOPPED && r->lost)
+        pl_report_say(r->report, "stopped on a signal after step %lld, without a checkpoint of it", (long long)t->state.step);
+    else if (s == PL_STOPPED)
         pl_report_say(r->report, "stopped on a signal after step %lld; the checkpoint is in %s, run me again to continue",
                       (long long)t->state.step, t->job->checkpoint.dir);
     pl_report_end(r->report, t->state.step, reason, (pl_now_ms() - r->started_ms) / 1000, r->samples);
@@ -346,8 +401,11 @@ static pl_status close_run(struct run *r, pl_status s)
 static pl_status already_done(struct run *r)
 {
     const struct pl_run_state *p = &r->t.state;
-    pl_report_say(r->report, "this run is done: step %lld of %lld; last evaluation: loss %.4f, accuracy %.4f",
-                  (long long)p->step, (long long)r->t.total_steps, p->last_loss, p->last_accuracy);
+    if (isnan(p->last_loss))
+        pl_report_say(r->report, "this run is done: step %lld of %lld", (long long)p->step, (long long)r->t.total_steps);
+    else
+        pl_report_say(r->report, "this run is done: step %lld of %lld; last evaluation: loss %.4f, accuracy %.4f",
+                      (long long)p->step, (long long)r->t.total_steps, p->last_loss, p->last_accuracy);
     return PL_OK;
 }
 
@@ -355,7 +413,9 @@ pl_status pl_train(struct pl_world *w, const struct pl_job *job)
 {
     struct run r = {0};
     char path[4096] = "";
-    pl_status s = set_up(&r, w, job, path, sizeof path);
+    pl_status s = job->checkpoint.dir ? pl_world_agree(w, pl_signals_catch(&job->checkpoint.signals)) : PL_OK;
+    if (s == PL_OK)
+        s = set_up(&r, w, job, path, sizeof path);
     if (s < 0) {
         tear_down(&r);
         return s;

@@ -28,8 +28,8 @@ static int number_of(const char *name)
 pl_status pl_signals_catch(const struct pl_texts *names)
 {
     for (int i = 0; i < names->n; i++) {
-        struct sigaction act = {.sa_handler = note, .sa_flags = SA_RESTART};
         int number = number_of(names->v[i]);
+        struct sigaction act = {.sa_handler = note, .sa_flags = number == SIGINT ? SA_RESTART | (int)SA_RESETHAND : SA_RESTART};
         if (number < 0 || sigaction(number, &act, NULL) != 0)
             return pl_error(PL_ERR_USAGE, "job", "checkpoint.signals: %s is not one of USR1, USR2, TERM, INT, HUP",
                             names->v[i]);

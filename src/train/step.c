@@ -94,7 +94,8 @@ pl_status pl_trainer_step(struct pl_trainer *t, struct pl_step_result *out)
     PL_TRY(check_finite(&agreed, out->step));
 
     double updating = pl_now_ms();
-    out->lr = pl_schedule_lr(t->job, out->step, t->steps_per_epoch, t->total_steps);
+    int64_t ahead = t->job->train.steps > 0 ? 0 : t->ahead; /* a run of epochs follows the data order */
+    out->lr = pl_schedule_lr(t->job, out->step - ahead, t->steps_per_epoch, t->total_steps - ahead);
     update(t, &agreed, out);
 
     t->state.step++;

@@ -33,6 +33,7 @@ struct pl_trainer {
     int64_t micro_global;                /* samples of a micro-batch over all ranks */
     int64_t batch;                       /* rows of this rank's micro-batch at most */
     int64_t steps_per_epoch, total_steps;
+    int64_t ahead;                       /* steps done more than the data order has by now: since a change of global batch */
     bool stop_asked;                     /* by a signal seen on this rank */
     struct pl_run_state state;           /* position: step to be done next, data to be read next */
 };
@@ -63,7 +64,8 @@ pl_status pl_trainer_evaluate(struct pl_trainer *t, struct pl_graph *graph, stru
 pl_status pl_trainer_eval_loader(struct pl_trainer *t, struct pl_dataset *d, struct pl_loader **out);
 
 /* train/signals.c */
-pl_status pl_signals_catch(const struct pl_texts *names); /* "USR1", "TERM", ... PL_ERR_USAGE */
+/* "USR1", "TERM", ...; a second INT ends the program. PL_ERR_USAGE */
+pl_status pl_signals_catch(const struct pl_texts *names);
 bool pl_signals_seen(void);
 
 /* The whole run of `paceline train`. PL_STOPPED after a signal. */

@@ -2,6 +2,7 @@
  * that was whole, old ones go, and another model's or optimizer's is refused. */
 #include "checkpoint/checkpoint.h"
 
+#include <fcntl.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdlib.h>
@@ -140,7 +141,7 @@ static void test_round_trip(void **state)
         assert_true(back.step == 40 && back.epoch == 1 && back.epoch_step == 2 && back.samples_seen == 1234 && back.seed == 7 && back.ranks == 3);
         assert_true(isnan(back.best) && back.last_loss == 0.25 && back.last_accuracy == 0.75 && back.best_step == -1 && !back.done);
         char *text;
-        assert_int_equal(pl_checkpoint_job_text(path, &text), PL_OK);
+        assert_int_equal(pl_checkpoint_text(path, "job", &text), PL_OK);
         assert_string_equal(text, f.job->text);
         pl_free(text);
         clear(&f);
@@ -221,8 +222,12 @@ static void test_failed_write(void **state)
     assert_int_equal(found(&f), 10);
     assert_false(exists(&f, 20));
     /* A leftover of a killed writer is no checkpoint and goes with the next one. */
-    char *leftover = pl_strdupf("%s/.writing-1", f.dir), *half = pl_strdupf("%s/.writing-1/model.h5", f.dir);
+    char host[64] = "";
     struct stat st;
+    gethostname(host, sizeof host - 1);
+    char *leftover = pl_strdupf("%s/.writing-999999999-%s", f.dir, host), *half = pl_strdupf("%s/model.h5", leftover);
+    char *alive = pl_strdupf("%s/.writing-%d-%s", f.dir, (int)getppid(), host); /* of a writer that lives */
+    assert_int_equal(mkdir(alive, 0777), 0);
     assert_int_equal(mkdir(leftover, 0777), 0);
     FILE *file = fopen(half, "w");
     assert_non_null(file);
@@ -231,6 +236,8 @@ static void test_failed_write(void **state)
     must_save(&f, 20);
     assert_int_equal(found(&f), 20);
     assert_int_not_equal(stat(leftover, &st), 0);
+    assert_int_equal(stat(alive, &st), 0);
+    pl_free(alive);
     pl_free(leftover);
     pl_free(half);
     /* A file where the directory should be. */
@@ -267,6 +274,70 @@ static void test_retention(void **state)
     close_fixture(&f);
 }
 
+static void test_branches(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct pl_run_state back;
+    open_fixture(&f, "2", "momentum", NULL);
+    fill(&f, 1);
+    must_save(&f, 10);
+    must_save(&f, 40);
+    must_save(&f, 50);
+    /* From 10 it goes another way: the newest is what was written last, and what was further stays. */
+    fill(&f, 2);
+    must_save(&f, 20);
+    assert_int_equal(found(&f), 20);
+    must_save(&f, 40); /* replaces the other way's */
+    assert_int_equal(found(&f), 40);
+    assert_true(exists(&f, 20) && exists(&f, 40) && exists(&f, 50));
+    float wanted = pl_graph_params(f.g)[0];
+    char *path = inside(&f, 40, "");
+    clear(&f);
+    assert_int_equal(pl_checkpoint_load(path, f.g, f.o, pl_graph_params(f.g), &back), PL_OK);
+    assert_true(pl_graph_params(f.g)[0] == wanted);
+    pl_free(path);
+    /* With its own gone, the other way's is better than none. */
+    damage(&f, 40, "flip");
+    assert_int_equal(found(&f), 20);
+    damage(&f, 20, "flip");
+    assert_int_equal(found(&f), 50);
+    /* Killed between the rename and `latest`: the newest counts. */
+    must_save(&f, 60);
+    char *latest = pl_strdupf("%s/latest", f.dir);
+    struct timespec long_ago[2] = {{.tv_sec = 1000}, {.tv_sec = 1000}};
+    FILE *file = fopen(latest, "w");
+    assert_non_null(file);
+    fputs("step-00000050\n", file);
+    fclose(file);
+    assert_int_equal(utimensat(AT_FDCWD, latest, long_ago, 0), 0);
+    assert_int_equal(found(&f), 60);
+    pl_free(latest);
+    /* A file in the way is somebody else's: refused, and left. */
+    char *name = inside(&f, 70, "");
+
+    file = fopen(name, "w");
+    assert_non_null(file);
+    fclose(file);
+    assert_int_equal(save(&f, 70), PL_ERR_CHECKPOINT);
+    assert_non_null(strstr(pl_error_text(), "stands in the way"));
+    pl_error_clear();
+    pl_free(name);
+    /* So is a file in a checkpoint's directory: the checkpoint is replaced, the file stays. */
+    struct stat st;
+    char *note = inside(&f, 60, "note.txt"), *kept = pl_strdupf("%s/step-00000060.replaced/note.txt", f.dir);
+    file = fopen(note, "w");
+    assert_non_null(file);
+    fclose(file);
+    must_save(&f, 60);
+    assert_int_equal(found(&f), 60);
+    assert_int_equal(stat(kept, &st), 0);
+    pl_free(note);
+    pl_free(kept);
+    remove_all(&f);
+    close_fixture(&f);
+}
+
 /* What differs is named: a tensor's shape, the optimizer, the structure. */
 static void test_other_model(void **state)
 {
@@ -285,7 +356,7 @@ static void test_other_model(void **state)
     open_fixture(&other, "2", "adam", f.dir);
     pl_error_clear();
     assert_int_equal(pl_checkpoint_load(path, other.g, other.o, pl_graph_params(other.g), &back), PL_ERR_CHECKPOINT);
-    assert_non_null(strstr(pl_error_text(), "another optimizer.kind"));
+    assert_non_null(strstr(pl_error_text(), "was trained with optimizer.kind momentum, the job says adam"));
     close_fixture(&other);
     pl_error_clear();
     pl_free(path);
@@ -330,6 +401,6 @@ static void test_writer(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip), cmocka_unit_test(test_damage), cmocka_unit_test(test_failed_write),
-                                       cmocka_unit_test(test_retention), cmocka_unit_test(test_other_model), cmocka_unit_test(test_writer)};
+                                       cmocka_unit_test(test_retention), cmocka_unit_test(test_branches), cmocka_unit_test(test_other_model), cmocka_unit_test(test_writer)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

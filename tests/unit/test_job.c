@@ -103,7 +103,7 @@ static void test_values(void **state)
     assert_true(j->train_set.scale == 1 && strcmp(j->train_set.data, "data") == 0);
     pl_job_destroy(j);
     j = parsed(MODEL DATA TRAIN);
-    assert_true(j->train.batch == 64 && !j->train.stop_on && j->checkpoint.signals.n == 2);
+    assert_true(j->train.batch == 64 && !j->train.stop_on && j->checkpoint.signals.n == 3);
     pl_job_destroy(j);
 }
 
