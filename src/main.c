@@ -31,9 +31,8 @@ static bool wants_help(int argc, char **argv)
     return false;
 }
 
-int main(int argc, char **argv)
+static int run(int argc, char **argv)
 {
-    correct_core_type(argv);
     if (argc < 2) {
         usage(stderr);
         return pl_exit_code(PL_ERR_USAGE);
@@ -62,4 +61,16 @@ int main(int argc, char **argv)
     fprintf(stderr, "paceline: no command %s\n\n", argv[1]);
     usage(stderr);
     return pl_exit_code(PL_ERR_USAGE);
+}
+
+int main(int argc, char **argv)
+{
+    correct_core_type(argv);
+    int code = run(argc, argv);
+    bool training = argc > 1 && strcmp(argv[1], "train") == 0; /* its results are in files */
+    if ((fflush(stdout) != 0 || ferror(stdout)) && code == 0 && !training) {
+        fprintf(stderr, "paceline: standard output cannot be written\n");
+        return pl_exit_code(PL_ERR_CHECKPOINT);
+    }
+    return code;
 }

@@ -5,6 +5,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* innermost: nothing is locked under it */
 
@@ -104,9 +105,13 @@ pl_status pl_h5_open(const char *path, const char *room, pl_status err, struct p
     if (!f)
         return PL_ERR_MEMORY;
     *f = (struct pl_h5){.path = pl_strdup(path), .room = room, .err = err};
-    FILE *probe = fopen(path, "rb");
+    struct stat st;
+    bool special = stat(path, &st) == 0 && !S_ISREG(st.st_mode); /* a pipe would wait for ever */
+    FILE *probe = special ? NULL : fopen(path, "rb");
     pl_status s = PL_OK;
-    if (!probe)
+    if (special)
+        s = pl_error(err, room, "%s: not a regular file", path);
+    else if (!probe)
         s = pl_error(err, room, "%s: no such file, or it cannot be read", path);
     else
         fclose(probe);

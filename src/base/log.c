@@ -30,6 +30,8 @@ void pl_log(const char *fmt, ...)
 {
     char line[4608];
     int64_t step = atomic_load(&my_step);
+    if (!*my_host)
+        gethostname(my_host, sizeof my_host - 1);
     int n = snprintf(line, sizeof line, "[rank %d/%d %s", my_rank, my_ranks, my_host);
     if (step >= 0)
         n += snprintf(line + n, sizeof line - (size_t)n, " step %lld", (long long)step);

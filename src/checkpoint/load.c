@@ -170,7 +170,15 @@ static pl_status open_model(const char *path, struct pl_h5 **f)
 {
     struct stat st;
     bool dir = stat(path, &st) == 0 && S_ISDIR(st.st_mode);
-    char *file = dir ? pl_strdupf("%s/%s", path, MODEL_FILE) : pl_strdup(path);
+    char *file = dir ? NULL : pl_strdup(path);
+    if (dir) {
+        char *found;
+        PL_TRY(pl_checkpoint_find(path, &found));
+        if (!found)
+            return pl_error(PL_ERR_CHECKPOINT, "checkpoint", "no whole checkpoint in %s", path);
+        file = pl_strdupf("%s/%s", found, MODEL_FILE);
+        pl_free(found);
+    }
     if (!file)
         return PL_ERR_MEMORY;
     pl_status s = pl_h5_open(file, "checkpoint", PL_ERR_CHECKPOINT, f);

@@ -113,19 +113,20 @@ static pl_status bench(struct pl_trainer *t, struct pl_world *w, const char *ste
 {
     struct made_up m = {0};
     struct figures f;
-    int steps = steps_text ? atoi(steps_text) : 10;
+    char *end = "";
+    long steps = steps_text ? strtol(steps_text, &end, 10) : 10;
     size_t bytes = (size_t)PEAK_SIZE * PEAK_SIZE * sizeof(float);
     float *a = pl_alloc(bytes, "bench matrix"), *c = pl_alloc(bytes, "bench matrix");
     pl_status s = !a || !c ? PL_ERR_MEMORY : made_up_make(&m, t);
-    if (s == PL_OK && steps < 1)
-        s = pl_error(PL_ERR_USAGE, "bench", "--steps %s: at least 1", steps_text);
+    if (s == PL_OK && (steps < 1 || steps > 1000000 || *end))
+        s = pl_error(PL_ERR_USAGE, "bench", "--steps %s: an integer, 1 to 1000000", steps_text);
     s = pl_world_agree(w, s);
     t->source = (struct pl_source){.next = made_up_next, .release = made_up_release, .arg = &m, .epoch_steps = INT64_MAX};
     t->steps_per_epoch = t->total_steps = INT32_MAX;
     if (s == PL_OK) {
         for (size_t i = 0; i < bytes / sizeof(float); i++)
             a[i] = (float)(i % 17) * 0.01f;
-        s = measure(t, steps, &f, a, c);
+        s = measure(t, (int)steps, &f, a, c);
         if (s < 0)
             pl_world_abort(w, s);
         if (w->rank == 0)

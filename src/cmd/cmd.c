@@ -10,10 +10,13 @@ static const struct pl_command *const commands[] = {&pl_cmd_train,  &pl_cmd_eval
 
 const struct pl_command *const *pl_commands(void) { return commands; }
 
-static int find_option(const char *const *options, const char *name)
+/* --name VALUE, or --name=VALUE: then *value. */
+static int find_option(const char *const *options, const char *name, const char **value)
 {
+    size_t n = strcspn(name, "=");
+    *value = name[n] ? name + n + 1 : NULL;
     for (int i = 0; options && options[i]; i++)
-        if (strcmp(options[i], name) == 0)
+        if (strlen(options[i]) == n && strncmp(options[i], name, n) == 0)
             return i;
     return -1;
 }
@@ -25,8 +28,11 @@ pl_status pl_args_read(int argc, char **argv, const char *const *options, struct
     if (!out->override)
         return PL_ERR_MEMORY;
     for (int i = 0; i < argc; i++) {
-        int o = strncmp(argv[i], "--", 2) == 0 ? find_option(options, argv[i] + 2) : -1;
-        if (o >= 0 && i + 1 < argc)
+        const char *value;
+        int o = strncmp(argv[i], "--", 2) == 0 ? find_option(options, argv[i] + 2, &value) : -1;
+        if (o >= 0 && value)
+            out->option_value[o] = value;
+        else if (o >= 0 && i + 1 < argc)
             out->option_value[o] = argv[++i];
         else if (argv[i][0] == '-')
             return pl_error(PL_ERR_USAGE, "paceline", o >= 0 ? "%s takes a value" : "unknown option %s\nsee --help", argv[i]);

@@ -39,6 +39,8 @@ static int run_doctor(int argc, char **argv)
     struct pl_world w = {0};
     struct pl_args args;
     pl_status s = pl_args_read(argc, argv, NULL, &args);
+    if (s == PL_OK && (args.file || args.overrides > 0))
+        s = pl_error(PL_ERR_USAGE, "paceline", "doctor takes no arguments");
     if (s == PL_OK)
         s = pl_world_start(NULL, NULL, &w);
     pl_args_free(&args);
@@ -54,6 +56,8 @@ static int run_doctor(int argc, char **argv)
         printf("cores         %d in this rank's mask, %d compute thread%s a rank%s\n", w.cores, w.threads,
                w.threads == 1 ? "" : "s",
                w.cores_unused ? "; other cores are left unused: mpirun --bind-to none" : "");
+        if (w.local_ranks > w.node_cores)
+            printf("              %d ranks on %d cores of this node: they wait for each other\n", w.local_ranks, w.node_cores);
         print_components();
         print_transports(&w);
         print_shm();

@@ -83,7 +83,7 @@ static pl_status inspect_job(const char *path)
     if (s == PL_OK)
         s = pl_graph_create(job, table, backend, 1, true, NULL, &g);
     if (s == PL_OK) {
-        printf("%s: a job, model %s, %lld parameters, %.2f MFLOP a sample forward\n", path, job->model_name,
+        printf("%s: %s %s, %lld parameters, %.2f MFLOP a sample forward\n", path, job->train_set.file ? "a job, model" : "model", job->model_name,
                (long long)pl_graph_weights(g), pl_graph_flops(g, 1) / 1e6);
         print_layers(g);
     }
@@ -115,10 +115,12 @@ static int run_inspect(int argc, char **argv)
     pl_status s = pl_args_read(argc, argv, NULL, &args);
     if (s == PL_OK && !args.file)
         s = pl_error(PL_ERR_USAGE, "paceline", "no file given\nusage: paceline inspect FILE");
+    if (s == PL_OK && args.overrides > 0)
+        s = pl_error(PL_ERR_USAGE, "paceline", "inspect takes no key=value");
     if (s == PL_OK && stat(args.file, &st) != 0)
         s = pl_error(PL_ERR_USAGE, "inspect", "%s: no such file", args.file);
     size_t n = s == PL_OK ? strlen(args.file) : 0;
-    bool yaml = n > 5 && (strcmp(args.file + n - 5, ".yaml") == 0 || strcmp(args.file + n - 4, ".yml") == 0);
+    bool yaml = n > 4 && ((n > 5 && strcmp(args.file + n - 5, ".yaml") == 0) || strcmp(args.file + n - 4, ".yml") == 0);
     if (s == PL_OK)
         s = S_ISDIR(st.st_mode) ? inspect_dir(args.file) : yaml ? inspect_job(args.file) : inspect_h5(args.file);
     if (s < 0)
@@ -130,6 +132,6 @@ static int run_inspect(int argc, char **argv)
 const struct pl_command pl_cmd_inspect = {
     .name = "inspect",
     .usage = "paceline inspect FILE",
-    .help = "Shows what is in a job file, an HDF5 data set or model, or a checkpoint directory.",
+    .help = "Shows what is in a job or model file, an HDF5 data set or model, or a checkpoint directory.",
     .run = run_inspect,
 };

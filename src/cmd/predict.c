@@ -3,6 +3,7 @@
 #include "cmd/cmd.h"
 
 #include <string.h>
+#include <unistd.h>
 
 struct prediction {
     struct pl_trainer t;
@@ -92,9 +93,12 @@ static pl_status predict(struct pl_world *w, const struct pl_job *job, const str
         s = run_all(&p);
     pl_h5_dataset_close(p.output);
     pl_h5_dataset_close(p.class);
+    bool made = p.file != NULL;
     pl_status closed = pl_h5_close(p.file);
     if (s >= 0)
         s = closed;
+    if (s < 0 && made)
+        unlink(args->option_value[2]); /* half of it would look like all */
     if (s == PL_OK)
         printf("%s: %lld rows\n", args->option_value[2], (long long)pl_dataset_samples(p.data));
     pl_loader_destroy(p.loader);

@@ -5,7 +5,15 @@
 
 static int print_keys(void)
 {
-    puts("Keys of a job file (and of key=value on the command line):\n");
+    puts("Keys of a job file, a.b written as a: {b: VALUE}, and of a.b=VALUE on the command line. A file that is read\n"
+         "counts from the folder of the job file, on the command line from the working directory; what is written\n"
+         "counts from the working directory. A period: 50 steps, 1 epoch, 10 min, never (a bare number: steps). A\n"
+         "time: 500 ms, 60 s, 10 min. A list: [a, b]. none takes a file or directory away.\n\n"
+         "model                        text          file of the model, or in place {name, input, layers}\n"
+         "model.input.data             integers      dimensions of a sample, [C, H, W] or [K]\n"
+         "model.input.label            int|integer   int: a class; a number: so many floats a sample (int)\n"
+         "model.layers                 list          {name: NAME, kind: KIND, from: NAME or [NAMES], keys of the kind};\n"
+         "                                           from: what it reads, by default the layer before; data is the input\n");
     pl_job_print_keys("", pl_job_keys);
     for (const struct pl_layer_kind *const *k = pl_layer_list(); *k; k++) {
         printf("\nlayer kind %s: %s\n", (*k)->name, (*k)->help);

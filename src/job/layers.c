@@ -6,7 +6,8 @@
 
 static bool fine_name(const char *s)
 {
-    return *s && strspn(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-") == strlen(s);
+    return *s && strlen(s) <= 100 && strcmp(s, ".") != 0 && strcmp(s, "..") != 0 && /* it names a group of HDF5 */
+           strspn(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-") == strlen(s);
 }
 
 static pl_status text_of(const struct pl_node *map, const char *key, const char *what, char **out)
@@ -26,7 +27,7 @@ static pl_status read_layer(struct pl_job *j, const struct pl_node *n, struct pl
     PL_TRY(text_of(n, "name", "a layer", &l->name));
     PL_TRY(text_of(n, "kind", "a layer", &l->kind));
     if (!fine_name(l->name))
-        return pl_node_error(n, "layer name \"%s\": letters, digits, _ . and - only", l->name);
+        return pl_node_error(n, "layer name \"%.100s\": at most 100 letters, digits, _ . and -", l->name);
     if (strcmp(l->name, "data") == 0)
         return pl_node_error(n, "a layer cannot be named data: that is the input");
     for (int i = 0; i < j->layers; i++)
@@ -38,6 +39,7 @@ static pl_status read_layer(struct pl_job *j, const struct pl_node *n, struct pl
 static pl_status read_input(struct pl_job *j, const struct pl_node *model)
 {
     static const struct pl_key dims = {.name = "input.data", .type = PL_KEY_INTS, .offset = 0, .min = 1, .max = 1e9};
+    static const struct pl_key floats = {.name = "input.label: int for a class, or the number of floats of a sample", .type = PL_KEY_INTS, .offset = 0, .min = 1, .max = 1e9};
     const struct pl_node *n = pl_node_get(model, "input"), *data = pl_node_get(n, "data"), *label = pl_node_get(n, "label");
     struct pl_ints list = {0};
     if (!n || n->kind != PL_MAP || !data)
@@ -52,7 +54,7 @@ static pl_status read_input(struct pl_job *j, const struct pl_node *model)
     memcpy(j->input.dim, list.v, sizeof(int64_t) * (size_t)list.n);
     if (!label || (label->kind == PL_SCALAR && strcmp(label->text, "int") == 0))
         return PL_OK;
-    PL_TRY(pl_value_set(&dims, label, &list));
+    PL_TRY(pl_value_set(&floats, label, &list));
     if (list.n != 1)
         return pl_node_error(label, "input.label: int for a class, or the number of floats of a sample");
     j->input.label_floats = list.v[0];

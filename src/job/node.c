@@ -103,20 +103,25 @@ void pl_node_remove(struct pl_node *map, const char *key)
     }
 }
 
-static pl_status convert(yaml_document_t *doc, int index, const char *where, int depth, struct pl_node **out);
+#define MOST_NODES 100000 /* aliases of aliases grow without end */
 
-static pl_status convert_map(yaml_document_t *doc, yaml_node_t *y, const char *where, int depth, struct pl_node *n)
+/* What is being read: nodes counts those made so far. */
+struct reading { yaml_document_t *doc; const char *where; int nodes; };
+
+static pl_status convert(struct reading *r, int index, int depth, struct pl_node **out);
+
+static pl_status convert_map(struct reading *r, yaml_node_t *y, int depth, struct pl_node *n)
 {
     for (yaml_node_pair_t *p = y->data.mapping.pairs.start; p < y->data.mapping.pairs.top; p++) {
         struct pl_node *child = NULL;
-        yaml_node_t *k = yaml_document_get_node(doc, p->key);
-        struct pl_node at = {.file = (char *)where, .line = (int)k->start_mark.line + 1, .column = (int)k->start_mark.column + 1};
+        yaml_node_t *k = yaml_document_get_node(r->doc, p->key);
+        struct pl_node at = {.file = (char *)r->where, .line = (int)k->start_mark.line + 1, .column = (int)k->start_mark.column + 1};
         if (k->type != YAML_SCALAR_NODE)
             return pl_node_error(&at, "a key must be a plain word");
         const char *key = (const char *)k->data.scalar.value;
         if (pl_node_get(n, key))
             return pl_node_error(&at, "%s stands here twice", key);
-        PL_TRY(convert(doc, p->value, where, depth + 1, &child));
+        PL_TRY(convert(r, p->value, depth + 1, &child));
         PL_TRY(append(n, key, child));
         n->key_line[n->n - 1] = at.line;
         n->key_column[n->n - 1] = at.column;
@@ -124,11 +129,11 @@ static pl_status convert_map(yaml_document_t *doc, yaml_node_t *y, const char *w
     return PL_OK;
 }
 
-static pl_status convert(yaml_document_t *doc, int index, const char *where, int depth, struct pl_node **out)
+static pl_status convert(struct reading *r, int index, int depth, struct pl_node **out)
 {
     static const enum pl_node_kind kinds[] = {[YAML_SCALAR_NODE] = PL_SCALAR, [YAML_SEQUENCE_NODE] = PL_LIST, [YAML_MAPPING_NODE] = PL_MAP};
-    yaml_node_t *y = yaml_document_get_node(doc, index);
-    struct pl_node *n = pl_node_new(kinds[y->type], where);
+    yaml_node_t *y = yaml_document_get_node(r->doc, index);
+    struct pl_node *n = pl_node_new(kinds[y->type], r->where);
     pl_status s = PL_OK;
     if (!n)
         return PL_ERR_MEMORY;
@@ -136,15 +141,17 @@ static pl_status convert(yaml_document_t *doc, int index, const char *where, int
     n->column = (int)y->start_mark.column + 1;
     if (depth > 32)
         s = pl_node_error(n, "nested too deeply");
+    else if (++r->nodes > MOST_NODES)
+        s = pl_node_error(n, "more than %d entries; aliases count each time", MOST_NODES);
     else if (n->kind == PL_SCALAR) {
         n->text = pl_strdup((const char *)y->data.scalar.value);
         n->quoted = y->data.scalar.style != YAML_PLAIN_SCALAR_STYLE;
     } else if (n->kind == PL_MAP)
-        s = convert_map(doc, y, where, depth, n);
+        s = convert_map(r, y, depth, n);
     else
         for (yaml_node_item_t *i = y->data.sequence.items.start; s == PL_OK && i < y->data.sequence.items.top; i++) {
             struct pl_node *child = NULL;
-            s = convert(doc, *i, where, depth + 1, &child);
+            s = convert(r, *i, depth + 1, &child);
             if (s == PL_OK)
                 s = append(n, NULL, child);
         }
@@ -153,6 +160,23 @@ static pl_status convert(yaml_document_t *doc, int index, const char *where, int
     else
         *out = n;
     return s;
+}
+
+static pl_status not_yaml(const yaml_parser_t *p, const char *where)
+{
+    return pl_error(PL_ERR_USAGE, "job", "%s:%d:%d: not YAML: %s", where, (int)p->problem_mark.line + 1,
+                    (int)p->problem_mark.column + 1, p->problem ? p->problem : "unreadable");
+}
+
+static pl_status nothing_follows(yaml_parser_t *p, const char *where)
+{
+    yaml_document_t doc;
+    if (!yaml_parser_load(p, &doc))
+        return not_yaml(p, where);
+    bool more = yaml_document_get_root_node(&doc) != NULL;
+    int line = (int)doc.start_mark.line + 1;
+    yaml_document_delete(&doc);
+    return more ? pl_error(PL_ERR_USAGE, "job", "%s:%d:1: a second YAML document; a file holds one", where, line) : PL_OK;
 }
 
 pl_status pl_node_parse(const char *text, size_t bytes, const char *where, struct pl_node **out)
@@ -164,14 +188,18 @@ pl_status pl_node_parse(const char *text, size_t bytes, const char *where, struc
     yaml_parser_set_input_string(&parser, (const unsigned char *)text, bytes);
     pl_status s;
     if (!yaml_parser_load(&parser, &doc)) {
-        s = pl_error(PL_ERR_USAGE, "job", "%s:%d:%d: not YAML: %s", where, (int)parser.problem_mark.line + 1,
-                     (int)parser.problem_mark.column + 1, parser.problem ? parser.problem : "unreadable");
+        s = not_yaml(&parser, where);
     } else {
+        struct reading r = {.doc = &doc, .where = where};
         if (yaml_document_get_root_node(&doc))
-            s = convert(&doc, 1, where, 0, out);
+            s = convert(&r, 1, 0, out);
         else
             s = (*out = pl_node_new(PL_MAP, where)) ? PL_OK : PL_ERR_MEMORY;
         yaml_document_delete(&doc);
+        if (s == PL_OK && (s = nothing_follows(&parser, where)) < 0) {
+            pl_node_free(*out);
+            *out = NULL;
+        }
     }
     yaml_parser_delete(&parser);
     return s;

@@ -33,12 +33,24 @@ static struct pl_node *descend(struct pl_node *root, const char *path, bool make
     return at;
 }
 
+/* Line 0: from the command line, whatever its own lines are. */
+static void clear_lines(struct pl_node *n)
+{
+    n->line = 0;
+    for (int i = 0; i < n->n; i++) {
+        n->key_line[i] = 0;
+        clear_lines(n->child[i]);
+    }
+}
+
 static pl_status override(struct pl_node *root, const char *text)
 {
     const char *equals = strchr(text, '='), *last;
     struct pl_node *value = NULL, *map;
     if (!equals || equals == text)
         return pl_error(PL_ERR_USAGE, "job", "command line: \"%s\" is not key=value", text);
+    if (strncmp(text, "model.", 6) == 0)
+        return pl_error(PL_ERR_USAGE, "job", "command line, %s: a model is not overridden in parts; give model=FILE", text);
     char *path = pl_strdupf("%.*s", (int)(equals - text), text), *where = pl_strdupf("command line, %s", text);
     pl_status s = pl_node_parse(equals + 1, strlen(equals + 1), where, &value);
     for (size_t i = 0; s == PL_OK && i < 2; i++)
@@ -49,7 +61,7 @@ static pl_status override(struct pl_node *root, const char *text)
                     pl_node_remove(map, last);
             }
     if (s == PL_OK) {
-        value->line = 0;
+        clear_lines(value);
         if (value->kind == PL_MAP && value->n == 0 && equals[1] == '\0') { /* "key=" is an empty text */
             value->kind = PL_SCALAR;
             value->text = pl_strdup("");
@@ -101,6 +113,8 @@ static pl_status walk(struct pl_job *j, const struct pl_node *map, const char *p
         struct pl_node at = {.file = child->file, .line = child->line ? map->key_line[i] : 0, .column = map->key_column[i]};
         if (!*prefix && strcmp(map->key[i], "model") == 0)
             continue;
+        if (strchr(map->key[i], '.'))
+            return pl_node_error(&at, "%s: in a file keys stand below each other: train: {steps: 100}", map->key[i]);
         char *path = pl_strdupf("%s%s%s", prefix, *prefix ? "." : "", map->key[i]);
         const struct pl_key *k = find_key(path);
         pl_status s;
@@ -154,6 +168,8 @@ static pl_status load_model(struct pl_node *root)
     if (n->kind != PL_SCALAR)
         return pl_node_error(n, "model: wanted a file, or {name, input, layers} in place");
     PL_TRY(resolve(root, "model"));
+    if (access(n->text, F_OK) != 0)
+        return pl_node_error(n, "model: there is no file %s\na relative path counts from the folder of the job file, on the command line from the working directory", n->text);
     PL_TRY(pl_read_file(n->text, "job", PL_ERR_USAGE, &text, &bytes));
     pl_status s = pl_node_parse(text, bytes, n->text, &model);
     pl_free(text);
@@ -220,6 +236,21 @@ static pl_status fill(struct pl_job *j)
     return j->text ? PL_OK : PL_ERR_MEMORY;
 }
 
+/* A model's file by itself is a job without data: to inspect it, to time it. */
+static pl_status wrap_model(struct pl_node **root)
+{
+    if ((*root)->kind != PL_MAP || !pl_node_get(*root, "layers") || pl_node_get(*root, "model"))
+        return PL_OK;
+    struct pl_node *job = pl_node_new(PL_MAP, (*root)->file), *train = pl_node_new(PL_MAP, (*root)->file), *steps = pl_node_new(PL_SCALAR, (*root)->file);
+    if (!job || !train || !steps || !(steps->text = pl_strdup("1")))
+        return PL_ERR_MEMORY;
+    PL_TRY(pl_node_put(train, "steps", steps));
+    PL_TRY(pl_node_put(job, "train", train));
+    PL_TRY(pl_node_put(job, "model", *root));
+    *root = job;
+    return PL_OK;
+}
+
 static pl_status build(const char *text, size_t bytes, const char *name, int overrides, char *const *over, struct pl_job **out)
 {
     struct pl_job *j = pl_alloc(sizeof *j, "a job");
@@ -227,6 +258,8 @@ static pl_status build(const char *text, size_t bytes, const char *name, int ove
         return PL_ERR_MEMORY;
     j->path = pl_strdup(name);
     pl_status s = pl_node_parse(text, bytes, name, &j->root);
+    if (s == PL_OK)
+        s = wrap_model(&j->root);
     for (int i = 0; s == PL_OK && i < overrides; i++)
         s = j->root->kind == PL_MAP ? override(j->root, over[i]) : PL_OK;
     if (s == PL_OK)

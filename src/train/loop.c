@@ -361,11 +361,11 @@ static pl_status run_steps(struct run *r)
     if (t->state.step > 0 && due(t, t->job->train.eval_every))
         PL_TRY(evaluate(r)); /* a signal stopped the run before it was made */
     while (t->state.step < t->total_steps && !r->goal_reached) {
-        t->stop_asked = pl_signals_seen();
         if (t->job->debug.delay_ms > 0 && t->job->debug.delay_rank == t->world->rank)
             pl_sleep_ms(t->job->debug.delay_ms);
         if (pl_fault("step", t->state.step))
             return pl_error(PL_ERR_MEMORY, "train", "debug.fault at step");
+        t->stop_asked = pl_signals_seen();
         PL_TRY(pl_trainer_step(t, &r->last));
         r->samples += (int64_t)r->last.rows;
         report_step(r);

@@ -70,6 +70,8 @@ pl_status pl_trainer_open(struct pl_trainer *t, struct pl_world *w, const struct
         pl_log_root("note: the ranks of this node are bound to %d core%s each and leave others unused; "
                     "mpirun --bind-to none, or --map-by ppr:R:node:PE=T, gives them all",
                     w->cores, w->cores == 1 ? "" : "s");
+    if (w->local_ranks * t->threads > w->node_cores)
+        pl_log_root("note: %d ranks of %d threads share %d cores of this node and wait for each other", w->local_ranks, t->threads, w->node_cores);
     pl_status s = pl_world_agree(w, pl_fault_configure(job->debug.fault, w->rank));
     if (s == PL_OK)
         s = pl_world_agree(w, open_network(t, train));

@@ -3,6 +3,7 @@
  * of it and one message is printed, whoever failed. */
 #include "world/world_mpi.h"
 
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -40,8 +41,10 @@ int pl_world_finish(struct pl_world *w, pl_status s)
 
 _Noreturn void pl_world_abort(struct pl_world *w, pl_status s)
 {
+    signal(SIGTERM, SIG_DFL); /* what mpirun sends first once another rank has aborted */
     if (s == PL_ERR_PEER || s == PL_ERR_ECHO)
         pl_sleep_ms(2000); /* a rank that sees its peer vanish lets the cause be printed first */
+    pl_sleep_ms(400 * (w->rank < 8 ? w->rank : 8)); /* of several with the same trouble the lowest speaks, and ends the others */
     if (!w->reported)
         print_own_error(s);
     fflush(NULL);

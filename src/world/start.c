@@ -75,6 +75,7 @@ static pl_status share_cores(struct pl_world *w, MPI_Comm node)
     }
     pl_free(masks);
     PL_MPI(rc);
+    w->node_cores = CPU_COUNT(&all);
     w->threads = w->cores / (same > 0 ? same : 1);
     if (w->threads < 1)
         w->threads = 1;

@@ -10,6 +10,7 @@ struct pl_world {
     int local_rank, local_ranks; /* on this node */
     int nodes;
     char host[64];
+    int node_cores; /* in the masks of all ranks of this node together */
     int cores;   /* in this rank's affinity mask */
     int threads; /* compute threads a rank should take: its fair share of the mask, or OMP_NUM_THREADS */
     bool cores_unused; /* the masks of this node's ranks leave cores of the allocation unused */

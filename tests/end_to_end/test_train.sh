@@ -66,6 +66,19 @@ done
 run 1 cpu device.kind=cpu train.steps=5 train.eval_every=never
 run 1 reference device.kind=reference train.steps=5 train.eval_every=never
 compare cpu reference 1e-5 1e-4
+# On other ranks, at another global batch: the same epochs of the same samples.
+run 2 elastic data.train.limit=600 train.batch=30 train.epochs=1
+run 4 elastic data.train.limit=600 train.batch=30 train.epochs=3 optimizer.schedule.kind=poly
+evals=$(sed -nE 's/.*"event": "eval".*"step": ([0-9]+), "epoch": ([0-9]+).*/\1:\2/p' elastic/metrics.jsonl | tr '\n' ' ')
+[ "$evals" = "10:0 15:1 20:2 " ] || fail "continued on 4 ranks it evaluated at \"$evals\""
+grep -q 'the global batch is 120 now and was 60' elastic.log || fail "another global batch was not mentioned"
+# Stopped at a step whose evaluation was due: it is made when the run goes on, and its goal counts.
+( train 2 job.yaml checkpoint.dir=goal report.dir=goal train.epochs=4 train.eval_every="4 steps" train.stop.above=0.01 debug.fault=step@step=3:delay=3000 >goal.log 2>&1; echo $? >goal.code ) &
+for _ in $(seq 200); do grep -q '"step": 3,' goal/metrics.jsonl 2>/dev/null && break; sleep 0.1; done
+kill -USR1 "$(rank_of checkpoint.dir=goal)"; wait
+[ "$(cat goal.code) $(cat goal/latest)" = "75 step-00000004" ] || fail "wanted a stop at step 4, got $(cat goal.code) $(cat goal/latest)"
+run 2 goal train.epochs=4 train.eval_every="4 steps" train.stop.above=0.01
+[ "$(cat goal/latest)" = step-00000004 ] || fail "the goal of an evaluation that a stop held up was missed: $(cat goal/latest)"
 # eval and predict agree with the run's own evaluation.
 ranks 3 "$PACELINE" eval job.yaml checkpoint.dir=twice-a >eval.out 2>eval.err || fail "eval failed"
 grep -q "accuracy $accuracy" <(sed -E 's/accuracy ([0-9.]+),/accuracy \1 /' eval.out) || grep -q "$(printf '%.4f' "$accuracy")" eval.out || fail "eval says $(cat eval.out), the run said $accuracy"

@@ -19,6 +19,9 @@ expect 3 "name.h5:/data: no such dataset" 3 job.yaml "$(data name.h5)"
 expect 3 "shape.h5:/data: wanted [N, 1, 12, 12], found [600, 1, 14, 14]" 3 job.yaml "$(data shape.h5)"
 expect 3 "sample 300 has label 7, wanted 0..3" 3 job.yaml "$(data label.h5)" data.train.shuffle=false
 expect 3 "sample 300 has NaN at element 0" 3 job.yaml "$(data nan.h5)" data.train.shuffle=false
+expect 3 "has NaN at element 0" 3 job.yaml "$(data nan.h5)" # every rank may read it, one speaks
+mkfifo pipe.h5
+expect 3 "pipe.h5: not a regular file" 3 job.yaml "$(data pipe.h5)"
 expect 3 "2 samples for 3 ranks" 3 job.yaml "$(data two.h5)"
 say job file
 printf 'model: net.yaml\ntrain: {epohcs: 3}\n' >unknown.yaml
@@ -35,6 +38,7 @@ sed 's/kernel: 3/kernel: 13/' net.yaml >fit.yaml
 expect 2 "conv1" 3 job.yaml model=fit.yaml
 sed 's/kind: maxpool/kind: maxpol/' net.yaml >kind.yaml
 expect 2 "maxpool" 3 job.yaml model=kind.yaml
+expect 2 "too long a run" 3 job.yaml train.epochs=1e18
 say run
 expect 4 "the loss is not finite" 3 job.yaml "$(data huge.h5)"
 OMPI_COMM_WORLD_SIZE=3 OMPI_COMM_WORLD_RANK=0 "$PACELINE" train job.yaml >out 2>&1
@@ -43,6 +47,14 @@ touch file
 expect 6 "file/run: cannot be made" 3 job.yaml checkpoint.dir=file/run
 expect 6 "file/run: cannot be made" 3 job.yaml checkpoint.dir=none report.dir=file/run
 train 2 job.yaml train.epochs=1 >/dev/null 2>&1 || fail "a plain run failed"
+expect 6 "was trained on 600 samples" 3 job.yaml data.train.limit=300
+expect 6 "was trained with optimizer.kind momentum, the job says adam" 3 job.yaml optimizer.kind=adam
+cp test.h5 elsewhere.h5
+expect 6 "was trained on $PWD/train.h5, the job says" 3 job.yaml "$(data elsewhere.h5)"
+"$PACELINE" eval job.yaml >/dev/full 2>out
+[ $? -eq 6 ] && grep -q "standard output cannot be written" out || { fail "eval into a full disk was taken for well"; cat out; }
+"$PACELINE" predict job.yaml data.test.file=nan.h5 --out predicted.h5 >out 2>&1
+[ $? -eq 3 ] && [ ! -e predicted.h5 ] || { fail "predict left half a file"; cat out; }
 expect 6 "checkpoint.resume is never" 3 job.yaml checkpoint.resume=never
 sed 's/units: 24/units: 25/' net.yaml >other.yaml
 expect 6 "another model" 2 job.yaml model=other.yaml
@@ -61,4 +73,9 @@ newest=$(cat f5/latest)
 printf 'x' | dd of="f5/$newest/model.h5" bs=1 seek=3000 conv=notrunc 2>/dev/null
 train 2 job.yaml checkpoint.dir=f5 report.dir=f5 >out 2>&1 || fail "no resume past a damaged checkpoint"
 grep -q "$newest is damaged" out || { fail "the damaged checkpoint was not named"; cat out; }
+# Under on_error continue a stop does not speak of a checkpoint that it could not write.
+( train 2 job.yaml checkpoint.dir=f6 report.dir=f6 checkpoint.on_error=continue train.epochs=20 debug.delay.ms=20 debug.fault=checkpoint.write:fail >out 2>&1 ) &
+for _ in $(seq 100); do grep -q '"step": 5,' f6/metrics.jsonl 2>/dev/null && break; sleep 0.1; done
+kill -USR1 "$(rank_of checkpoint.dir=f6)"; wait
+grep -q 'stopped on a signal after step [0-9]*, without a checkpoint of it' out && ! grep -q '"event": "checkpoint"' f6/metrics.jsonl || { fail "a stop without a checkpoint"; cat out; }
 finish

@@ -56,6 +56,13 @@ static void test_places(void **state)
     refused("model: {name: m, input: {data: [3]}, layers: [{kind: relu}]}\n" DATA TRAIN, "a layer needs a name");
     refused("model: {name: m, input: {data: [3]}, layers: [{name: a, kind: relu}, {name: a, kind: relu}]}\n" DATA TRAIN, "two layers are named a");
     refused("model: {name: m, input: {data: [3]}, layers: [{name: a/b, kind: relu}]}\n" DATA TRAIN, "layer name \"a/b\"");
+    refused("model: {name: m, input: {data: [3]}, layers: [{name: ., kind: relu}]}\n" DATA TRAIN, "layer name \".\"");
+    refused("model: {name: m, input: {data: [3], label: float}, layers: [{name: a, kind: relu}]}\n" DATA TRAIN, "input.label: int for a class");
+    refused(MODEL DATA "train: {steps: 5}\ntrain.steps: 6\n", "job.yaml:9:1: train.steps: in a file keys stand below each other");
+    refused(MODEL DATA TRAIN "---\ntrain: {steps: 6}\n", "a second YAML document");
+    refused(MODEL DATA TRAIN "...\n}\n", "not YAML");
+    refused("a: &a [1,1,1,1,1,1,1,1,1]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\n"
+            "e: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: &f [*e,*e,*e,*e,*e,*e,*e,*e,*e]\ng: [*f,*f,*f,*f,*f,*f,*f,*f,*f]\n", "more than 100000 entries");
 }
 
 static void test_choices(void **state)
@@ -158,7 +165,19 @@ static void test_overrides(void **state)
     assert_true(!j->checkpoint.dir && !j->train.init && !j->test_set.file);
     pl_job_destroy(j);
 
-    static char *const bad[][2] = {{"checkpoint.dir=", "checkpoint.dir: wanted a text that is not empty"},
+    char *map[] = {"data.train={file: sub/c.h5, scale: 0.5}"};
+    char *below = pl_strdupf("%s/sub/c.h5", cwd);
+    assert_int_equal(pl_job_read(path, 1, map, &j), PL_OK);
+    assert_string_equal(j->train_set.file, below);
+    pl_free(below);
+    pl_job_destroy(j);
+    assert_int_equal(pl_job_read(model, 0, NULL, &j), PL_OK); /* a model alone */
+    assert_string_equal(j->model_name, "other");
+    assert_null(j->train_set.file);
+    pl_job_destroy(j);
+
+    static char *const bad[][2] = {{"model.layers.d.units=3", "a model is not overridden in parts"},
+                                   {"checkpoint.dir=", "checkpoint.dir: wanted a text that is not empty"},
                                    {"train.stepz=7", "job: command line, train.stepz=7: unknown key train.stepz\ndid you mean train.steps?"},
                                    {"train.steps", "\"train.steps\" is not key=value"},
                                    {"=3", "is not key=value"},
