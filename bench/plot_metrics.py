@@ -31,7 +31,7 @@ def read(path):
 
 
 a = argparse.ArgumentParser(description=__doc__)
-a.add_argument("metrics", nargs="+"), a.add_argument("--out", default="metrics.png")
+a.add_argument("metrics", nargs="+"), a.add_argument("--out", help="default: metrics.png beside the first file")
 a = a.parse_args()
 figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(11, 4))
 for path in a.metrics:
@@ -50,5 +50,6 @@ for axis in (loss, accuracy):
     if axis.has_data():
         axis.legend(fontsize=8)
 figure.tight_layout()
-figure.savefig(a.out, dpi=110)
-print(a.out)
+out = a.out or os.path.join(os.path.dirname(a.metrics[0]), "metrics.png")
+figure.savefig(out, dpi=110)
+print(out)

@@ -23,7 +23,7 @@ enum pl_op_kind {
     PL_OP_BATCHNORM,      /* over N, H, W of the real rows; params scale, shift, running mean, running variance [C] */
     PL_OP_LRN,            /* across channels: y = x / (k + alpha/size * sum x^2)^beta (Krizhevsky 2012, Caffe's form) */
     PL_OP_CONCAT,         /* along channels (axis 1) */
-    PL_OP_ADD,            /* sum of the inputs */
+    PL_OP_ADD,            /* sum of the inputs; y may be x[0] */
     PL_OP_SOFTMAX_LOSS,   /* x[N,C] (further dims must be 1), int32 label[N]; y = probabilities */
     PL_OP_SIGMOID_LOSS,   /* x[N,K], float label[N,K] in [0,1] or int32 label with K = 1; y = probabilities */
     PL_OP_EUCLIDEAN_LOSS  /* x[N,K], float label[N,K]; loss of a sample = sum of squares / 2; y = x */
@@ -59,7 +59,7 @@ struct pl_io {
     const float *x[PL_MAX_INPUTS];
     float *y;
     const float *p[PL_MAX_PARAMS];
-    const void *label;             /* int32_t[N] or float[N, K] */
+    const void *label;             /* int32_t[N] or float[N, K]; NULL: a loss only writes y */
     struct pl_loss_sums *sums;     /* losses, forward */
     const float *dy;               /* NULL at a loss */
     float *dx[PL_MAX_INPUTS];

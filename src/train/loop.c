@@ -236,6 +236,8 @@ static void announce(struct run *r, const char *path)
                                 .test_samples = r->test_data ? pl_dataset_samples(r->test_data) : 0};
     pl_report_start(r->report, &s);
     pl_report_say(r->report, "%s", pl_exchange_why(t->exchange));
+    if (!t->job->checkpoint.dir)
+        pl_report_say(r->report, "no checkpoint.dir: the trained network is not kept");
     if (path[0]) {
         pl_report_resume(r->report, t->state.step, path);
         r->saved_step = t->state.step;
