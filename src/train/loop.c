@@ -85,118 +85,6 @@ static pl_status open_outputs(struct run *r)
     return pl_checkpoint_writer_create(t->job->checkpoint.dir, t->graph, t->optimizer, t->job, &r->writer);
 }
 
-/* ---- resume ------------------------------------------------------------------------------------- */
-
-/* Continued by itself, a run has the data that it had; a file of another name is most likely of another
- * job, whose checkpoint.dir was left as it was. */
-static pl_status same_data(const struct pl_job *job, const char *path)
-{
-    char *file;
-    PL_TRY(pl_checkpoint_text(path, "train_file", &file));
-    const char *was = strrchr(file, '/'), *is = strrchr(job->train_set.file, '/');
-    pl_status s = PL_OK;
-    if (strcmp(was ? was + 1 : file, is ? is + 1 : job->train_set.file) != 0)
-        s = pl_error(PL_ERR_CHECKPOINT, "checkpoint",
-                     "%s was trained on %s, the job says %s\n"
-                     "give another checkpoint.dir, or if the data is the same under another name checkpoint.resume=%s",
-                     path, file, job->train_set.file, path);
-    pl_free(file);
-    return s;
-}
-
-/* Rank 0 decides which checkpoint, if any; path is "" for none. */
-static pl_status choose_checkpoint(struct run *r, char *path, size_t bytes)
-{
-    const struct pl_job *job = r->t.job;
-    const char *how = job->checkpoint.resume ? job->checkpoint.resume : "auto";
-    bool never = strcmp(how, "never") == 0, automatic = strcmp(how, "auto") == 0;
-    const char *dir = automatic || never ? job->checkpoint.dir : how;
-    char *found = NULL;
-    path[0] = '\0';
-    if (!dir)
-        return PL_OK;
-    PL_TRY(pl_checkpoint_find(dir, &found));
-    pl_status s = PL_OK;
-    if (found && never)
-        s = pl_error(PL_ERR_CHECKPOINT, "checkpoint",
-                     "%s holds checkpoints and checkpoint.resume is never\n"
-                     "continue them with checkpoint.resume=auto, or start afresh with checkpoint.dir=ANOTHER",
-                     dir);
-    else if (!found && !automatic && !never)
-        s = pl_error(PL_ERR_CHECKPOINT, "checkpoint", "no whole checkpoint in %s", dir);
-    else if (found && automatic)
-        s = same_data(job, found);
-    if (s == PL_OK && found)
-        snprintf(path, bytes, "%s", found);
-    pl_free(found);
-    return s;
-}
-
-/* The data order is cut into global batches: a position saved with others must fall on a cut. Then the run
- * goes on from there: the same samples follow, the epochs end where they should. */
-static pl_status place_in_order(struct run *r, const char *path, int64_t samples, int64_t global_batch)
-{
-    struct pl_trainer *t = &r->t;
-    int64_t k = t->job->train.accumulate, done = t->state.samples_seen - t->state.epoch * samples;
-    if (t->state.train_samples != samples)
-        return pl_error(PL_ERR_CHECKPOINT, "checkpoint",
-                        "%s was trained on %lld samples, %s has %lld\n"
-                        "give the same data, or another checkpoint.dir with train.init=%s to start from its weights",
-                        path, (long long)t->state.train_samples, t->job->train_set.file, (long long)samples, path);
-    if (t->state.epoch_step > 0 && done % t->micro_global != 0)
-        return pl_error(PL_ERR_CHECKPOINT, "checkpoint",
-                        "saved after %lld samples of the epoch, which is no multiple of this run's global batch of %lld\n"
-                        "resume on the same number of ranks, or with train.global_batch=%lld, what it was",
-                        (long long)done, (long long)t->micro_global, (long long)t->state.global_batch);
-    t->state.epoch_step = t->state.epoch_step > 0 ? done / t->micro_global : 0;
-    t->ahead = t->state.step - (t->state.epoch * t->steps_per_epoch + (t->state.epoch_step + k - 1) / k);
-    if (t->job->train.steps <= 0)
-        t->total_steps += t->ahead;
-    if (t->state.global_batch != global_batch)
-        pl_log_root("note: the global batch is %lld now and was %lld; train.global_batch=%lld keeps what a step and the learning rate mean",
-                    (long long)global_batch, (long long)t->state.global_batch, (long long)t->state.global_batch);
-    t->state.global_batch = global_batch;
-    t->state.ranks = t->world->ranks;
-    return PL_OK;
-}
-
-static pl_status load_checkpoint(struct run *r, const char *path)
-{
-    struct pl_trainer *t = &r->t;
-    if (path[0]) {
-        int64_t samples = t->state.train_samples, global_batch = t->state.global_batch;
-        PL_TRY(pl_checkpoint_load(path, t->graph, t->optimizer, pl_graph_params(t->graph), &t->state));
-        if (t->state.seed != t->job->train.seed)
-            return pl_error(PL_ERR_CHECKPOINT, "checkpoint",
-                            "%s was trained with train.seed %lld, the job says %lld\n"
-                            "give train.seed=%lld, or another checkpoint.dir",
-                            path, (long long)t->state.seed, (long long)t->job->train.seed, (long long)t->state.seed);
-        return place_in_order(r, path, samples, global_batch);
-    }
-    return t->job->train.init ? pl_checkpoint_load_weights(t->job->train.init, t->graph, pl_graph_params(t->graph)) : PL_OK;
-}
-
-/* All ranks must start from the same bits. */
-static pl_status compare_params(struct run *r)
-{
-    struct pl_world *w = r->t.world;
-    uint64_t mine = pl_hash(PL_HASH_START, pl_graph_params(r->t.graph), (size_t)pl_graph_elems(r->t.graph) * sizeof(float));
-    uint64_t first = mine;
-    PL_TRY(pl_world_broadcast(w, &first, sizeof first, 0));
-    if (first != mine)
-        return pl_error(PL_ERR_CHECKPOINT, "train", "this rank starts from other parameters than rank 0");
-    return PL_OK;
-}
-
-static pl_status resume(struct run *r, char *path, size_t bytes)
-{
-    struct pl_world *w = r->t.world;
-    PL_TRY(pl_world_agree(w, r->root ? choose_checkpoint(r, path, bytes) : PL_OK));
-    PL_TRY(pl_world_agree(w, pl_world_broadcast(w, path, bytes, 0)));
-    PL_TRY(pl_world_agree(w, load_checkpoint(r, path)));
-    return pl_world_agree(w, compare_params(r));
-}
-
 static pl_status set_up(struct run *r, struct pl_world *w, const struct pl_job *job, char *path, size_t bytes)
 {
     r->root = w->rank == 0;
@@ -205,7 +93,7 @@ static pl_status set_up(struct run *r, struct pl_world *w, const struct pl_job *
     PL_TRY(pl_world_agree(w, open_data(r)));
     PL_TRY(pl_world_agree(w, open_loaders(r)));
     PL_TRY(pl_world_agree(w, plan_length(r)));
-    PL_TRY(resume(r, path, bytes));
+    PL_TRY(pl_trainer_resume(&r->t, path, bytes));
     return pl_world_agree(w, open_outputs(r));
 }
 

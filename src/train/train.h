@@ -53,6 +53,11 @@ struct pl_step_result {
 pl_status pl_trainer_open(struct pl_trainer *t, struct pl_world *w, const struct pl_job *job, bool train);
 void pl_trainer_close(struct pl_trainer *t);
 
+/* Loads what checkpoint.resume says, or train.init's weights, or nothing; sets the position in the data
+ * order and, where another global batch cuts it now, the run's length. path: the checkpoint's, "" for none.
+ * Before it: lengths of epoch and run, train_samples and global_batch of t->state. Ranks agree inside. */
+pl_status pl_trainer_resume(struct pl_trainer *t, char *path, size_t bytes);
+
 /* One step of the design's section 2. PL_ERR_NOT_FINITE is returned on all ranks together; any other
  * error is this rank's alone and ends the job by pl_world_abort. */
 pl_status pl_trainer_step(struct pl_trainer *t, struct pl_step_result *out);
