@@ -1,7 +1,8 @@
 /* backend: where numbers are crunched. A plan is made once per layer at set-up from an operation's
  * shapes and run every step without allocating, looking up or logging. A layer never names a
  * backend and a backend never names a layer kind: they meet in struct pl_op. Activations, parameters
- * and gradients are float32 in canonical layout (channels first, weights [out, in/groups, kh, kw]). */
+ * and gradients are float32 in canonical layout (channels first, weights [out, in/groups, kh, kw]),
+ * but for activations between two plans of a backend, which may be blocked (struct pl_layout). */
 #ifndef PL_BACKEND_H
 #define PL_BACKEND_H
 
@@ -13,6 +14,11 @@
 struct pl_shape { int dims; int64_t dim[PL_MAX_DIMS]; }; /* dim[0] is the batch's capacity */
 int64_t pl_shape_elems(const struct pl_shape *s);
 int64_t pl_shape_row_elems(const struct pl_shape *s); /* of one sample */
+
+/* How the channels of a sample lie: canonical, [C, plane], or in blocks beside each other, [C / block,
+ * plane, block], as oneDNN's convolutions want them (Georganas et al., SC 2018). The channels fill the
+ * blocks, so both take the same memory. A flattened tensor keeps the layout of what it looks at. */
+struct pl_layout { int64_t block, plane; }; /* block 0: canonical; plane: elements of a channel */
 
 enum pl_op_kind {
     PL_OP_DENSE,          /* y[N,O] = x[N,I] W^T + b; params W [O,I], b [O] (if bias) */
@@ -34,6 +40,7 @@ struct pl_op {
     const char *name;              /* the layer's, for messages; lives as long as the plan */
     int inputs;
     struct pl_shape x[PL_MAX_INPUTS], y;
+    struct pl_layout lx[PL_MAX_INPUTS], ly; /* of x, dx; of y, dy */
     int params;
     struct pl_shape p[PL_MAX_PARAMS];
     bool bias;
@@ -83,6 +90,9 @@ struct pl_backend_table {
     pl_status (*upload)(struct pl_backend *b, void *device, const void *host, size_t bytes);
     pl_status (*download)(struct pl_backend *b, void *host, const void *device, size_t bytes);
     pl_status (*finish)(struct pl_backend *b); /* waits for all that was started */
+    /* The layout that the operation's output should have, inputs being laid out as lx says; NULL: the backend
+     * knows canonical only. Whatever it answers, a plan takes ly canonical as well. */
+    struct pl_layout (*layout)(struct pl_backend *b, const struct pl_op *op);
     /* Makes a plan. PL_ERR_USAGE naming op->name and the backend where it cannot. */
     pl_status (*plan)(struct pl_backend *b, const struct pl_op *op, struct pl_plan **out);
     void (*plan_destroy)(struct pl_plan *p);

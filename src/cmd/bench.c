@@ -1,4 +1,5 @@
-/* paceline bench step JOB.yaml: speed of a training step on made-up data, beside the machine's own
+/* paceline bench layers JOB.yaml: where the time of a step goes, layer by layer.
+ * paceline bench step JOB.yaml: speed of a training step on made-up data, beside the machine's own
  * matrix product measured between the runs with the same threads. Work counted: 2 per multiply-add
  * of convolutions and dense layers, times 3 for training. */
 #include "cmd/cmd.h"
@@ -109,7 +110,48 @@ static void print_figures(const struct pl_trainer *t, struct figures *f)
            exposed / step, busy);
 }
 
-static pl_status bench(struct pl_trainer *t, struct pl_world *w, const char *steps_text)
+static void print_layers(const struct pl_trainer *t, const double *ms, int64_t steps, double step_ms)
+{
+    const struct pl_layer *l;
+    int n = pl_graph_layers(t->graph, &l);
+    double all = 0;
+    printf("%-24s %-14s %-20s %10s %10s %9s %9s\n", "layer", "kind", "output of a sample", "forward ms", "backward", "GFLOP/s", "share");
+    for (int i = 0; i < n; i++) {
+        double f = ms[2 * i] / (double)steps, b = ms[2 * i + 1] / (double)steps, work = pl_layer_flops(&l[i], t->batch);
+        char shape[96] = "";
+        for (int d = 1, at = 0; d < l[i].y.dims; d++)
+            at += snprintf(shape + at, sizeof shape - (size_t)at, "%s%lld", d > 1 ? " x " : "", (long long)l[i].y.dim[d]);
+        all += f + b;
+        printf("%-24s %-14s %-20s %10.3f %10.3f %9.2f %9.4f\n", l[i].name, l[i].kind->name, shape, f, b,
+               work > 0 ? 3 * work / (f + b) / 1e6 : 0, (f + b) / step_ms);
+    }
+    printf("%-24s %-14s %-20s %10.3f %10.3f  of the step's %.3f ms\n", "the rest", "", "", step_ms - all, 0.0, step_ms);
+}
+
+/* Times of the layers, summed over five rounds of steps. */
+static pl_status bench_layers(struct pl_trainer *t, struct pl_world *w, int64_t steps)
+{
+    const struct pl_layer *l;
+    struct pl_step_result r;
+    double step_ms = 0, *ms = pl_alloc(2 * (size_t)pl_graph_layers(t->graph, &l) * sizeof *ms, "times of layers");
+    PL_TRY(pl_world_agree(w, ms ? PL_OK : PL_ERR_MEMORY));
+    pl_status s = PL_OK;
+    for (int64_t i = -3; s == PL_OK && i < ROUNDS * steps; i++) {
+        if (i == 0)
+            pl_graph_time_layers(t->graph, ms);
+        s = pl_trainer_step(t, &r);
+        step_ms += i < 0 ? 0 : r.step_ms;
+    }
+    if (s < 0)
+        pl_world_abort(w, s);
+    if (w->rank == 0)
+        print_layers(t, ms, ROUNDS * steps, step_ms / (double)(ROUNDS * steps));
+    pl_graph_time_layers(t->graph, NULL);
+    pl_free(ms);
+    return s;
+}
+
+static pl_status bench(struct pl_trainer *t, struct pl_world *w, const char *steps_text, bool by_layer)
 {
     struct made_up m = {0};
     struct figures f;
@@ -126,10 +168,10 @@ static pl_status bench(struct pl_trainer *t, struct pl_world *w, const char *ste
     if (s == PL_OK) {
         for (size_t i = 0; i < bytes / sizeof(float); i++)
             a[i] = (float)(i % 17) * 0.01f;
-        s = measure(t, (int)steps, &f, a, c);
+        s = by_layer ? bench_layers(t, w, steps) : measure(t, (int)steps, &f, a, c);
         if (s < 0)
             pl_world_abort(w, s);
-        if (w->rank == 0)
+        if (w->rank == 0 && !by_layer)
             print_figures(t, &f);
     }
     made_up_free(&m);
@@ -146,15 +188,16 @@ static int run_bench(int argc, char **argv)
     struct pl_job *job;
     struct pl_trainer t;
     int code = 0;
-    if (argc < 1 || strcmp(argv[0], "step") != 0) {
-        fprintf(stderr, "paceline: bench knows: step\nusage: %s\n", pl_cmd_bench.usage);
+    bool by_layer = argc > 0 && strcmp(argv[0], "layers") == 0;
+    if (argc < 1 || (!by_layer && strcmp(argv[0], "step") != 0)) {
+        fprintf(stderr, "paceline: bench knows: step, layers\nusage: %s\n", pl_cmd_bench.usage);
         return pl_exit_code(PL_ERR_USAGE);
     }
     if (pl_cmd_start(argc - 1, argv + 1, options, &w, &args, &job, &code) < 0)
         return code;
     pl_status s = pl_trainer_open(&t, &w, job, true);
     if (s == PL_OK) {
-        s = bench(&t, &w, args.option_value[0]);
+        s = bench(&t, &w, args.option_value[0], by_layer);
         pl_trainer_close(&t);
     }
     pl_job_destroy(job);
@@ -164,9 +207,10 @@ static int run_bench(int argc, char **argv)
 
 const struct pl_command pl_cmd_bench = {
     .name = "bench",
-    .usage = "paceline bench step JOB.yaml [--steps N] [key=value ...]",
+    .usage = "paceline bench step|layers JOB.yaml [--steps N] [key=value ...]",
     .help = "Times training steps of the job's model on made-up data: medians of 5 rounds of N steps\n"
             "(default 10), each beside the machine's own matrix product (sgemm 2048, same threads).\n"
-            "Prints one JSON object. bench/step does it for all models.",
+            "Prints one JSON object. bench/step does it for all models. `layers` instead shows where the\n"
+            "time of these steps goes, layer by layer.",
     .run = run_bench,
 };

@@ -21,10 +21,15 @@ static pl_status plan_layer(struct pl_graph *g, int i)
     for (int k = 0; k < l->inputs; k++) {
         op.x[k] = l->x[k];
         op.need_dx[k] = n->dx[k] != PL_NO_SPAN;
+        int root = pl_input_root(g, i, k);
+        if (root != PL_DATA)
+            op.lx[k] = g->node[root].layout;
     }
     for (int k = 0; k < l->params; k++)
         op.p[k] = l->param[k].shape;
     l->kind->op(l, &op);
+    if (g->table->layout && i != g->node[g->output].root) /* the output is for others */
+        op.ly = n->layout = g->table->layout(g->backend, &op);
     return g->table->plan(g->backend, &op, &n->plan);
 }
 
@@ -36,6 +41,7 @@ static pl_status plan_add(struct pl_graph *g, int root)
         return PL_OK;
     struct pl_op op = {
         .kind = PL_OP_ADD, .name = l->name, .inputs = 2, .x = {l->y, l->y}, .y = l->y};
+    op.lx[0] = op.lx[1] = op.ly = g->node[root].layout;
     return g->table->plan(g->backend, &op, &g->node[root].add);
 }
 
@@ -200,6 +206,7 @@ float *pl_graph_params(struct pl_graph *g)
 }
 
 float *pl_graph_grads(struct pl_graph *g) { return g->set_grads ? g->set_grads : g->own_grads; }
+void pl_graph_time_layers(struct pl_graph *g, double *ms) { g->layer_ms = ms; }
 void pl_graph_set_params(struct pl_graph *g, float *params) { g->set_params = params; }
 void pl_graph_set_grads(struct pl_graph *g, float *grads) { g->set_grads = grads; }
 int64_t pl_graph_elems(const struct pl_graph *g) { return g->elems; }

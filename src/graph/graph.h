@@ -64,4 +64,8 @@ typedef pl_status pl_slice_fn(void *arg, int64_t a, int64_t b);
 pl_status pl_graph_backward(struct pl_graph *g, const struct pl_graph_batch *b, bool accumulate,
                             pl_slice_fn *slice, void *arg);
 
+/* For benchmarks: from now on adds the times of layer i, forward to ms[2 * i] and backward to
+ * ms[2 * i + 1]. NULL: no longer. */
+void pl_graph_time_layers(struct pl_graph *g, double *ms);
+
 #endif

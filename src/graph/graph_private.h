@@ -25,6 +25,7 @@ struct pl_node {
     bool adds[PL_MAX_INPUTS]; /* that span is temporary, to be added to the gradient of the input's
                                  root */
     struct pl_plan *add;      /* y = x0 + x1 in place, for a root whose gradient is a sum */
+    struct pl_layout layout;  /* of a root's output and gradient */
     uint32_t key;             /* names dropout's random stream */
 };
 
@@ -49,6 +50,7 @@ struct pl_graph {
     struct pl_span *span;
     size_t arena_bytes;
     char *arena;
+    double *layer_ms; /* of pl_graph_time_layers, or NULL */
     const float *last_data; /* for an output that is a view of the input */
 };
 

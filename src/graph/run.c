@@ -49,7 +49,10 @@ pl_status pl_graph_forward(struct pl_graph *g, const struct pl_graph_batch *b, b
         struct pl_io io = make_io(g, b, i, train);
         if (io.label)
             io.sums = sums;
+        double begin = g->layer_ms ? pl_now_ms() : 0;
         PL_TRY(g->table->forward(g->node[i].plan, &io));
+        if (g->layer_ms)
+            g->layer_ms[2 * i] += pl_now_ms() - begin;
     }
     return PL_OK;
 }
@@ -92,7 +95,10 @@ pl_status pl_graph_backward(struct pl_graph *g, const struct pl_graph_batch *b, 
         const struct pl_layer *l = &g->layer[i];
         if (!g->node[i].plan || !g->node[i].need_grad)
             continue;
+        double begin = g->layer_ms ? pl_now_ms() : 0;
         PL_TRY(backward_layer(g, b, accumulate, i));
+        if (g->layer_ms)
+            g->layer_ms[2 * i + 1] += pl_now_ms() - begin;
         if (l->params == 0 || !slice)
             continue;
         pl_status s = slice(arg, l->param[0].offset, end);

@@ -53,9 +53,10 @@ static int64_t out_size(const struct pl_op *op, int k, int64_t n)
     return (n + op->pad_begin[k] + op->pad_end[k] - op->dilation[k] * (op->kernel[k] - 1) - 1) / op->stride[k] + 1;
 }
 
-static void make_op(struct pl_op *op, enum pl_op_kind kind)
+/* unit: channels come in multiples of it. */
+static void make_op(struct pl_op *op, enum pl_op_kind kind, int64_t unit)
 {
-    int64_t n = between(1, 5), c = between(1, 6), h = between(7, 11), w = between(7, 11); /* a dilated kernel spans 7 */
+    int64_t n = between(1, 5), c = unit * between(1, unit > 1 ? 3 : 6), h = between(7, 11), w = between(7, 11); /* a dilated kernel spans 7 */
     memset(op, 0, sizeof *op);
     op->kind = kind;
     op->name = "trial";
@@ -80,8 +81,14 @@ static void make_op(struct pl_op *op, enum pl_op_kind kind)
     }
     case PL_OP_CONV: {
         op->groups = between(1, 3);
-        int64_t cg = between(1, 4), og = between(1, 5);
+        int64_t cg = unit * between(1, unit > 1 ? 2 : 4), og = unit * between(1, unit > 1 ? 2 : 5);
         make_window(op, true);
+        if (unit > 1 && between(0, 3) > 0) { /* what networks have, and JIT kernels take */
+            op->groups = op->dilation[0] = op->dilation[1] = 1;
+            op->stride[0] = op->stride[1] = between(1, 2);
+            for (int k = 0; k < 2; k++)
+                op->pad_begin[k] = op->pad_end[k] = op->kernel[k] / 2;
+        }
         op->x[0] = shape(4, n, cg * op->groups, h, w);
         op->y = shape(4, n, og * op->groups, out_size(op, 0, h), out_size(op, 1, w));
         op->bias = between(0, 1);
@@ -101,7 +108,7 @@ static void make_op(struct pl_op *op, enum pl_op_kind kind)
             op->p[k] = shape(1, c, 0, 0, 0);
         break;
     case PL_OP_CONCAT: {
-        int64_t c2 = between(1, 4);
+        int64_t c2 = unit * between(1, unit > 1 ? 2 : 4);
         op->inputs = 2;
         op->x[1] = shape(4, n, c2, h, w);
         op->y = shape(4, n, c + c2, h, w);
@@ -125,10 +132,10 @@ static void make_op(struct pl_op *op, enum pl_op_kind kind)
 
 static bool is_loss(enum pl_op_kind k) { return k >= PL_OP_SOFTMAX_LOSS; }
 
-static void make_trial(struct trial *t, enum pl_op_kind kind, bool full)
+static void make_trial(struct trial *t, enum pl_op_kind kind, bool full, int64_t unit)
 {
     memset(t, 0, sizeof *t);
-    make_op(&t->op, kind);
+    make_op(&t->op, kind, unit);
     int64_t n = t->op.x[0].dim[0];
     for (int k = 0; k < t->op.inputs; k++) {
         t->x[k] = noise(&t->op.x[k]);
@@ -237,7 +244,7 @@ static void test_finite_differences(void **state)
     for (int kind = 0; kind <= PL_OP_EUCLIDEAN_LOSS; kind++)
         for (int round = 0; round < ROUNDS; round++) {
             struct trial t;
-            make_trial(&t, (enum pl_op_kind)kind, round % 2 == 0);
+            make_trial(&t, (enum pl_op_kind)kind, round % 2 == 0, 1);
             struct pl_plan *p = plan_on(table, b, &t.op);
             objective(table, p, &t);
             assert_int_equal(table->backward(p, &t.io), PL_OK);
@@ -271,6 +278,60 @@ static float *copy_of(const float *v, int64_t n)
     float *c = malloc(((size_t)n + 1) * sizeof *c);
     memcpy(c, v, (size_t)n * sizeof *c);
     return c;
+}
+
+/* Between canonical order and blocks, in place. */
+static void relay(float *v, const struct pl_shape *s, const struct pl_layout *l, bool into_blocks)
+{
+    int64_t n = pl_shape_elems(s);
+    if (l->block <= 1)
+        return;
+    float *old = copy_of(v, n);
+    for (int64_t i = 0; i < n; i++) {
+        int64_t unit = i / (l->block * l->plane), k = i / l->plane % l->block, at = i % l->plane;
+        int64_t there = (unit * l->plane + at) * l->block + k;
+        if (into_blocks)
+            v[there] = old[i];
+        else
+            v[i] = old[there];
+    }
+    free(old);
+}
+
+/* The same with blocked inputs (and what the backend makes of them), seen in canonical order. */
+static int run_blocked(const struct pl_backend_table *table, struct pl_backend *b, const struct trial *t, bool train, bool canonical_y, struct results *r)
+{
+    struct pl_io io = t->io;
+    struct pl_op op = t->op;
+    float *x[PL_MAX_INPUTS], *dy = copy_of(t->dy, pl_shape_elems(&op.y));
+    memset(r, 0, sizeof *r);
+    for (int k = 0; k < op.inputs; k++)
+        op.lx[k] = (struct pl_layout){8, op.x[k].dim[2] * op.x[k].dim[3]};
+    op.ly = canonical_y ? (struct pl_layout){0} : table->layout(b, &op);
+    io.train = train;
+    io.sums = &r->sums;
+    io.y = r->y = copy_of(t->y, pl_shape_elems(&op.y));
+    io.dy = dy;
+    relay(dy, &op.y, &op.ly, true);
+    for (int k = 0; k < op.inputs; k++) {
+        io.x[k] = x[k] = copy_of(t->x[k], pl_shape_elems(&op.x[k]));
+        relay(x[k], &op.x[k], &op.lx[k], true);
+        io.dx[k] = r->dx[k] = copy_of(t->dx[k], pl_shape_elems(&op.x[k]));
+    }
+    for (int k = 0; k < op.params; k++)
+        io.dp[k] = r->dp[k] = copy_of(t->dp[k], pl_shape_elems(&op.p[k]));
+    struct pl_plan *p = plan_on(table, b, &op);
+    assert_int_equal(table->forward(p, &io), PL_OK);
+    if (train)
+        assert_int_equal(table->backward(p, &io), PL_OK);
+    table->plan_destroy(p);
+    relay(r->y, &op.y, &op.ly, false);
+    for (int k = 0; k < op.inputs; k++) {
+        relay(r->dx[k], &op.x[k], &op.lx[k], false);
+        free(x[k]);
+    }
+    free(dy);
+    return op.ly.block > 1;
 }
 
 /* Runs the trial with buffers of its own. */
@@ -333,7 +394,7 @@ static void test_against_reference(void **state)
                 struct trial t;
                 struct results wanted, found;
                 bool train = round % 4 != 3;
-                make_trial(&t, (enum pl_op_kind)kind, round % 2 == 0);
+                make_trial(&t, (enum pl_op_kind)kind, round % 2 == 0, 1);
                 t.io.accumulate = round % 3 == 2;
                 run_on(reference, rb, &t, train, &wanted);
                 run_on(*list, b, &t, train, &found);
@@ -348,11 +409,45 @@ static void test_against_reference(void **state)
     reference->close(rb);
 }
 
+/* What a backend lets pass in blocks between its plans. */
+static void test_blocked(void **state)
+{
+    const struct pl_backend_table *reference = pl_backend_find("reference"), *cpu = pl_backend_find("cpu");
+    struct pl_backend *rb, *b;
+    int stayed[PL_OP_EUCLIDEAN_LOSS + 1] = {0};
+    (void)state;
+    assert_int_equal(reference->open(1, &rb), PL_OK);
+    assert_int_equal(pl_pool_start(2), PL_OK);
+    assert_int_equal(cpu->open(2, &b), PL_OK);
+    for (int kind = 0; kind < PL_OP_SOFTMAX_LOSS; kind++)
+        for (int round = 0; round < (kind == PL_OP_CONV ? CONV_ROUNDS : ROUNDS); round++) {
+            struct trial t;
+            struct results wanted, found;
+            bool train = round % 4 != 3;
+            make_trial(&t, (enum pl_op_kind)kind, round % 2 == 0, 8);
+            t.io.accumulate = round % 3 == 2;
+            run_on(reference, rb, &t, train, &wanted);
+            stayed[kind] += run_blocked(cpu, b, &t, train, round % 5 == 4, &found);
+            compare_all(&t, "cpu in blocks", &wanted, &found, train);
+            free_results(&wanted);
+            free_results(&found);
+            free_trial(&t);
+        }
+    cpu->close(b);
+    pl_pool_stop();
+    reference->close(rb);
+    static const enum pl_op_kind through[] = {PL_OP_MAXPOOL, PL_OP_AVGPOOL, PL_OP_RELU, PL_OP_BATCHNORM, PL_OP_CONCAT, PL_OP_ADD};
+    for (size_t i = 0; i < sizeof through / sizeof *through; i++)
+        if (stayed[through[i]] < ROUNDS / 2)
+            fail_msg("op %d: only %d of %d outputs were blocked", (int)through[i], stayed[through[i]], ROUNDS);
+    print_message("convolutions with blocked outputs: %d of %d\n", stayed[PL_OP_CONV], CONV_ROUNDS); /* none without oneDNN */
+}
+
 int main(void)
 {
     const char *given = getenv("PL_TEST_SEED");
     seed = given ? strtoull(given, NULL, 10) : 1;
     rng = pl_rng_make(seed, 0, 0, 0);
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_finite_differences), cmocka_unit_test(test_against_reference)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_finite_differences), cmocka_unit_test(test_against_reference), cmocka_unit_test(test_blocked)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -85,9 +85,9 @@ static pl_status backward(struct pl_plan *p, const struct pl_io *io) {
     return PL_OK;
 }
 
-const struct pl_cpu_kind pl_cpu_relu = {pl_cpu_plan_nothing, pl_cpu_destroy_state, forward,
+const struct pl_cpu_kind pl_cpu_relu = {PL_CPU_SAME, pl_cpu_plan_nothing, pl_cpu_destroy_state, forward,
                                         backward};
-const struct pl_cpu_kind pl_cpu_sigmoid = {pl_cpu_plan_nothing, pl_cpu_destroy_state, forward,
+const struct pl_cpu_kind pl_cpu_sigmoid = {PL_CPU_SAME, pl_cpu_plan_nothing, pl_cpu_destroy_state, forward,
                                            backward};
-const struct pl_cpu_kind pl_cpu_tanh = {pl_cpu_plan_nothing, pl_cpu_destroy_state, forward,
+const struct pl_cpu_kind pl_cpu_tanh = {PL_CPU_SAME, pl_cpu_plan_nothing, pl_cpu_destroy_state, forward,
                                         backward};

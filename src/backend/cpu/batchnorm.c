@@ -1,7 +1,8 @@
 /* batchnorm: Ioffe & Szegedy 2015, over batch and plane of the real rows. Sums are taken in double
  * over float's exact products, so mean and variance come from one pass. In training the gradients
  * are those of the batch's own statistics; in evaluation the running ones are constants.
- * Channels are cut over the threads; without planes ([N, C]) the loops run along the channels. */
+ * Channels are cut over the threads, by whole blocks; the loops run along what lies beside each other:
+ * a plane, in blocked layouts the channels of a block, without planes ([N, C]) all channels. */
 #include "backend/cpu/cpu.h"
 
 #include <math.h>
@@ -9,6 +10,7 @@
 
 struct state {
     int64_t channels, plane, capacity;
+    int64_t block;             /* channels beside each other; 1: canonical */
     double *sum, *sum2;        /* [C] scratch of the sums */
     double *mean, *var, *inv;  /* [C] of the last forward; var biased, inv = 1 / sqrt(var + eps) */
     double *a, *b, *c;         /* [C] scratch: factors of the last loop */
@@ -37,6 +39,7 @@ static pl_status plan(struct pl_plan *p) {
     s->channels = d.c;
     s->plane = d.h * d.w;
     s->capacity = d.n;
+    s->block = p->op.lx[0].block > 1 && p->op.ly.block > 1 ? p->op.lx[0].block : 1;
     s->epsilon = p->op.epsilon;
     s->sum = (double *)(void *)(s + 1);
     s->sum2 = s->sum + d.c;
@@ -70,10 +73,36 @@ static inline void plane_sums(const float *u, const float *v, int64_t rows, int6
     *sum2 = ((l2[0] + l2[1]) + (l2[2] + l2[3])) + ((l2[4] + l2[5]) + (l2[6] + l2[7]));
 }
 
+/* The same of a block's channels, which lie beside each other. */
+static inline void block_sums(const float *u, const float *v, int64_t rows, int64_t row, int64_t plane, int64_t block,
+                              double *sum, double *sum2) {
+    double l1[16] = {0}, l2[16] = {0};
+    for (int64_t n = 0; n < rows; n++)
+        for (int64_t i = 0; i < plane; i++) {
+            const float *a = u + n * row + i * block, *b = v + n * row + i * block;
+            for (int64_t k = 0; k < block; k++) {
+                l1[k] += (double)a[k];
+                l2[k] += (double)a[k] * (double)b[k];
+            }
+        }
+    for (int64_t k = 0; k < block; k++) {
+        sum[k] = l1[k];
+        sum2[k] = l2[k];
+    }
+}
+
 /* s->sum, s->sum2 of channels [begin, end) */
 static inline void sums(struct state *s, const float *u, const float *v, int64_t rows,
                         int64_t begin, int64_t end) {
     int64_t row = s->channels * s->plane;
+    if (s->block > 1) {
+        for (int64_t c = begin; c < end; c += s->block)
+            if (s->block == 8)
+                block_sums(u + c * s->plane, v + c * s->plane, rows, row, s->plane, 8, &s->sum[c], &s->sum2[c]);
+            else
+                block_sums(u + c * s->plane, v + c * s->plane, rows, row, s->plane, s->block, &s->sum[c], &s->sum2[c]);
+        return;
+    }
     if (s->plane > 1) {
         for (int64_t c = begin; c < end; c++)
             plane_sums(u + c * s->plane, v + c * s->plane, rows, row, s->plane, &s->sum[c],
@@ -89,6 +118,19 @@ static inline void sums(struct state *s, const float *u, const float *v, int64_t
         }
 }
 
+/* y = a (x - b) + c of one sample's block */
+static inline void forward_block(const struct state *s, int64_t c, int64_t block, const float *x, float *y) {
+    float a[16], b[16], add[16];
+    for (int64_t k = 0; k < block; k++) {
+        a[k] = (float)s->a[c + k];
+        b[k] = (float)s->b[c + k];
+        add[k] = (float)s->c[c + k];
+    }
+    for (int64_t i = 0; i < s->plane; i++)
+        for (int64_t k = 0; k < block; k++)
+            y[i * block + k] = (x[i * block + k] - b[k]) * a[k] + add[k];
+}
+
 /* y = a (x - b) + c for rows [0, rows), 0 behind them. The mean b is taken off before anything is
  * scaled, as it may be much larger than what is left. */
 static inline void forward_rows(const struct state *s, const float *x, float *y, int64_t rows,
@@ -98,6 +140,14 @@ static inline void forward_rows(const struct state *s, const float *x, float *y,
         if (n >= rows) {
             memset(y + n * row + begin * s->plane, 0,
                    (size_t)((end - begin) * s->plane) * sizeof *y);
+            continue;
+        }
+        if (s->block > 1) {
+            for (int64_t c = begin; c < end; c += s->block)
+                if (s->block == 8)
+                    forward_block(s, c, 8, x + n * row + c * s->plane, y + n * row + c * s->plane);
+                else
+                    forward_block(s, c, s->block, x + n * row + c * s->plane, y + n * row + c * s->plane);
             continue;
         }
         if (s->plane == 1) {
@@ -140,6 +190,8 @@ static void forward_channels(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const struct job *j = arg;
     struct state *s = j->s;
+    begin *= s->block;
+    end *= s->block;
     if (s->batch)
         sums(s, j->io->x[0], j->io->x[0], j->io->rows, begin, end);
     statistics(j, begin, end);
@@ -175,6 +227,18 @@ static void gradients(const struct job *j, int64_t begin, int64_t end) {
     }
 }
 
+static inline void backward_block(const struct state *s, int64_t c, int64_t block, const float *x, const float *dy, float *dx) {
+    double a[16], b[16], less[16];
+    for (int64_t k = 0; k < block; k++) {
+        a[k] = s->a[c + k];
+        b[k] = s->b[c + k];
+        less[k] = s->c[c + k] - s->b[c + k] * s->mean[c + k];
+    }
+    for (int64_t i = 0; i < s->plane; i++)
+        for (int64_t k = 0; k < block; k++)
+            dx[i * block + k] = (float)(a[k] * ((double)dy[i * block + k] - less[k] - b[k] * (double)x[i * block + k]));
+}
+
 /* In double: with few elements a channel dx is a small difference of large terms. */
 static inline void backward_rows(const struct state *s, const struct pl_io *io, int64_t begin,
                                  int64_t end) {
@@ -184,6 +248,16 @@ static inline void backward_rows(const struct state *s, const struct pl_io *io, 
         if (n >= s->rows) {
             memset(dx + n * row + begin * s->plane, 0,
                    (size_t)((end - begin) * s->plane) * sizeof *dx);
+            continue;
+        }
+        if (s->block > 1) {
+            for (int64_t c = begin; c < end; c += s->block) {
+                int64_t at = n * row + c * s->plane;
+                if (s->block == 8)
+                    backward_block(s, c, 8, io->x[0] + at, io->dy + at, dx + at);
+                else
+                    backward_block(s, c, s->block, io->x[0] + at, io->dy + at, dx + at);
+            }
             continue;
         }
         if (s->plane == 1) {
@@ -207,6 +281,8 @@ PL_CPU_CLONES
 static void backward_channels(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const struct job *j = arg;
+    begin *= j->s->block;
+    end *= j->s->block;
     sums(j->s, j->io->dy, j->io->x[0], j->s->rows, begin, end);
     gradients(j, begin, end);
     if (j->need_dx)
@@ -214,7 +290,7 @@ static void backward_channels(void *arg, int part, int64_t begin, int64_t end) {
 }
 
 static int64_t grain(const struct state *s) {
-    return PL_CPU_GRAIN / (s->capacity * s->plane) + 1;
+    return PL_CPU_GRAIN / (s->capacity * s->plane * s->block) + 1;
 }
 
 static pl_status forward(struct pl_plan *p, const struct pl_io *io) {
@@ -222,16 +298,16 @@ static pl_status forward(struct pl_plan *p, const struct pl_io *io) {
     struct job j = {s, io, false};
     s->batch = io->train;
     s->rows = io->rows;
-    pl_cpu_parts(p->backend, s->channels, grain(s), forward_channels, &j);
+    pl_cpu_parts(p->backend, s->channels / s->block, grain(s), forward_channels, &j);
     return PL_OK;
 }
 
 static pl_status backward(struct pl_plan *p, const struct pl_io *io) {
     struct state *s = p->state;
     struct job j = {s, io, p->op.need_dx[0] && io->dx[0] != NULL};
-    pl_cpu_parts(p->backend, s->channels, grain(s), backward_channels, &j);
+    pl_cpu_parts(p->backend, s->channels / s->block, grain(s), backward_channels, &j);
     return PL_OK;
 }
 
 const struct pl_cpu_kind pl_cpu_batchnorm = {
-    .plan = plan, .destroy = pl_cpu_destroy_state, .forward = forward, .backward = backward};
+    .layouts = PL_CPU_SAME, .plan = plan, .destroy = pl_cpu_destroy_state, .forward = forward, .backward = backward};

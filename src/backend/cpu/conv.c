@@ -63,6 +63,8 @@ static pl_status plan(struct pl_plan *p) {
     s->columns_elems = s->pointwise ? 0 : (s->depth * s->band * s->w.ow + 15) / 16 * 16;
     s->weight_elems = (pl_shape_elems(&op->p[0]) + op->y.dim[1] + 15) / 16 * 16;
     s->dnnl = pl_cpu_conv_dnnl_create(p);
+    if (op->ly.block > 1 && !pl_cpu_conv_dnnl_whole(s->dnnl, op))
+        return pl_cpu_refuse(op, "oneDNN no longer offers the layout that it asked for");
     int64_t elems = s->parts * s->columns_elems;
     if (op->train)
         elems += (s->parts - 1) * s->weight_elems;
@@ -258,4 +260,4 @@ static pl_status backward(struct pl_plan *p, const struct pl_io *io) {
 }
 
 const struct pl_cpu_kind pl_cpu_conv = {
-    .plan = plan, .destroy = destroy, .forward = forward, .backward = backward};
+    .layouts = PL_CPU_OWN, .plan = plan, .destroy = destroy, .forward = forward, .backward = backward};

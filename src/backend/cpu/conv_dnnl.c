@@ -1,8 +1,9 @@
-/* conv_dnnl: convolutions by oneDNN (its JIT kernels for blocked layouts). Tensors outside stay in
- * canonical layout; each pass reorders what it reads into the layout its primitive wants, in the
- * backend's scratch memory, and back what it writes.
+/* conv_dnnl: convolutions by oneDNN (its JIT kernels for blocked layouts). Where all passes of a
+ * convolution have such kernels and its channels fill the blocks, its activations are exchanged in
+ * blocks (layout.c); otherwise they are canonical, and each pass reorders what it reads into the layout
+ * its primitive wants, in the backend's scratch memory, and back what it writes. Weights are canonical.
  *
- * Which pass goes here is a fixed rule, not a timing, so that a run's bits can be had again. It was
+ * Which pass goes here where activations are canonical is a fixed rule, not a timing, so that a run's bits can be had again. It was
  * measured on Zen 3 (layers of CIFAR-10, ResNet-20, AlexNet on one and two threads, of ResNet-50 on
  * one; reorders included): the JIT kernels take between the same time as im2col and 2.2 times less
  * where the kernel is larger than 1x1 and the layout's blocks do not pad the weights by more than a
@@ -46,7 +47,8 @@ struct pl_cpu_conv_dnnl {
 
 struct shape {
     dnnl_memory_desc_t x, w, b, y;             /* any layout */
-    dnnl_memory_desc_t plain_x, plain_w, plain_y;
+    dnnl_memory_desc_t plain_w;
+    dnnl_memory_desc_t outside_x, outside_y;   /* as others see them */
     dnnl_dims_t stride, dilate, pad_begin, pad_end;
 };
 
@@ -54,7 +56,13 @@ static bool good(dnnl_status_t s) {
     return s == dnnl_success;
 }
 
-static void describe(const struct pl_op *op, struct shape *s) {
+/* The tag of [N, C / block, H, W, block]; 0: oneDNN has no such layout. */
+static dnnl_format_tag_t tag_of(int64_t block) {
+    return block == 16 ? dnnl_aBcd16b : block == 8 ? dnnl_aBcd8b : block <= 1 ? dnnl_abcd : dnnl_format_tag_undef;
+}
+
+/* What is blocked outside is taken as it is, what is canonical the primitive may want otherwise. */
+static void describe(const struct pl_op *op, const struct pl_layout *lx, const struct pl_layout *ly, struct shape *s) {
     struct pl_cpu_dims x = pl_cpu_dims(&op->x[0]), y = pl_cpu_dims(&op->y);
     int64_t g = op->groups;
     int wd = g > 1 ? 5 : 4;
@@ -63,12 +71,12 @@ static void describe(const struct pl_op *op, struct shape *s) {
         memcpy(w, (dnnl_dims_t){y.c, x.c, op->kernel[0], op->kernel[1]}, sizeof w);
     dnnl_dims_t xd = {x.n, x.c, x.h, x.w}, yd = {y.n, y.c, y.h, y.w};
     const dnnl_data_type_t f = dnnl_f32;
-    dnnl_memory_desc_init_by_tag(&s->x, 4, xd, f, dnnl_format_tag_any);
-    dnnl_memory_desc_init_by_tag(&s->y, 4, yd, f, dnnl_format_tag_any);
+    dnnl_memory_desc_init_by_tag(&s->x, 4, xd, f, lx->block > 1 ? tag_of(lx->block) : dnnl_format_tag_any);
+    dnnl_memory_desc_init_by_tag(&s->y, 4, yd, f, ly->block > 1 ? tag_of(ly->block) : dnnl_format_tag_any);
     dnnl_memory_desc_init_by_tag(&s->w, wd, w, f, dnnl_format_tag_any);
     dnnl_memory_desc_init_by_tag(&s->b, 1, (dnnl_dims_t){y.c}, f, dnnl_a);
-    dnnl_memory_desc_init_by_tag(&s->plain_x, 4, xd, f, dnnl_abcd);
-    dnnl_memory_desc_init_by_tag(&s->plain_y, 4, yd, f, dnnl_abcd);
+    dnnl_memory_desc_init_by_tag(&s->outside_x, 4, xd, f, tag_of(lx->block));
+    dnnl_memory_desc_init_by_tag(&s->outside_y, 4, yd, f, tag_of(ly->block));
     dnnl_memory_desc_init_by_tag(&s->plain_w, wd, w, f, g > 1 ? dnnl_abcde : dnnl_abcd);
     for (int i = 0; i < 2; i++) {
         s->stride[i] = op->stride[i];
@@ -177,53 +185,109 @@ static void destroy_pass(struct pass *p) {
     *p = (struct pass){0};
 }
 
-static bool plan_forward(const struct pl_plan *p, const struct shape *s, struct pass *f) {
+static bool describe_forward(const struct pl_cpu_dnnl *d, const struct pl_op *op, const struct shape *s, struct pass *f) {
     dnnl_convolution_desc_t c;
-    const struct pl_cpu_dnnl *d = p->backend->dnnl;
-    dnnl_prop_kind_t kind = p->op.train ? dnnl_forward_training : dnnl_forward_inference;
+    dnnl_prop_kind_t kind = op->train ? dnnl_forward_training : dnnl_forward_inference;
     return good(dnnl_dilated_convolution_forward_desc_init(
-               &c, kind, dnnl_convolution_direct, &s->x, &s->w, p->op.bias ? &s->b : NULL, &s->y,
+               &c, kind, dnnl_convolution_direct, &s->x, &s->w, op->bias ? &s->b : NULL, &s->y,
                s->stride, s->dilate, s->pad_begin, s->pad_end)) &&
-           choose(d, &c, NULL, DNNL_ARG_WEIGHTS, f) &&
-           add_leg(d, f, DNNL_ARG_SRC, &s->plain_x, false) &&
+           choose(d, &c, NULL, DNNL_ARG_WEIGHTS, f);
+}
+
+static bool describe_weights(const struct pl_cpu_dnnl *d, const struct pl_op *op, const struct shape *s, const_dnnl_primitive_desc_t hint, struct pass *b) {
+    dnnl_convolution_desc_t c;
+    return good(dnnl_dilated_convolution_backward_weights_desc_init(
+               &c, dnnl_convolution_direct, &s->x, &s->w, op->bias ? &s->b : NULL, &s->y,
+               s->stride, s->dilate, s->pad_begin, s->pad_end)) &&
+           choose(d, &c, hint, DNNL_ARG_DIFF_WEIGHTS, b);
+}
+
+static bool describe_data(const struct pl_cpu_dnnl *d, const struct shape *s, const_dnnl_primitive_desc_t hint, struct pass *b) {
+    dnnl_convolution_desc_t c;
+    return good(dnnl_dilated_convolution_backward_data_desc_init(
+               &c, dnnl_convolution_direct, &s->x, &s->w, &s->y, s->stride, s->dilate,
+               s->pad_begin, s->pad_end)) &&
+           choose(d, &c, hint, DNNL_ARG_WEIGHTS, b);
+}
+
+static bool plan_forward(const struct pl_plan *p, const struct shape *s, struct pass *f) {
+    const struct pl_cpu_dnnl *d = p->backend->dnnl;
+    return describe_forward(d, &p->op, s, f) && add_leg(d, f, DNNL_ARG_SRC, &s->outside_x, false) &&
            add_leg(d, f, DNNL_ARG_WEIGHTS, &s->plain_w, false) &&
            (!p->op.bias || add_leg(d, f, DNNL_ARG_BIAS, &s->b, false)) &&
-           add_leg(d, f, DNNL_ARG_DST, &s->plain_y, true) && finish_pass(d, f);
+           add_leg(d, f, DNNL_ARG_DST, &s->outside_y, true) && finish_pass(d, f);
 }
 
 static bool plan_weights(const struct pl_plan *p, const struct shape *s,
                          const_dnnl_primitive_desc_t hint, struct pass *b) {
-    dnnl_convolution_desc_t c;
     const struct pl_cpu_dnnl *d = p->backend->dnnl;
     if (p->op.groups == 1 && p->op.x[0].dim[1] < 3)
         return false; /* one channel in: 4 times slower than im2col */
-    return good(dnnl_dilated_convolution_backward_weights_desc_init(
-               &c, dnnl_convolution_direct, &s->x, &s->w, p->op.bias ? &s->b : NULL, &s->y,
-               s->stride, s->dilate, s->pad_begin, s->pad_end)) &&
-           choose(d, &c, hint, DNNL_ARG_DIFF_WEIGHTS, b) &&
-           add_leg(d, b, DNNL_ARG_SRC, &s->plain_x, false) &&
-           add_leg(d, b, DNNL_ARG_DIFF_DST, &s->plain_y, false) &&
+    return describe_weights(d, &p->op, s, hint, b) && add_leg(d, b, DNNL_ARG_SRC, &s->outside_x, false) &&
+           add_leg(d, b, DNNL_ARG_DIFF_DST, &s->outside_y, false) &&
            add_leg(d, b, DNNL_ARG_DIFF_WEIGHTS, &s->plain_w, true) &&
            (!p->op.bias || add_leg(d, b, DNNL_ARG_DIFF_BIAS, &s->b, true)) && finish_pass(d, b);
 }
 
 static bool plan_data(const struct pl_plan *p, const struct shape *s,
                       const_dnnl_primitive_desc_t hint, struct pass *b) {
-    dnnl_convolution_desc_t c;
     const struct pl_cpu_dnnl *d = p->backend->dnnl;
-    return good(dnnl_dilated_convolution_backward_data_desc_init(
-               &c, dnnl_convolution_direct, &s->x, &s->w, &s->y, s->stride, s->dilate,
-               s->pad_begin, s->pad_end)) &&
-           choose(d, &c, hint, DNNL_ARG_WEIGHTS, b) &&
-           add_leg(d, b, DNNL_ARG_DIFF_DST, &s->plain_y, false) &&
+    return describe_data(d, s, hint, b) && add_leg(d, b, DNNL_ARG_DIFF_DST, &s->outside_y, false) &&
            add_leg(d, b, DNNL_ARG_WEIGHTS, &s->plain_w, false) &&
-           add_leg(d, b, DNNL_ARG_DIFF_SRC, &s->plain_x, true) && finish_pass(d, b);
+           add_leg(d, b, DNNL_ARG_DIFF_SRC, &s->outside_x, true) && finish_pass(d, b);
 }
 
-/* Plans what is worth it; the forward description goes last, as the others are made from it. */
+/* Which of our blocked layouts a description is; 0: none of them, or padded. */
+static int64_t block_of(const dnnl_memory_desc_t *d) {
+    for (int64_t block = 8; block <= 16; block *= 2) {
+        dnnl_memory_desc_t same;
+        if (d->dims[1] % block == 0 && good(dnnl_memory_desc_init_by_tag(&same, 4, d->dims, dnnl_f32, tag_of(block))) &&
+            dnnl_memory_desc_equal(d, &same))
+            return block;
+    }
+    return 0;
+}
+
+/* Whether every pass has a primitive for these layouts. */
+static bool takes(const struct pl_cpu_dnnl *d, const struct pl_op *op, const struct shape *s, const_dnnl_primitive_desc_t hint) {
+    struct pass weights = {0}, data = {0};
+    bool all = !op->train || (op->x[0].dim[1] / op->groups >= 3 && describe_weights(d, op, s, hint, &weights));
+    if (all && op->train && op->need_dx[0])
+        all = describe_data(d, s, hint, &data);
+    destroy_pass(&weights);
+    destroy_pass(&data);
+    return all;
+}
+
+struct pl_layout pl_cpu_conv_dnnl_layout(struct pl_backend *b, const struct pl_op *op) {
+    struct pl_layout l = {0};
+    struct shape s;
+    struct pass forward = {0};
+    bool pointwise = op->kernel[0] == 1 && op->kernel[1] == 1;
+    if (b->dnnl == NULL || (pointwise && op->lx[0].block <= 1))
+        return l;
+    pl_cpu_dnnl_threads(b->threads); /* it chooses by them */
+    describe(op, &op->lx[0], &l, &s);
+    if (describe_forward(b->dnnl, op, &s, &forward))
+        l.block = block_of(wanted(&forward, DNNL_ARG_DST));
+    destroy_pass(&forward);
+    if (l.block > 0) {
+        l.plane = op->y.dim[2] * op->y.dim[3];
+        describe(op, &op->lx[0], &l, &s);
+        if (!describe_forward(b->dnnl, op, &s, &forward) || !takes(b->dnnl, op, &s, forward.desc))
+            l = (struct pl_layout){0};
+        destroy_pass(&forward);
+    }
+    pl_cpu_dnnl_threads(1);
+    return l;
+}
+
+/* Plans what is worth it; the forward description goes last, as the others are made from it. Without a
+ * blocked output the inputs come canonical too. */
 static void plan_passes(const struct pl_plan *p, struct pl_cpu_conv_dnnl *c) {
     struct shape s;
-    describe(&p->op, &s);
+    struct pl_layout canonical = {0};
+    describe(&p->op, p->op.ly.block > 1 ? &p->op.lx[0] : &canonical, &p->op.ly, &s);
     bool forward = plan_forward(p, &s, &c->forward);
     const_dnnl_primitive_desc_t hint = c->forward.desc;
     if (!p->op.train || hint == NULL || !plan_weights(p, &s, hint, &c->weights))
@@ -235,7 +299,8 @@ static void plan_passes(const struct pl_plan *p, struct pl_cpu_conv_dnnl *c) {
 }
 
 struct pl_cpu_conv_dnnl *pl_cpu_conv_dnnl_create(const struct pl_plan *p) {
-    if (p->backend->dnnl == NULL || (p->op.kernel[0] == 1 && p->op.kernel[1] == 1))
+    bool pointwise = p->op.kernel[0] == 1 && p->op.kernel[1] == 1;
+    if (p->backend->dnnl == NULL || (pointwise && p->op.ly.block <= 1))
         return NULL;
     struct pl_cpu_conv_dnnl *c = pl_alloc(sizeof *c, "a convolution's oneDNN plan");
     if (c == NULL)
@@ -257,6 +322,11 @@ struct pl_cpu_conv_dnnl *pl_cpu_conv_dnnl_create(const struct pl_plan *p) {
     }
     p->backend->team = true;
     return c;
+}
+
+bool pl_cpu_conv_dnnl_whole(const struct pl_cpu_conv_dnnl *c, const struct pl_op *op) {
+    return c != NULL && c->forward.conv != NULL && (!op->train || c->weights.conv != NULL) &&
+           (!op->train || !op->need_dx[0] || c->data.conv != NULL);
 }
 
 void pl_cpu_conv_dnnl_destroy(struct pl_cpu_conv_dnnl *c) {
@@ -362,9 +432,19 @@ bool pl_cpu_conv_dnnl_data(struct pl_cpu_conv_dnnl *c, const struct pl_io *io, p
 
 #else
 
+struct pl_layout pl_cpu_conv_dnnl_layout(struct pl_backend *b, const struct pl_op *op) {
+    (void)b, (void)op;
+    return (struct pl_layout){0};
+}
+
 struct pl_cpu_conv_dnnl *pl_cpu_conv_dnnl_create(const struct pl_plan *p) {
     (void)p;
     return NULL;
+}
+
+bool pl_cpu_conv_dnnl_whole(const struct pl_cpu_conv_dnnl *c, const struct pl_op *op) {
+    (void)c, (void)op;
+    return false;
 }
 
 void pl_cpu_conv_dnnl_destroy(struct pl_cpu_conv_dnnl *c) {

@@ -21,6 +21,7 @@ static void cpu_close(struct pl_backend *b) {
         return;
     pl_cpu_dnnl_close(b->dnnl);
     pl_free(b->scratch);
+    pl_free(b->canonical);
     pl_free(b);
 }
 
@@ -76,7 +77,7 @@ pl_status pl_cpu_refuse(const struct pl_op *op, const char *why) {
                     op->name ? op->name : "?", why);
 }
 
-static const struct pl_cpu_kind *const kinds[] = {
+const struct pl_cpu_kind *const pl_cpu_kinds[PL_OP_EUCLIDEAN_LOSS + 1] = {
     [PL_OP_DENSE] = &pl_cpu_dense,
     [PL_OP_CONV] = &pl_cpu_conv,
     [PL_OP_MAXPOOL] = &pl_cpu_maxpool,
@@ -103,15 +104,17 @@ static void cpu_plan_destroy(struct pl_plan *p) {
 
 static pl_status cpu_plan(struct pl_backend *b, const struct pl_op *op, struct pl_plan **out) {
     *out = NULL;
-    if ((size_t)op->kind >= sizeof kinds / sizeof kinds[0] || kinds[op->kind] == NULL)
+    if (op->kind > PL_OP_EUCLIDEAN_LOSS || pl_cpu_kinds[op->kind] == NULL)
         return pl_cpu_refuse(op, "this kind of operation is unknown to it");
     struct pl_plan *p = pl_alloc(sizeof *p, "a plan");
     if (p == NULL)
         return PL_ERR_MEMORY;
     p->op = *op;
     p->backend = b;
-    p->kind = kinds[op->kind];
+    p->kind = pl_cpu_kinds[op->kind];
     pl_status s = p->kind->plan(p);
+    if (s == PL_OK)
+        s = pl_cpu_convert_plan(p);
     if (s < 0)
         cpu_plan_destroy(p);
     else
@@ -120,11 +123,19 @@ static pl_status cpu_plan(struct pl_backend *b, const struct pl_op *op, struct p
 }
 
 static pl_status cpu_forward(struct pl_plan *p, const struct pl_io *io) {
-    return p->kind->forward(p, io);
+    if (!p->converts)
+        return p->kind->forward(p, io);
+    struct pl_io canonical = pl_cpu_convert_in(p, io);
+    return p->kind->forward(p, &canonical);
 }
 
 static pl_status cpu_backward(struct pl_plan *p, const struct pl_io *io) {
-    return p->kind->backward(p, io);
+    if (!p->converts)
+        return p->kind->backward(p, io);
+    struct pl_io canonical = pl_cpu_convert_in(p, io);
+    pl_status s = p->kind->backward(p, &canonical);
+    pl_cpu_convert_out(p, io);
+    return s;
 }
 
 const struct pl_backend_table pl_backend_cpu = {
@@ -137,6 +148,7 @@ const struct pl_backend_table pl_backend_cpu = {
     .upload = cpu_copy,
     .download = cpu_copy,
     .finish = cpu_finish,
+    .layout = pl_cpu_layout,
     .plan = cpu_plan,
     .plan_destroy = cpu_plan_destroy,
     .forward = cpu_forward,

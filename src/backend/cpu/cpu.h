@@ -28,11 +28,18 @@ struct pl_backend {
     bool blas_parallel;    /* several threads may be inside BLAS at once */
     char *scratch;         /* one for all plans: only one runs at a time */
     size_t scratch_bytes;
+    char *canonical;       /* one for all plans that cannot read what is blocked (layout.c) */
+    size_t canonical_bytes;
     struct pl_cpu_dnnl *dnnl; /* NULL: not built in */
     bool team;                /* a plan uses oneDNN: our parts run on its OpenMP team too */
 };
 
+/* What a kind of operation makes of blocked inputs: it has them brought into canonical order; it goes
+ * through them as they lie, if they all lie alike; or it says itself. */
+enum pl_cpu_layouts { PL_CPU_CANONICAL, PL_CPU_SAME, PL_CPU_OWN };
+
 struct pl_cpu_kind {
+    enum pl_cpu_layouts layouts;
     pl_status (*plan)(struct pl_plan *p); /* checks, and makes p->state; p->op is set */
     void (*destroy)(struct pl_plan *p);   /* also after a plan that failed half way */
     pl_status (*forward)(struct pl_plan *p, const struct pl_io *io);
@@ -44,6 +51,7 @@ struct pl_plan {
     struct pl_backend *backend;
     const struct pl_cpu_kind *kind;
     void *state; /* the kind's own, of pl_alloc */
+    bool converts; /* its inputs come blocked, and it wants them canonical */
 };
 
 /* cpu.c: for kinds without state, or whose state is one allocation. */
@@ -53,6 +61,13 @@ void pl_cpu_destroy_state(struct pl_plan *p);
 pl_status pl_cpu_scratch(struct pl_backend *b, size_t bytes);
 /* PL_ERR_USAGE that names the layer and the backend. */
 pl_status pl_cpu_refuse(const struct pl_op *op, const char *why);
+
+/* layout.c */
+struct pl_layout pl_cpu_layout(struct pl_backend *b, const struct pl_op *op);
+pl_status pl_cpu_convert_plan(struct pl_plan *p); /* sets converts, with the memory for it */
+/* io with canonical copies of the blocked inputs, and dx to be written in canonical order. */
+struct pl_io pl_cpu_convert_in(struct pl_plan *p, const struct pl_io *io);
+void pl_cpu_convert_out(struct pl_plan *p, const struct pl_io *io); /* dx back into its blocks */
 
 /* parts.c: n items in at most `threads` parts of at least `grain`, part p from n*p/parts on. */
 typedef void pl_cpu_part_fn(void *arg, int part, int64_t begin, int64_t end);
@@ -90,13 +105,17 @@ struct pl_cpu_dnnl *pl_cpu_dnnl_open(void); /* NULL with the error recorded */
 void pl_cpu_dnnl_close(struct pl_cpu_dnnl *d);
 /* Which of a convolution's three passes oneDNN takes; the others are im2col's. */
 struct pl_cpu_conv_dnnl;
+/* The blocked layout in which it takes all passes of op, or canonical. */
+struct pl_layout pl_cpu_conv_dnnl_layout(struct pl_backend *b, const struct pl_op *op);
 struct pl_cpu_conv_dnnl *pl_cpu_conv_dnnl_create(const struct pl_plan *p); /* NULL: none of them */
+bool pl_cpu_conv_dnnl_whole(const struct pl_cpu_conv_dnnl *d, const struct pl_op *op); /* has all passes that op needs */
 void pl_cpu_conv_dnnl_destroy(struct pl_cpu_conv_dnnl *d);
 /* false: not taken, nothing done. */
 bool pl_cpu_conv_dnnl_forward(struct pl_cpu_conv_dnnl *d, const struct pl_io *io, pl_status *s);
 bool pl_cpu_conv_dnnl_weights(struct pl_cpu_conv_dnnl *d, const struct pl_io *io, pl_status *s);
 bool pl_cpu_conv_dnnl_data(struct pl_cpu_conv_dnnl *d, const struct pl_io *io, pl_status *s);
 
+extern const struct pl_cpu_kind *const pl_cpu_kinds[PL_OP_EUCLIDEAN_LOSS + 1];
 extern const struct pl_cpu_kind pl_cpu_dense, pl_cpu_conv, pl_cpu_maxpool, pl_cpu_avgpool,
     pl_cpu_relu, pl_cpu_sigmoid, pl_cpu_tanh, pl_cpu_dropout, pl_cpu_batchnorm, pl_cpu_lrn,
     pl_cpu_concat, pl_cpu_add, pl_cpu_softmax_loss, pl_cpu_sigmoid_loss, pl_cpu_euclidean_loss;

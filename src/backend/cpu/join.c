@@ -105,11 +105,13 @@ static pl_status add_backward(struct pl_plan *p, const struct pl_io *io) {
     return PL_OK;
 }
 
-const struct pl_cpu_kind pl_cpu_concat = {.plan = concat_plan,
+const struct pl_cpu_kind pl_cpu_concat = {.layouts = PL_CPU_SAME, /* a sample's blocks lie behind each other as its channels do */
+                                          .plan = concat_plan,
                                           .destroy = pl_cpu_destroy_state,
                                           .forward = concat_forward,
                                           .backward = concat_backward};
-const struct pl_cpu_kind pl_cpu_add = {.plan = add_plan,
+const struct pl_cpu_kind pl_cpu_add = {.layouts = PL_CPU_SAME,
+                                       .plan = add_plan,
                                        .destroy = pl_cpu_destroy_state,
                                        .forward = add_forward,
                                        .backward = add_backward};

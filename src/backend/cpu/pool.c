@@ -2,8 +2,7 @@
  * outputs takes two passes without branches: down the rows of its windows into one row as wide as
  * the input, then along that row. Maximum remembers where it found it (of equals the first in
  * reading order); average divides by the elements of the window that lie inside the plane. */
-#include "backend/cpu/cpu.h"
-#include "backend/cpu/im2col.h"
+#include "backend/cpu/pool.h"
 
 #include <math.h>
 #include <string.h>
@@ -18,9 +17,10 @@ struct state {
     struct pl_cpu_window w;
     int64_t planes;
     struct range *tap; /* [kw] */
-    int32_t *from;     /* maximum, training: [planes, oh, ow] index into the plane of x */
+    int32_t *from;     /* maximum, training: [planes, oh, ow] index into the plane of x; blocked: the tap */
     float *inverse;    /* average: [oh, ow] 1 / elements inside */
     int64_t strip;     /* elements of a part's scratch: three rows */
+    int64_t block;     /* of the layout; 1: canonical, otherwise pool_blocked.c computes */
 };
 
 struct job {
@@ -74,6 +74,7 @@ static pl_status plan(struct pl_plan *p) {
     p->state = s;
     s->w = w;
     s->planes = p->op.x[0].dim[0] * w.c;
+    s->block = pl_cpu_pool_block(&p->op);
     s->tap = (struct range *)(void *)(s + 1);
     for (int64_t j = 0; j < w.kw; j++)
         pl_cpu_window_range(w.w, w.ow, w.sw, j * w.dw - w.left, &s->tap[j].first,
@@ -396,8 +397,10 @@ static void average_backward(void *arg, int part, int64_t begin, int64_t end) {
     }
 }
 
-static pl_status run(struct pl_plan *p, const struct pl_io *io, pl_cpu_part_fn *body) {
+static pl_status run(struct pl_plan *p, const struct pl_io *io, pl_cpu_part_fn *body, bool backward) {
     const struct state *s = p->state;
+    if (s->block > 1)
+        return pl_cpu_pool_blocked(p, io, &s->w, s->block, s->from, s->inverse, backward);
     struct job j = {s,     io->x[0],  io->dy,
                     io->y, io->dx[0], (float *)(void *)p->backend->scratch};
     pl_cpu_parts(p->backend, s->planes, PL_CPU_GRAIN / (s->w.h * s->w.w) + 1, body, &j);
@@ -405,16 +408,16 @@ static pl_status run(struct pl_plan *p, const struct pl_io *io, pl_cpu_part_fn *
 }
 
 static pl_status forward(struct pl_plan *p, const struct pl_io *io) {
-    return run(p, io, p->op.kind == PL_OP_MAXPOOL ? max_forward : average_forward);
+    return run(p, io, p->op.kind == PL_OP_MAXPOOL ? max_forward : average_forward, false);
 }
 
 static pl_status backward(struct pl_plan *p, const struct pl_io *io) {
     if (!p->op.need_dx[0] || io->dx[0] == NULL)
         return PL_OK;
-    return run(p, io, p->op.kind == PL_OP_MAXPOOL ? max_backward : average_backward);
+    return run(p, io, p->op.kind == PL_OP_MAXPOOL ? max_backward : average_backward, true);
 }
 
 const struct pl_cpu_kind pl_cpu_maxpool = {
-    .plan = plan_max, .destroy = destroy, .forward = forward, .backward = backward};
+    .layouts = PL_CPU_SAME, .plan = plan_max, .destroy = destroy, .forward = forward, .backward = backward};
 const struct pl_cpu_kind pl_cpu_avgpool = {
-    .plan = plan_average, .destroy = destroy, .forward = forward, .backward = backward};
+    .layouts = PL_CPU_SAME, .plan = plan_average, .destroy = destroy, .forward = forward, .backward = backward};
