@@ -51,6 +51,7 @@ struct pl_op {
     int64_t label_floats;          /* losses: 0 = int32 classes */
     bool need_dx[PL_MAX_INPUTS];   /* backward must write dx[i] */
     bool train;                    /* backward will be called */
+    bool relu;                     /* y = max(y, 0) at the end, only where fuses_relu says so; backward may overwrite dy */
 };
 
 /* Sums over the real rows of one forward pass, added to by a loss plan. */
@@ -93,6 +94,8 @@ struct pl_backend_table {
     /* The layout that the operation's output should have, inputs being laid out as lx says; NULL: the backend
      * knows canonical only. Whatever it answers, a plan takes ly canonical as well. */
     struct pl_layout (*layout)(struct pl_backend *b, const struct pl_op *op);
+    /* Whether a plan of this kind can end with a rectifier; NULL: none can. */
+    bool (*fuses_relu)(enum pl_op_kind kind);
     /* Makes a plan. PL_ERR_USAGE naming op->name and the backend where it cannot. */
     pl_status (*plan)(struct pl_backend *b, const struct pl_op *op, struct pl_plan **out);
     void (*plan_destroy)(struct pl_plan *p);

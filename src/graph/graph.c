@@ -11,13 +11,14 @@ static pl_status plan_layer(struct pl_graph *g, int i)
     const struct pl_layer *l = &g->layer[i];
     struct pl_node *n = &g->node[i];
     n->key = (uint32_t)pl_hash(PL_HASH_START, l->name, strlen(l->name));
-    if (l->kind->view)
+    if (pl_is_view(g, i))
         return PL_OK;
     struct pl_op op = {.name = l->name,
                        .inputs = l->inputs,
                        .y = l->y,
                        .params = l->params,
-                       .train = n->need_grad};
+                       .train = n->need_grad,
+                       .relu = n->relu};
     for (int k = 0; k < l->inputs; k++) {
         op.x[k] = l->x[k];
         op.need_dx[k] = n->dx[k] != PL_NO_SPAN;

@@ -19,6 +19,8 @@ enum { PL_NO_SPAN = -1, PL_DATA = -1 };
 struct pl_node {
     struct pl_plan *plan; /* NULL: a view */
     int root;       /* the layer that owns the output's memory; PL_DATA: a view of the input */
+    bool fused;     /* a rectifier that its root's plan computes: a view of it */
+    bool relu;      /* such a rectifier follows this layer */
     bool need_grad; /* the loss depends on a parameter through this output */
     int y, dy;      /* spans of a root's output and its gradient */
     int dx[PL_MAX_INPUTS];    /* span that backward writes the gradient of an input into, or none */
@@ -69,6 +71,8 @@ pl_status pl_graph_plan_memory(struct pl_graph *g);
 size_t pl_spans_place(struct pl_span *span, int n);
 /* For tests: every span gets memory of its own. */
 extern bool pl_graph_unplanned;
+
+static inline bool pl_is_view(const struct pl_graph *g, int i) { return g->layer[i].kind->view || g->node[i].fused; }
 
 static inline float *pl_span_memory(const struct pl_graph *g, int span)
 {

@@ -2,7 +2,8 @@
  * last that reads it; in one arena those whose times do not meet share theirs. Largest first, each
  * into the tightest gap between those already placed that it meets in time (greedy by size with
  * best fit: Pisarchyk & Lee, "Efficient memory management for deep neural net inference", 2020). A
- * view has no span: its users read the span of the layer it looks at. */
+ * view has no span: its users read the span of the layer it looks at. A rectifier that the backend
+ * computes at the end of the layer before it is such a view. */
 #include "graph/graph_private.h"
 
 #include <stdlib.h>
@@ -85,12 +86,46 @@ static int new_span(struct pl_graph *g, int root, int begin, int end)
 static int forward_time(int i) { return i; }
 static int backward_time(const struct pl_graph *g, int i) { return 2 * g->layers - 1 - i; }
 
+static enum pl_op_kind op_kind(const struct pl_layer *l)
+{
+    struct pl_op op = {0};
+    l->kind->op(l, &op);
+    return op.kind;
+}
+
+/* Layer i is a rectifier, the only user of a layer that the backend can end with one. */
+static bool can_fuse(const struct pl_graph *g, int i, const int *users)
+{
+    int from = g->layer[i].input[0];
+    if (!g->table->fuses_relu || g->layer[i].kind->view || from == PL_DATA || g->layer[from].kind->view)
+        return false;
+    return op_kind(&g->layer[i]) == PL_OP_RELU && users[from] == 1 && g->table->fuses_relu(op_kind(&g->layer[from]));
+}
+
+static pl_status fuse(struct pl_graph *g)
+{
+    int *users = pl_alloc((size_t)g->layers * sizeof *users, "memory plan");
+    if (!users)
+        return PL_ERR_MEMORY;
+    for (int i = 0; i < g->layers; i++)
+        for (int k = 0; k < g->layer[i].inputs; k++)
+            if (g->layer[i].input[k] != PL_DATA)
+                users[g->layer[i].input[k]]++;
+    for (int i = 0; i < g->layers; i++)
+        if (can_fuse(g, i, users)) {
+            g->node[i].fused = true;
+            g->node[g->layer[i].input[0]].relu = true;
+        }
+    pl_free(users);
+    return PL_OK;
+}
+
 static void find_roots(struct pl_graph *g)
 {
     for (int i = 0; i < g->layers; i++) {
         const struct pl_layer *l = &g->layer[i];
         struct pl_node *n = &g->node[i];
-        n->root = l->kind->view ? pl_input_root(g, i, 0) : i;
+        n->root = pl_is_view(g, i) ? pl_input_root(g, i, 0) : i;
         n->y = n->dy = PL_NO_SPAN;
         n->need_grad = g->train && l->params > 0;
         for (int k = 0; k < l->inputs; k++) {
@@ -127,7 +162,7 @@ static void span_gradients(struct pl_graph *g)
 {
     for (int i = g->layers - 1; i >= 0; i--) {
         struct pl_node *n = &g->node[i];
-        if (!n->need_grad || g->layer[i].kind->view)
+        if (!n->need_grad || pl_is_view(g, i))
             continue;
         for (int k = 0; k < g->layer[i].inputs; k++) {
             int root = pl_input_root(g, i, k), now = backward_time(g, i);
@@ -160,6 +195,7 @@ pl_status pl_graph_plan_memory(struct pl_graph *g)
     g->span = pl_alloc(most * sizeof *g->span, "memory plan");
     if (!g->span)
         return PL_ERR_MEMORY;
+    PL_TRY(fuse(g));
     find_roots(g);
     span_outputs(g);
     if (g->train)

@@ -66,6 +66,16 @@ static void tanh_backward(void *arg, int part, int64_t begin, int64_t end) {
         dx[i] = dy[i] * (1.0f - y[i] * y[i]);
 }
 
+void pl_cpu_relu_end(const struct pl_backend *b, float *y, int64_t n) {
+    struct job j = {.x = y, .out = y};
+    pl_cpu_parts(b, n, PL_CPU_GRAIN, relu_forward, &j);
+}
+
+void pl_cpu_relu_mask(const struct pl_backend *b, const float *y, float *dy, int64_t n) {
+    struct job j = {.y = y, .dy = dy, .out = dy};
+    pl_cpu_parts(b, n, PL_CPU_GRAIN, relu_backward, &j);
+}
+
 static pl_status forward(struct pl_plan *p, const struct pl_io *io) {
     pl_cpu_part_fn *body = p->op.kind == PL_OP_RELU      ? relu_forward
                            : p->op.kind == PL_OP_SIGMOID ? sigmoid_forward
@@ -85,9 +95,9 @@ static pl_status backward(struct pl_plan *p, const struct pl_io *io) {
     return PL_OK;
 }
 
-const struct pl_cpu_kind pl_cpu_relu = {PL_CPU_SAME, pl_cpu_plan_nothing, pl_cpu_destroy_state, forward,
+const struct pl_cpu_kind pl_cpu_relu = {PL_CPU_SAME, false, pl_cpu_plan_nothing, pl_cpu_destroy_state, forward,
                                         backward};
-const struct pl_cpu_kind pl_cpu_sigmoid = {PL_CPU_SAME, pl_cpu_plan_nothing, pl_cpu_destroy_state, forward,
+const struct pl_cpu_kind pl_cpu_sigmoid = {PL_CPU_SAME, false, pl_cpu_plan_nothing, pl_cpu_destroy_state, forward,
                                            backward};
-const struct pl_cpu_kind pl_cpu_tanh = {PL_CPU_SAME, pl_cpu_plan_nothing, pl_cpu_destroy_state, forward,
+const struct pl_cpu_kind pl_cpu_tanh = {PL_CPU_SAME, false, pl_cpu_plan_nothing, pl_cpu_destroy_state, forward,
                                         backward};

@@ -15,6 +15,7 @@ struct state {
     double *mean, *var, *inv;  /* [C] of the last forward; var biased, inv = 1 / sqrt(var + eps) */
     double *a, *b, *c;         /* [C] scratch: factors of the last loop */
     double epsilon;
+    bool relu;                 /* y ends with a rectifier */
     bool batch;                /* the last forward used the batch's statistics */
     int64_t rows;
 };
@@ -41,6 +42,7 @@ static pl_status plan(struct pl_plan *p) {
     s->capacity = d.n;
     s->block = p->op.lx[0].block > 1 && p->op.ly.block > 1 ? p->op.lx[0].block : 1;
     s->epsilon = p->op.epsilon;
+    s->relu = p->op.relu;
     s->sum = (double *)(void *)(s + 1);
     s->sum2 = s->sum + d.c;
     s->mean = s->sum2 + d.c;
@@ -52,13 +54,25 @@ static pl_status plan(struct pl_plan *p) {
     return PL_OK;
 }
 
+/* dy of the rectifier's input, in place and just before it is read; y NULL: there is none */
+static inline void mask(const float *y, const float *dy, int64_t n) {
+    float *restrict to = (float *)(uintptr_t)dy;
+    if (y == NULL)
+        return;
+    for (int64_t i = 0; i < n; i++) {
+        float v = to[i];
+        to[i] = y[i] > 0.0f ? v : 0.0f;
+    }
+}
+
 /* *sum = sum of u, *sum2 = sum of u v over one channel's planes */
-static inline void plane_sums(const float *u, const float *v, int64_t rows, int64_t row,
+static inline void plane_sums(const float *y, const float *u, const float *v, int64_t rows, int64_t row,
                               int64_t plane, double *sum, double *sum2) {
     double l1[8] = {0}, l2[8] = {0};
     for (int64_t n = 0; n < rows; n++) {
         const float *a = u + n * row, *b = v + n * row;
         int64_t i = 0;
+        mask(y == NULL ? NULL : y + n * row, a, plane);
         for (; i + 8 <= plane; i += 8)
             for (int k = 0; k < 8; k++) {
                 l1[k] += (double)a[i + k];
@@ -74,10 +88,11 @@ static inline void plane_sums(const float *u, const float *v, int64_t rows, int6
 }
 
 /* The same of a block's channels, which lie beside each other. */
-static inline void block_sums(const float *u, const float *v, int64_t rows, int64_t row, int64_t plane, int64_t block,
+static inline void block_sums(const float *y, const float *u, const float *v, int64_t rows, int64_t row, int64_t plane, int64_t block,
                               double *sum, double *sum2) {
     double l1[16] = {0}, l2[16] = {0};
-    for (int64_t n = 0; n < rows; n++)
+    for (int64_t n = 0; n < rows; n++) {
+        mask(y == NULL ? NULL : y + n * row, u + n * row, plane * block);
         for (int64_t i = 0; i < plane; i++) {
             const float *a = u + n * row + i * block, *b = v + n * row + i * block;
             for (int64_t k = 0; k < block; k++) {
@@ -85,42 +100,48 @@ static inline void block_sums(const float *u, const float *v, int64_t rows, int6
                 l2[k] += (double)a[k] * (double)b[k];
             }
         }
+    }
     for (int64_t k = 0; k < block; k++) {
         sum[k] = l1[k];
         sum2[k] = l2[k];
     }
 }
 
-/* s->sum, s->sum2 of channels [begin, end) */
-static inline void sums(struct state *s, const float *u, const float *v, int64_t rows,
+/* s->sum, s->sum2 of channels [begin, end); y: u is to be masked by it, or NULL */
+static inline void sums(struct state *s, const float *y, const float *u, const float *v, int64_t rows,
                         int64_t begin, int64_t end) {
     int64_t row = s->channels * s->plane;
     if (s->block > 1) {
         for (int64_t c = begin; c < end; c += s->block)
             if (s->block == 8)
-                block_sums(u + c * s->plane, v + c * s->plane, rows, row, s->plane, 8, &s->sum[c], &s->sum2[c]);
+                block_sums(y == NULL ? NULL : y + c * s->plane, u + c * s->plane, v + c * s->plane, rows, row, s->plane, 8, &s->sum[c], &s->sum2[c]);
             else
-                block_sums(u + c * s->plane, v + c * s->plane, rows, row, s->plane, s->block, &s->sum[c], &s->sum2[c]);
+                block_sums(y == NULL ? NULL : y + c * s->plane, u + c * s->plane, v + c * s->plane, rows, row, s->plane, s->block, &s->sum[c], &s->sum2[c]);
         return;
     }
     if (s->plane > 1) {
         for (int64_t c = begin; c < end; c++)
-            plane_sums(u + c * s->plane, v + c * s->plane, rows, row, s->plane, &s->sum[c],
+            plane_sums(y == NULL ? NULL : y + c * s->plane, u + c * s->plane, v + c * s->plane, rows, row, s->plane, &s->sum[c],
                        &s->sum2[c]);
         return;
     }
     for (int64_t c = begin; c < end; c++)
         s->sum[c] = s->sum2[c] = 0.0;
-    for (int64_t n = 0; n < rows; n++)
+    for (int64_t n = 0; n < rows; n++) {
+        mask(y == NULL ? NULL : y + n * row + begin, u + n * row + begin, end - begin);
         for (int64_t c = begin; c < end; c++) {
             s->sum[c] += (double)u[n * row + c];
             s->sum2[c] += (double)u[n * row + c] * (double)v[n * row + c];
         }
+    }
 }
+
+/* What is below `low` becomes it: 0 with a rectifier, otherwise nothing. Not a number stays. */
+static inline float end_of(float v, float low) { return v < low ? low : v; }
 
 /* y = a (x - b) + c of one sample's block */
 static inline void forward_block(const struct state *s, int64_t c, int64_t block, const float *x, float *y) {
-    float a[16], b[16], add[16];
+    float a[16], b[16], add[16], low = s->relu ? 0.0f : -INFINITY;
     for (int64_t k = 0; k < block; k++) {
         a[k] = (float)s->a[c + k];
         b[k] = (float)s->b[c + k];
@@ -128,7 +149,7 @@ static inline void forward_block(const struct state *s, int64_t c, int64_t block
     }
     for (int64_t i = 0; i < s->plane; i++)
         for (int64_t k = 0; k < block; k++)
-            y[i * block + k] = (x[i * block + k] - b[k]) * a[k] + add[k];
+            y[i * block + k] = end_of((x[i * block + k] - b[k]) * a[k] + add[k], low);
 }
 
 /* y = a (x - b) + c for rows [0, rows), 0 behind them. The mean b is taken off before anything is
@@ -136,6 +157,7 @@ static inline void forward_block(const struct state *s, int64_t c, int64_t block
 static inline void forward_rows(const struct state *s, const float *x, float *y, int64_t rows,
                                 int64_t begin, int64_t end) {
     int64_t row = s->channels * s->plane;
+    float low = s->relu ? 0.0f : -INFINITY;
     for (int64_t n = 0; n < s->capacity; n++) {
         if (n >= rows) {
             memset(y + n * row + begin * s->plane, 0,
@@ -153,7 +175,7 @@ static inline void forward_rows(const struct state *s, const float *x, float *y,
         if (s->plane == 1) {
             for (int64_t c = begin; c < end; c++)
                 y[n * row + c] =
-                    (float)(((double)x[n * row + c] - s->b[c]) * s->a[c] + s->c[c]);
+                    end_of((float)(((double)x[n * row + c] - s->b[c]) * s->a[c] + s->c[c]), low);
             continue;
         }
         for (int64_t c = begin; c < end; c++) {
@@ -161,7 +183,7 @@ static inline void forward_rows(const struct state *s, const float *x, float *y,
             float *to = y + n * row + c * s->plane;
             float a = (float)s->a[c], b = (float)s->b[c], add = (float)s->c[c];
             for (int64_t i = 0; i < s->plane; i++)
-                to[i] = (from[i] - b) * a + add;
+                to[i] = end_of((from[i] - b) * a + add, low);
         }
     }
 }
@@ -193,7 +215,7 @@ static void forward_channels(void *arg, int part, int64_t begin, int64_t end) {
     begin *= s->block;
     end *= s->block;
     if (s->batch)
-        sums(s, j->io->x[0], j->io->x[0], j->io->rows, begin, end);
+        sums(s, NULL, j->io->x[0], j->io->x[0], j->io->rows, begin, end);
     statistics(j, begin, end);
     forward_rows(s, j->io->x[0], j->io->y, j->io->rows, begin, end);
 }
@@ -283,7 +305,7 @@ static void backward_channels(void *arg, int part, int64_t begin, int64_t end) {
     const struct job *j = arg;
     begin *= j->s->block;
     end *= j->s->block;
-    sums(j->s, j->io->dy, j->io->x[0], j->s->rows, begin, end);
+    sums(j->s, j->s->relu ? j->io->y : NULL, j->io->dy, j->io->x[0], j->s->rows, begin, end);
     gradients(j, begin, end);
     if (j->need_dx)
         backward_rows(j->s, j->io, begin, end);
@@ -310,4 +332,4 @@ static pl_status backward(struct pl_plan *p, const struct pl_io *io) {
 }
 
 const struct pl_cpu_kind pl_cpu_batchnorm = {
-    .layouts = PL_CPU_SAME, .plan = plan, .destroy = pl_cpu_destroy_state, .forward = forward, .backward = backward};
+    .layouts = PL_CPU_SAME, .rectifies = true, .plan = plan, .destroy = pl_cpu_destroy_state, .forward = forward, .backward = backward};

@@ -102,6 +102,10 @@ static void cpu_plan_destroy(struct pl_plan *p) {
     pl_free(p);
 }
 
+static bool cpu_fuses_relu(enum pl_op_kind kind) {
+    return kind == PL_OP_CONV || kind == PL_OP_BATCHNORM || kind == PL_OP_ADD || kind == PL_OP_DENSE;
+}
+
 static pl_status cpu_plan(struct pl_backend *b, const struct pl_op *op, struct pl_plan **out) {
     *out = NULL;
     if (op->kind > PL_OP_EUCLIDEAN_LOSS || pl_cpu_kinds[op->kind] == NULL)
@@ -122,20 +126,24 @@ static pl_status cpu_plan(struct pl_backend *b, const struct pl_op *op, struct p
     return s;
 }
 
+/* oneDNN's own rectifier behind a convolution makes 0 of what is not a number; ours lets the loss show it. */
 static pl_status cpu_forward(struct pl_plan *p, const struct pl_io *io) {
-    if (!p->converts)
-        return p->kind->forward(p, io);
-    struct pl_io canonical = pl_cpu_convert_in(p, io);
-    return p->kind->forward(p, &canonical);
+    struct pl_io in = p->converts ? pl_cpu_convert_in(p, io) : *io;
+    PL_TRY(p->kind->forward(p, &in));
+    if (p->op.relu && !p->kind->rectifies)
+        pl_cpu_relu_end(p->backend, io->y, pl_shape_elems(&p->op.y));
+    return PL_OK;
 }
 
 static pl_status cpu_backward(struct pl_plan *p, const struct pl_io *io) {
+    if (p->op.relu && !p->kind->rectifies)
+        pl_cpu_relu_mask(p->backend, io->y, (float *)(uintptr_t)io->dy, pl_shape_elems(&p->op.y));
     if (!p->converts)
         return p->kind->backward(p, io);
-    struct pl_io canonical = pl_cpu_convert_in(p, io);
-    pl_status s = p->kind->backward(p, &canonical);
+    struct pl_io in = pl_cpu_convert_in(p, io);
+    PL_TRY(p->kind->backward(p, &in));
     pl_cpu_convert_out(p, io);
-    return s;
+    return PL_OK;
 }
 
 const struct pl_backend_table pl_backend_cpu = {
@@ -149,6 +157,7 @@ const struct pl_backend_table pl_backend_cpu = {
     .download = cpu_copy,
     .finish = cpu_finish,
     .layout = pl_cpu_layout,
+    .fuses_relu = cpu_fuses_relu,
     .plan = cpu_plan,
     .plan_destroy = cpu_plan_destroy,
     .forward = cpu_forward,

@@ -40,6 +40,7 @@ enum pl_cpu_layouts { PL_CPU_CANONICAL, PL_CPU_SAME, PL_CPU_OWN };
 
 struct pl_cpu_kind {
     enum pl_cpu_layouts layouts;
+    bool rectifies; /* does op.relu in its own loops */
     pl_status (*plan)(struct pl_plan *p); /* checks, and makes p->state; p->op is set */
     void (*destroy)(struct pl_plan *p);   /* also after a plan that failed half way */
     pl_status (*forward)(struct pl_plan *p, const struct pl_io *io);
@@ -68,6 +69,10 @@ pl_status pl_cpu_convert_plan(struct pl_plan *p); /* sets converts, with the mem
 /* io with canonical copies of the blocked inputs, and dx to be written in canonical order. */
 struct pl_io pl_cpu_convert_in(struct pl_plan *p, const struct pl_io *io);
 void pl_cpu_convert_out(struct pl_plan *p, const struct pl_io *io); /* dx back into its blocks */
+
+/* activation.c: of a plan that ends with a rectifier: y itself, and dy where y is 0. */
+void pl_cpu_relu_end(const struct pl_backend *b, float *y, int64_t n);
+void pl_cpu_relu_mask(const struct pl_backend *b, const float *y, float *dy, int64_t n);
 
 /* parts.c: n items in at most `threads` parts of at least `grain`, part p from n*p/parts on. */
 typedef void pl_cpu_part_fn(void *arg, int part, int64_t begin, int64_t end);

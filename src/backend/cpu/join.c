@@ -76,13 +76,26 @@ static void add_forward_part(void *arg, int part, int64_t begin, int64_t end) {
         for (int64_t k = begin; k < end; k++)
             y[k] += x[k];
     }
+    if (j->op->relu)
+        for (int64_t k = begin; k < end; k++)
+            y[k] = y[k] < 0.0f ? 0.0f : y[k];
 }
 
+static inline void masked(const float *y, const float *dy, float *dx, int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; k++) {
+        float v = dy[k];
+        dx[k] = y[k] > 0.0f ? v : 0.0f;
+    }
+}
+
+PL_CPU_CLONES
 static void add_backward_part(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const struct job *j = arg;
     for (int i = 0; i < j->op->inputs; i++)
-        if (j->op->need_dx[i] && j->io->dx[i] != NULL && j->io->dx[i] != j->io->dy)
+        if (j->op->need_dx[i] && j->io->dx[i] != NULL && j->op->relu)
+            masked(j->io->y, j->io->dy, j->io->dx[i], begin, end);
+        else if (j->op->need_dx[i] && j->io->dx[i] != NULL && j->io->dx[i] != j->io->dy)
             memcpy(j->io->dx[i] + begin, j->io->dy + begin, (size_t)(end - begin) * sizeof(float));
 }
 
@@ -111,6 +124,7 @@ const struct pl_cpu_kind pl_cpu_concat = {.layouts = PL_CPU_SAME, /* a sample's 
                                           .forward = concat_forward,
                                           .backward = concat_backward};
 const struct pl_cpu_kind pl_cpu_add = {.layouts = PL_CPU_SAME,
+                                       .rectifies = true,
                                        .plan = add_plan,
                                        .destroy = pl_cpu_destroy_state,
                                        .forward = add_forward,
