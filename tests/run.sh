@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 preset=${1:-release}
 [ $# -gt 0 ] && shift
 case $preset in release|asan|tsan|debug) ;; *) echo "usage: tests/run.sh [release|asan|tsan|debug] [ctest options]" >&2; exit 2 ;; esac
-install_packages util-linux procps
+install_packages util-linux procps python3-pil
 echo "Building $preset (log: build/$preset.log)"
 configure_and_build "$preset"
 [ "$preset" = tsan ] && set -- -R 'unit_(base|data)$' "$@"

@@ -51,5 +51,69 @@ refuse "No such file" "$s/csv_to_hdf5.py" missing.csv new.h5 --label kind
 "$tools/make_set.py" nan.h5 100 1 12 4 1 nan && refuse "NaN" "$s/check.py" nan.h5
 printf '{"event": "step", "step": 1, "loss": 2.0}\n{"event": "eval", "step": 1, "loss": 1.9, "accuracy": 0.5}\n{"event": "st' >m.jsonl
 "$PL_SOURCE_DIR/bench/plot_metrics.py" m.jsonl --out m.png >/dev/null && [ -s m.png ] || fail "plot_metrics"
+
+# images_to_hdf5.py: two classes of PNGs, one in a folder below, of which three have the stored side and stay as they are,
+# one is tall, one gray; then a broken one.
+images() {
+    local i=$s/images_to_hdf5.py
+    /usr/bin/python3 - <<'PY' || return 1
+import os
+import numpy as np
+from PIL import Image
+r = np.random.default_rng(2)
+os.makedirs("images/dog/more"), os.makedirs("images/cat"), os.makedirs("one/dog"), os.makedirs("other/bird"), os.makedirs("none/cat")
+whole = r.integers(0, 256, (3, 16, 16, 3), np.uint8)
+np.save("whole.npy", whole)
+for path, pixels in zip(("dog/1.png", "dog/more/2.PNG", "cat/3.png"), whole):
+    Image.fromarray(pixels).save("images/" + path)
+tall = np.zeros((96, 32, 3), np.uint8)  # its middle third is what remains: red above, blue below
+tall[:32, :, 1], tall[32:48, :, 0], tall[48:64, :, 2], tall[64:, :, 1] = 255, 200, 100, 255
+Image.fromarray(tall).save("images/cat/4.png")
+Image.fromarray(np.full((20, 40), 7, np.uint8)).save("images/cat/5.bmp")
+open("images/cat/notes.txt", "w").write("no image")
+Image.fromarray(whole[0]).save("one/dog/6.png"), Image.fromarray(whole[0]).save("other/bird/7.png")
+PY
+    "$i" images images.h5 --size 16 && "$i" images again.h5 --size 16 --threads 1 --compress && "$i" images other.h5 --size 16 --seed 2 &&
+        "$i" one one.h5 --size 16 --classes-from images.h5 || fail "images_to_hdf5"
+    head -c 300 images/dog/1.png >images/dog/0.png
+    refuse "images/dog/0.png" "$i" images new.h5 --size 16
+    refuse "--skip-broken" "$i" images new.h5 --size 16
+    "$i" images skipped.h5 --size 16 --skip-broken >out 2>&1 && grep -q "1 broken images skipped" out || { fail "--skip-broken"; cat out; }
+    /usr/bin/python3 - <<'PY' || fail "the images are not those that were read"
+import h5py
+import numpy as np
+whole = np.load("whole.npy").transpose(0, 3, 1, 2)
+def read(path):
+    h = h5py.File(path)
+    data, label = h["data"][()], h["label"][()]
+    assert data.shape == (5, 3, 16, 16) and data.dtype == np.uint8 and label.dtype == np.int32, path
+    assert list(h["label"].attrs["classes"]) == ["cat", "dog"] and h["data"].chunks is not None
+    return h["data"].compression, data, label
+(plain, data, label), (gzip, same, same_label) = read("images.h5"), read("again.h5")
+assert plain is None and gzip == "gzip" and (data == same).all() and (label == same_label).all()
+for set_ in ("images.h5", "other.h5", "skipped.h5"):
+    _, d, l = read(set_)
+    where = [[i for i in range(5) if (d[i] == w).all()] for w in whole]
+    assert [l[w].tolist() for w in where] == [[1], [1], [0]], (set_, where)
+    tall = [i for i in range(5) if l[i] == 0 and d[i, 1, 8, 8] == 0]
+    assert len(tall) == 1 and (d[tall[0], 0, 2:6] == 200).all() and (d[tall[0], 2, 10:14] == 100).all() and not d[tall[0], 1, 2:14].any()
+    assert sum((x == 7).all() for x in d) == 1
+assert (read("other.h5")[1] != data).any(), "--seed changes nothing"
+assert h5py.File("one.h5")["label"][()].tolist() == [1]
+PY
+    "$s/check.py" images.h5 >/dev/null || fail "check refuses the images"
+    refuse "no class of this name" "$i" other new.h5 --classes-from images.h5
+    refuse "no images" "$i" none new.h5
+    refuse "no sub-folders" "$i" none/cat new.h5
+    refuse "No such file" "$i" missing new.h5
+    refuse "exists; --force" "$i" images images.h5
+    mkdir -p without/PIL && echo 'raise ImportError' >without/PIL/__init__.py
+    PYTHONPATH=without refuse "python3-pil" /usr/bin/python3 "$i" images new.h5
+}
+if /usr/bin/python3 -c 'import PIL' 2>/dev/null; then
+    images || fail "the images could not be made"
+else
+    echo "images_to_hdf5.py is not tested: python3-pil is not installed"
+fi
 ls *.tmp 2>/dev/null && fail "temporary files are left"
 finish
