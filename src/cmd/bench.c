@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define ROUNDS 5
+#define MOST_ROUNDS 100
 #define PEAK_SIZE 2048
 
 extern const struct pl_command pl_cmd_bench;
@@ -65,25 +65,60 @@ static double median(double *v, int n)
     return n % 2 ? v[n / 2] : (v[n / 2 - 1] + v[n / 2]) / 2;
 }
 
-/* GFLOP/s of one matrix product; the first run of a pair warms up. */
-static double measure_peak(const float *a, const float *b, float *c)
+struct figures {
+    int rounds;
+    double step_ms[MOST_ROUNDS], exposed_ms[MOST_ROUNDS], busy_ms[MOST_ROUNDS], peak[MOST_ROUNDS];
+    double memory_mb; /* the most that a rank held, mean of all ranks */
+};
+
+/* The most memory this process held so far. (getrusage would count what it was started from.) */
+static double held_mb(void)
+{
+    char line[256];
+    long kib = 0;
+    FILE *f = fopen("/proc/self/status", "r");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "VmHWM: %ld", &kib) == 1)
+            break;
+    if (f)
+        fclose(f);
+    return (double)kib / 1024;
+}
+
+/* GFLOP/s at a matrix product, c = a a. */
+struct product { float *a, *c; };
+
+static pl_status product_make(struct product *p)
+{
+    size_t n = (size_t)PEAK_SIZE * PEAK_SIZE;
+    p->a = pl_alloc(n * sizeof(float), "bench matrix");
+    p->c = pl_alloc(n * sizeof(float), "bench matrix");
+    for (size_t i = 0; p->a && i < n; i++)
+        p->a[i] = (float)(i % 17) * 0.01f;
+    return p->a && p->c ? PL_OK : PL_ERR_MEMORY;
+}
+
+static double measure_peak(const struct product *p)
 {
     double begin = pl_now_ms();
-    pl_backend_cpu_sgemm(PEAK_SIZE, PEAK_SIZE, PEAK_SIZE, a, b, c);
+    pl_backend_cpu_sgemm(PEAK_SIZE, PEAK_SIZE, PEAK_SIZE, p->a, p->a, p->c);
     return 2.0 * PEAK_SIZE * PEAK_SIZE * PEAK_SIZE / (pl_now_ms() - begin) / 1e6;
 }
 
-struct figures { double step_ms[ROUNDS], exposed_ms[ROUNDS], busy_ms[ROUNDS], peak[ROUNDS]; };
-
-/* Rounds of steps and peak in turn, so that both see the same machine. */
-static pl_status measure(struct pl_trainer *t, int steps, struct figures *f, const float *a, float *c)
+/* After warm-up, where the memory of training is read, rounds of steps and peak in turn, so that both see
+ * the same machine. */
+static pl_status measure(struct pl_trainer *t, int steps, struct figures *f, struct product *p)
 {
     struct pl_step_result r;
     for (int i = 0; i < 3; i++)
         PL_TRY(pl_trainer_step(t, &r));
-    measure_peak(a, a, c);
-    for (int round = 0; round < ROUNDS; round++) {
-        f->peak[round] = measure_peak(a, a, c);
+    f->memory_mb = held_mb();
+    PL_TRY(pl_exchange_sum(t->exchange, &f->memory_mb, 1));
+    f->memory_mb /= t->world->ranks;
+    PL_TRY(product_make(p));
+    measure_peak(p);
+    for (int round = 0; round < f->rounds; round++) {
+        f->peak[round] = measure_peak(p);
         double ms = 0, exposed = 0, busy = 0;
         PL_TRY(pl_exchange_sum(t->exchange, &ms, 1)); /* start together */
         for (int i = 0; i < steps; i++) {
@@ -99,15 +134,16 @@ static pl_status measure(struct pl_trainer *t, int steps, struct figures *f, con
 
 static void print_figures(const struct pl_trainer *t, struct figures *f)
 {
-    double step = median(f->step_ms, ROUNDS), exposed = median(f->exposed_ms, ROUNDS);
-    double busy = median(f->busy_ms, ROUNDS), peak = median(f->peak, ROUNDS);
+    int n = f->rounds;
+    double step = median(f->step_ms, n), exposed = median(f->exposed_ms, n);
+    double busy = median(f->busy_ms, n), peak = median(f->peak, n);
     double flops = 3 * pl_graph_flops(t->graph, t->batch);
     printf("{\"model\": \"%s\", \"ranks\": %d, \"threads\": %d, \"batch\": %lld, \"step_ms\": %.3f, "
            "\"samples_per_s\": %.1f, \"gflops_a_rank\": %.2f, \"peak_gflops\": %.2f, \"share_of_peak\": %.3f, "
-           "\"exchange_ms\": %.3f, \"exchange_share\": %.3f, \"exchange_whole_ms\": %.3f}\n",
+           "\"exchange_ms\": %.3f, \"exchange_share\": %.3f, \"exchange_whole_ms\": %.3f, \"memory_mb\": %.1f}\n",
            t->job->model_name, t->world->ranks, t->threads, (long long)t->batch, step,
            (double)t->micro_global / step * 1000, flops / step / 1e6, peak, flops / step / 1e6 / peak, exposed,
-           exposed / step, busy);
+           exposed / step, busy, f->memory_mb);
 }
 
 static void print_layers(const struct pl_trainer *t, const double *ms, int64_t steps, double step_ms)
@@ -128,15 +164,15 @@ static void print_layers(const struct pl_trainer *t, const double *ms, int64_t s
     printf("%-24s %-14s %-20s %10.3f %10.3f  of the step's %.3f ms\n", "the rest", "", "", step_ms - all, 0.0, step_ms);
 }
 
-/* Times of the layers, summed over five rounds of steps. */
-static pl_status bench_layers(struct pl_trainer *t, struct pl_world *w, int64_t steps)
+/* Times of the layers, summed over rounds of steps. */
+static pl_status bench_layers(struct pl_trainer *t, struct pl_world *w, int rounds, int64_t steps)
 {
     const struct pl_layer *l;
     struct pl_step_result r;
     double step_ms = 0, *ms = pl_alloc(2 * (size_t)pl_graph_layers(t->graph, &l) * sizeof *ms, "times of layers");
     PL_TRY(pl_world_agree(w, ms ? PL_OK : PL_ERR_MEMORY));
     pl_status s = PL_OK;
-    for (int64_t i = -3; s == PL_OK && i < ROUNDS * steps; i++) {
+    for (int64_t i = -3; s == PL_OK && i < rounds * steps; i++) {
         if (i == 0)
             pl_graph_time_layers(t->graph, ms);
         s = pl_trainer_step(t, &r);
@@ -145,44 +181,53 @@ static pl_status bench_layers(struct pl_trainer *t, struct pl_world *w, int64_t 
     if (s < 0)
         pl_world_abort(w, s);
     if (w->rank == 0)
-        print_layers(t, ms, ROUNDS * steps, step_ms / (double)(ROUNDS * steps));
+        print_layers(t, ms, rounds * steps, step_ms / (double)(rounds * steps));
     pl_graph_time_layers(t->graph, NULL);
     pl_free(ms);
     return s;
 }
 
-static pl_status bench(struct pl_trainer *t, struct pl_world *w, const char *steps_text, bool by_layer)
+/* --NAME TEXT: an integer from 1 to most; without it `otherwise`. */
+static pl_status read_count(const char *name, const char *text, long otherwise, long most, int *out)
+{
+    char *end = "";
+    long n = text ? strtol(text, &end, 10) : otherwise;
+    if (n < 1 || n > most || *end)
+        return pl_error(PL_ERR_USAGE, "bench", "--%s %s: an integer, 1 to %ld", name, text, most);
+    *out = (int)n;
+    return PL_OK;
+}
+
+static pl_status bench(struct pl_trainer *t, struct pl_world *w, const struct pl_args *args, bool by_layer)
 {
     struct made_up m = {0};
-    struct figures f;
-    char *end = "";
-    long steps = steps_text ? strtol(steps_text, &end, 10) : 10;
-    size_t bytes = (size_t)PEAK_SIZE * PEAK_SIZE * sizeof(float);
-    float *a = pl_alloc(bytes, "bench matrix"), *c = pl_alloc(bytes, "bench matrix");
-    pl_status s = !a || !c ? PL_ERR_MEMORY : made_up_make(&m, t);
-    if (s == PL_OK && (steps < 1 || steps > 1000000 || *end))
-        s = pl_error(PL_ERR_USAGE, "bench", "--steps %s: an integer, 1 to 1000000", steps_text);
+    struct figures f = {0};
+    struct product p = {0};
+    int steps = 0;
+    pl_status s = made_up_make(&m, t);
+    if (s == PL_OK)
+        s = read_count("steps", args->option_value[0], 10, 1000000, &steps);
+    if (s == PL_OK)
+        s = read_count("rounds", args->option_value[1], 5, MOST_ROUNDS, &f.rounds);
     s = pl_world_agree(w, s);
     t->source = (struct pl_source){.next = made_up_next, .release = made_up_release, .arg = &m, .epoch_steps = INT64_MAX};
     t->steps_per_epoch = t->total_steps = INT32_MAX;
     if (s == PL_OK) {
-        for (size_t i = 0; i < bytes / sizeof(float); i++)
-            a[i] = (float)(i % 17) * 0.01f;
-        s = by_layer ? bench_layers(t, w, steps) : measure(t, (int)steps, &f, a, c);
+        s = by_layer ? bench_layers(t, w, f.rounds, steps) : measure(t, steps, &f, &p);
         if (s < 0)
             pl_world_abort(w, s);
         if (w->rank == 0 && !by_layer)
             print_figures(t, &f);
     }
     made_up_free(&m);
-    pl_free(a);
-    pl_free(c);
+    pl_free(p.a);
+    pl_free(p.c);
     return s;
 }
 
 static int run_bench(int argc, char **argv)
 {
-    static const char *const options[] = {"steps", NULL};
+    static const char *const options[] = {"steps", "rounds", NULL};
     struct pl_world w;
     struct pl_args args;
     struct pl_job *job;
@@ -197,7 +242,8 @@ static int run_bench(int argc, char **argv)
         return code;
     pl_status s = pl_trainer_open(&t, &w, job, true);
     if (s == PL_OK) {
-        s = bench(&t, &w, args.option_value[0], by_layer);
+        job->optimizer.lr = 0; /* noise cannot be learnt, only diverge */
+        s = bench(&t, &w, &args, by_layer);
         pl_trainer_close(&t);
     }
     pl_job_destroy(job);
@@ -207,10 +253,10 @@ static int run_bench(int argc, char **argv)
 
 const struct pl_command pl_cmd_bench = {
     .name = "bench",
-    .usage = "paceline bench step|layers JOB.yaml [--steps N] [key=value ...]",
-    .help = "Times training steps of the job's model on made-up data: medians of 5 rounds of N steps\n"
-            "(default 10), each beside the machine's own matrix product (sgemm 2048, same threads).\n"
-            "Prints one JSON object. bench/step does it for all models. `layers` instead shows where the\n"
-            "time of these steps goes, layer by layer.",
+    .usage = "paceline bench step|layers JOB.yaml [--steps N] [--rounds R] [key=value ...]",
+    .help = "Times training steps of the job's model on made-up data: medians of R rounds (default 5) of N\n"
+            "steps (default 10), each beside the machine's own matrix product (sgemm 2048, same threads).\n"
+            "Prints one JSON object. memory_mb: the most that a rank held in training. bench/step does it for all models.\n"
+            "`layers` instead shows where the time of these steps goes, layer by layer.",
     .run = run_bench,
 };
