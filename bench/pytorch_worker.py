@@ -17,11 +17,11 @@ WEIGHT_KEYS = {"activation", "bias", "init", "init_value", "bias_init", "lr_mult
 WINDOW_KEYS = {"kernel", "stride", "pad"}
 KEYS = {  # what is understood; another key might mean another network
     "dense": WEIGHT_KEYS | {"units"}, "conv": WEIGHT_KEYS | WINDOW_KEYS | {"filters", "dilation", "groups"},
-    "maxpool": WINDOW_KEYS | {"global", "ceil"}, "avgpool": WINDOW_KEYS | {"global", "ceil"},
+    "maxpool": WINDOW_KEYS | {"global", "ceil"}, "avgpool": WINDOW_KEYS | {"global", "ceil", "count_pad"},
     "relu": set(), "sigmoid": set(), "tanh": set(), "dropout": {"rate"},
     "batchnorm": {"momentum", "epsilon", "scale", "activation"}, "lrn": {"size", "alpha", "beta", "k"},
     "flatten": set(), "concat": set(), "add": {"activation"},
-    "softmax_loss": set(), "sigmoid_loss": set(), "euclidean_loss": set()}
+    "softmax_loss": {"smoothing"}, "sigmoid_loss": set(), "euclidean_loss": set()}
 TENSORS = {"weight": "weight", "bias": "bias"}  # ours -> PyTorch's
 BATCHNORM_TENSORS = {"scale": "weight", "shift": "bias", "mean": "running_mean", "variance": "running_var"}
 
@@ -50,8 +50,12 @@ class Dense(nn.Linear):
 
 
 class SoftmaxLoss(nn.Module):
+    def __init__(self, smoothing=0.0):
+        super().__init__()
+        self.smoothing = smoothing
+
     def forward(self, x, label):
-        return F.cross_entropy(x.flatten(1), label)
+        return F.cross_entropy(x.flatten(1), label, label_smoothing=self.smoothing)
 
 
 class SigmoidLoss(nn.Module):
@@ -85,7 +89,7 @@ def pool(layer, kind):
     ceil = layer.get("ceil", False)
     if kind == "maxpool":
         return nn.MaxPool2d(*window, ceil_mode=ceil)
-    return nn.AvgPool2d(*window, ceil_mode=ceil, count_include_pad=False)
+    return nn.AvgPool2d(*window, ceil_mode=ceil, count_include_pad=layer.get("count_pad", False))
 
 
 def activation(kind, inplace=False):
@@ -111,6 +115,8 @@ def make(layer, shape, inplace):
         return norm(shape[1], number(layer, "epsilon", 1e-5), 1 - number(layer, "momentum", 0.9), layer.get("scale", True))
     if kind == "lrn":
         return nn.LocalResponseNorm(layer.get("size", 5), *(number(layer, k, d) for k, d in (("alpha", 1e-4), ("beta", 0.75), ("k", 1))))
+    if kind == "softmax_loss":
+        return SoftmaxLoss(layer.get("smoothing", 0.0))
     return {"flatten": nn.Flatten, "concat": Concat, "add": Add}.get(kind, LOSSES.get(kind))()
 
 

@@ -30,8 +30,8 @@ MODELS = {  # model file, samples of a step on each rank
     "mlp-molecular": ("mlp/molecular-model.yaml", 64), "cifar10-quick": ("cifar10/quick-model.yaml", 128),
     "cifar10-full": ("cifar10/full-model.yaml", 128), "resnet20": ("cifar10/resnet20-model.yaml", 128),
     "alexnet": ("imagenet/alexnet-model.yaml", 32), "googlenet": ("imagenet/googlenet-model.yaml", 16),
-    "vgg-a": ("imagenet/vgg-a-model.yaml", 8), "resnet50": ("imagenet/resnet50-model.yaml", 8),
-    "inception-v3": ("imagenet/inception-v3-model.yaml", 4), "overfeat": ("imagenet/overfeat-model.yaml", 32)}
+    "vgg-a": ("imagenet/vgg_a-model.yaml", 8), "resnet50": ("imagenet/resnet50-model.yaml", 8),
+    "inception-v3": ("imagenet/inception_v3-model.yaml", 4), "overfeat": ("imagenet/overfeat-model.yaml", 32)}
 CHECK_BATCH, CHECK_STEPS, TOLERANCE = 4, 2, 1e-4
 CHECK_HYPER = {"lr": 0.001, "momentum": 0.9, "weight_decay": 0.0005}
 TIMED_HYPER = {"lr": 1e-6, "momentum": 0.9, "weight_decay": 0.0005}  # a network that learned the noise would have easier numbers

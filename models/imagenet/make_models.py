@@ -39,10 +39,10 @@ class Net:
     def dense(self, name, units):
         return self.add(name, "dense", units=units, activation="relu", init="he")
 
-    def classes(self, name):
+    def classes(self, name, **loss):
         """The last two layers of every model here; small weights, so that no class is far ahead at the start."""
         self.add(name, "dense", units=1000, init="gaussian", init_value=0.01)
-        self.add("loss", "softmax_loss")
+        self.add("loss", "softmax_loss", **loss)
         return "\n".join(self.lines) + "\n"
 
 
@@ -163,7 +163,7 @@ class Inception:
         for i, step in enumerate(steps, 1):
             layer = "%s%s_%d" % (self.block, name, i) if len(steps) > 1 else self.block + name
             if step == "avgpool":
-                x = self.net.add(layer, step, x, kernel=3, stride=1, pad=1)
+                x = self.net.add(layer, step, x, kernel=3, stride=1, pad=1, count_pad=True)
             elif step == "maxpool":
                 x = self.net.add(layer, step, x, kernel=3, stride=2)
             else:
@@ -219,8 +219,7 @@ class Inception:
 def inception_v3():
     n = Net("inception_v3", 299, """
 Inception v3 (Szegedy et al., Rethinking the Inception architecture for computer vision, CVPR 2016), torchvision's
-inception_v3 without its auxiliary head: 23,834,568 parameters. It differs from torchvision's in one thing: the
-average pools of the blocks divide by the points inside the image, torchvision's count the padding as zeros.""")
+inception_v3 without its auxiliary head, with the paper's label smoothing: 23,834,568 parameters.""")
     n.conv_bn("conv1", 32, 3, stride=2, epsilon=0.001)
     n.conv_bn("conv2", 32, 3, epsilon=0.001)
     n.conv_bn("conv3", 64, 3, pad=1, epsilon=0.001)
@@ -239,7 +238,7 @@ average pools of the blocks divide by the points inside the image, torchvision's
         x = blocks.block_8(name, x)
     n.add("pool", "avgpool", **{"global": True})
     n.add("drop", "dropout", rate=0.5)
-    return n.classes("fc")
+    return n.classes("fc", smoothing=0.1)
 
 
 # ---- ResNet-50 -------------------------------------------------------------------------------------------------------

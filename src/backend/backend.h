@@ -23,7 +23,7 @@ struct pl_layout { int64_t block, plane; }; /* block 0: canonical; plane: elemen
 enum pl_op_kind {
     PL_OP_DENSE,          /* y[N,O] = x[N,I] W^T + b; params W [O,I], b [O] (if bias) */
     PL_OP_CONV,           /* params W [O, C/groups, kh, kw], b [O] (if bias) */
-    PL_OP_MAXPOOL, PL_OP_AVGPOOL, /* padding counts in neither */
+    PL_OP_MAXPOOL, PL_OP_AVGPOOL, /* padding counts in neither, but in an average with count_pad as zeros */
     PL_OP_RELU, PL_OP_SIGMOID, PL_OP_TANH,
     PL_OP_DROPOUT,        /* keeps with 1 - rate, scales by 1 / (1 - rate) in training; identity in evaluation */
     PL_OP_BATCHNORM,      /* over N, H, W of the real rows; params scale, shift, running mean, running variance [C] */
@@ -45,10 +45,12 @@ struct pl_op {
     struct pl_shape p[PL_MAX_PARAMS];
     bool bias;
     int64_t kernel[2], stride[2], pad_begin[2], pad_end[2], dilation[2], groups; /* h, w */
+    bool count_pad;                /* avgpool */
     double rate;                   /* dropout */
     double epsilon, momentum;      /* batchnorm: running = momentum * running + (1 - momentum) * batch */
     int64_t size; double alpha, beta, k; /* lrn */
     int64_t label_floats;          /* losses: 0 = int32 classes */
+    double smoothing;              /* softmax_loss: this part of the target is shared by all classes (Szegedy 2016) */
     bool need_dx[PL_MAX_INPUTS];   /* backward must write dx[i] */
     bool train;                    /* backward will be called */
     bool relu;                     /* y = max(y, 0) at the end, only where fuses_relu says so; backward may overwrite dy */

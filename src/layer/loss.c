@@ -5,6 +5,7 @@
 
 struct config {
     int64_t label_floats; /* of the input, by shape() */
+    double smoothing;
 };
 
 static pl_status softmax_shape(struct pl_layer *l, const struct pl_job_input *input)
@@ -51,15 +52,27 @@ static void op(const struct pl_layer *l, struct pl_op *op)
                : l->kind == &pl_layer_sigmoid_loss ? PL_OP_SIGMOID_LOSS
                                                    : PL_OP_EUCLIDEAN_LOSS;
     op->label_floats = c->label_floats;
+    op->smoothing = c->smoothing;
     op->x[0] = pl_layer_flat(&l->x[0]);
 }
 
 static const struct pl_key no_keys[] = {{.name = NULL}};
 
+static const struct pl_key softmax_keys[] = {
+    {.name = "smoothing",
+     .type = PL_KEY_DOUBLE,
+     .offset = offsetof(struct config, smoothing),
+     .def = "0",
+     .min = 0,
+     .max = 0.99,
+     .help = "part of the target that is shared by all classes (label smoothing, Szegedy et al. 2016), in evaluation too"},
+    {.name = NULL},
+};
+
 const struct pl_layer_kind pl_layer_softmax_loss = {
     .name = "softmax_loss",
     .help = "softmax and cross entropy with a class; the loss of classification",
-    .keys = no_keys,
+    .keys = softmax_keys,
     .config_bytes = sizeof(struct config),
     .min_inputs = 1,
     .max_inputs = 1,

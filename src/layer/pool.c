@@ -1,12 +1,12 @@
 /* maxpool, avgpool: the largest or the mean number of each window. Padding counts in neither: a
- * window of avgpool that reaches over the edge is divided by the points inside (Caffe divides by
- * the padded window, PyTorch with count_include_pad=True). A window must touch the image: pad <
+ * window of avgpool that reaches over the edge is divided by the points inside, or with count_pad by
+ * those of the padded image (as in Caffe, and PyTorch's count_include_pad, its default). A window must touch the image: pad <
  * kernel. */
 #include "layer/kinds.h"
 
 struct config {
     struct pl_ints kernel, stride, pad;
-    bool global, ceil;
+    bool global, ceil, count_pad;
     struct pl_window window; /* of the keys above, by shape() */
 };
 
@@ -54,45 +54,58 @@ static void op(const struct pl_layer *l, struct pl_op *op)
     const struct config *c = l->config;
     op->kind = l->kind == &pl_layer_maxpool ? PL_OP_MAXPOOL : PL_OP_AVGPOOL;
     pl_window_op(&c->window, op);
+    op->count_pad = c->count_pad;
+    for (int d = 0; d < 2 && c->count_pad; d++)
+        op->pad_end[d] = op->pad_begin[d]; /* what `ceil` reaches over beyond that does not count */
 }
 
-static const struct pl_key keys[] = {
-    {.name = "kernel",
-     .type = PL_KEY_INTS,
-     .offset = offsetof(struct config, kernel),
-     .min = 1,
-     .max = PL_MAX_KERNEL,
-     .help = "size of the window: one number or [h, w]"},
-    {.name = "stride",
-     .type = PL_KEY_INTS,
-     .offset = offsetof(struct config, stride),
-     .min = 1,
-     .max = PL_MAX_KERNEL,
-     .help = "step of the window: one number or [h, w]; the kernel's size"
-             " if not given"},
-    {.name = "pad",
-     .type = PL_KEY_INTS,
-     .offset = offsetof(struct config, pad),
-     .min = 0,
-     .max = PL_MAX_KERNEL,
-     .help = "border on each side that counts as nothing; 0 if not given"},
-    {.name = "global",
+#define KEYS \
+    {.name = "kernel", \
+     .type = PL_KEY_INTS, \
+     .offset = offsetof(struct config, kernel), \
+     .min = 1, \
+     .max = PL_MAX_KERNEL, \
+     .help = "size of the window: one number or [h, w]"}, \
+    {.name = "stride", \
+     .type = PL_KEY_INTS, \
+     .offset = offsetof(struct config, stride), \
+     .min = 1, \
+     .max = PL_MAX_KERNEL, \
+     .help = "step of the window: one number or [h, w]; the kernel's size" \
+             " if not given"}, \
+    {.name = "pad", \
+     .type = PL_KEY_INTS, \
+     .offset = offsetof(struct config, pad), \
+     .min = 0, \
+     .max = PL_MAX_KERNEL, \
+     .help = "border on each side that counts as nothing; 0 if not given"}, \
+    {.name = "global", \
+     .type = PL_KEY_BOOL, \
+     .offset = offsetof(struct config, global), \
+     .def = "false", \
+     .help = "one window, the whole image"}, \
+    {.name = "ceil", \
+     .type = PL_KEY_BOOL, \
+     .offset = offsetof(struct config, ceil), \
+     .def = "false", \
+     .help = "round the number of windows up, as Caffe does, instead of down"}
+
+static const struct pl_key max_keys[] = {KEYS, {.name = NULL}};
+
+static const struct pl_key average_keys[] = {
+    KEYS,
+    {.name = "count_pad",
      .type = PL_KEY_BOOL,
-     .offset = offsetof(struct config, global),
+     .offset = offsetof(struct config, count_pad),
      .def = "false",
-     .help = "one window, the whole image"},
-    {.name = "ceil",
-     .type = PL_KEY_BOOL,
-     .offset = offsetof(struct config, ceil),
-     .def = "false",
-     .help = "round the number of windows up, as Caffe does, instead of down"},
+     .help = "the border counts as zeros, as PyTorch's does if not told otherwise"},
     {.name = NULL},
 };
 
 const struct pl_layer_kind pl_layer_maxpool = {
     .name = "maxpool",
     .help = "the largest number of each window",
-    .keys = keys,
+    .keys = max_keys,
     .config_bytes = sizeof(struct config),
     .min_inputs = 1,
     .max_inputs = 1,
@@ -103,7 +116,7 @@ const struct pl_layer_kind pl_layer_maxpool = {
 const struct pl_layer_kind pl_layer_avgpool = {
     .name = "avgpool",
     .help = "the mean of each window",
-    .keys = keys,
+    .keys = average_keys,
     .config_bytes = sizeof(struct config),
     .min_inputs = 1,
     .max_inputs = 1,

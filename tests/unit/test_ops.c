@@ -100,6 +100,7 @@ static void make_op(struct pl_op *op, enum pl_op_kind kind, int64_t unit)
     case PL_OP_MAXPOOL:
     case PL_OP_AVGPOOL:
         make_window(op, false);
+        op->count_pad = kind == PL_OP_AVGPOOL && between(0, 1);
         op->y = shape(4, n, c, out_size(op, 0, h), out_size(op, 1, w));
         break;
     case PL_OP_BATCHNORM:
@@ -118,7 +119,10 @@ static void make_op(struct pl_op *op, enum pl_op_kind kind, int64_t unit)
         op->inputs = (int)between(2, 3);
         op->x[1] = op->x[2] = op->x[0];
         break;
-    case PL_OP_SOFTMAX_LOSS: op->x[0] = op->y = shape(2, n, between(2, 9), 0, 0); break;
+    case PL_OP_SOFTMAX_LOSS:
+        op->x[0] = op->y = shape(2, n, between(2, 9), 0, 0);
+        op->smoothing = between(0, 1) ? 0.1 : 0;
+        break;
     case PL_OP_SIGMOID_LOSS:
     case PL_OP_EUCLIDEAN_LOSS:
         op->x[0] = op->y = shape(2, n, between(1, 5), 0, 0);

@@ -80,7 +80,10 @@ static void softmax_rows(void *arg, int part, int64_t begin, int64_t end) {
         out->wrong_label = label < 0 || label >= columns;
         if (out->wrong_label)
             continue;
-        out->loss = lse - (double)x[label];
+        double share = j->op->smoothing, all = 0.0;
+        for (int64_t c = 0; share > 0.0 && c < columns; c++)
+            all += (double)x[c];
+        out->loss = lse - (1.0 - share) * (double)x[label] - share / (double)columns * all;
         rank_row(x, columns, label, out);
     }
 }
@@ -164,8 +167,11 @@ static void backward_rows(void *arg, int part, int64_t begin, int64_t end) {
             int32_t label = ((const int32_t *)j->io->label)[n];
             if (dx != y)
                 memcpy(dx, y, (size_t)columns * sizeof *dx);
+            float share = (float)(j->op->smoothing / (double)columns);
+            for (int64_t k = 0; share > 0.0f && k < columns; k++)
+                dx[k] -= share;
             if (label >= 0 && label < columns)
-                dx[label] -= 1.0f;
+                dx[label] -= (float)(1.0 - j->op->smoothing);
         } else {
             for (int64_t k = 0; k < columns; k++)
                 dx[k] = (float)((double)y[k] - target(j, n, k));

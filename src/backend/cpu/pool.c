@@ -105,6 +105,12 @@ static pl_status plan_max(struct pl_plan *p) {
     return s->from == NULL ? PL_ERR_MEMORY : PL_OK;
 }
 
+/* Points of a window at output o that lie in the padded image, which ends at `end`. */
+static int64_t padded(int64_t o, int64_t stride, int64_t pad, int64_t taps, int64_t end) {
+    int64_t start = o * stride - pad;
+    return (start + taps < end ? start + taps : end) - start;
+}
+
 static pl_status plan_average(struct pl_plan *p) {
     PL_TRY(plan(p));
     struct state *s = p->state;
@@ -117,7 +123,10 @@ static pl_status plan_average(struct pl_plan *p) {
             int64_t i0, i1, j0, j1;
             inside(r, w->sh, w->top, w->dh, w->kh, w->h, &i0, &i1);
             inside(q, w->sw, w->left, w->dw, w->kw, w->w, &j0, &j1);
-            s->inverse[r * w->ow + q] = 1.0f / (float)((i1 - i0) * (j1 - j0));
+            int64_t points = (i1 - i0) * (j1 - j0);
+            if (p->op.count_pad)
+                points = padded(r, w->sh, w->top, w->kh, w->h + p->op.pad_end[0]) * padded(q, w->sw, w->left, w->kw, w->w + p->op.pad_end[1]);
+            s->inverse[r * w->ow + q] = 1.0f / (float)points;
         }
     return PL_OK;
 }

@@ -17,7 +17,7 @@ static void softmax_forward(struct pl_plan *p, const struct pl_io *io)
     int64_t N = p->op.y.dim[0], C = pl_shape_row_elems(&p->op.x[0]);
     for (int64_t n = 0; n < N; n++) {
         const float *x = io->x[0] + n * C;
-        double top = x[0], sum = 0;
+        double top = x[0], sum = 0, all = 0, share = p->op.smoothing;
         for (int64_t c = 1; c < C; c++)
             top = x[c] > top ? x[c] : top;
         for (int64_t c = 0; c < C; c++)
@@ -27,11 +27,19 @@ static void softmax_forward(struct pl_plan *p, const struct pl_io *io)
         if (!io->label || n >= io->rows)
             continue;
         int32_t label = ((const int32_t *)io->label)[n];
-        io->sums->loss += log(sum) + top - x[label];
+        for (int64_t c = 0; c < C; c++)
+            all += x[c];
+        io->sums->loss += log(sum) + top - (1 - share) * x[label] - share / (double)C * all;
         rank_of_label(x, C, label, io->sums);
     }
     if (io->label)
         io->sums->rows += io->rows;
+}
+
+static double target_of(const struct pl_plan *p, const struct pl_io *io, int64_t n, int64_t c)
+{
+    double share = p->op.smoothing, C = (double)pl_shape_row_elems(&p->op.x[0]);
+    return share / C + (((const int32_t *)io->label)[n] == c ? 1 - share : 0);
 }
 
 static void softmax_backward(struct pl_plan *p, const struct pl_io *io)
@@ -39,7 +47,7 @@ static void softmax_backward(struct pl_plan *p, const struct pl_io *io)
     int64_t N = p->op.y.dim[0], C = pl_shape_row_elems(&p->op.x[0]);
     for (int64_t n = 0; io->dx[0] && n < N; n++)
         for (int64_t c = 0; c < C; c++)
-            io->dx[0][n * C + c] = n < io->rows ? io->y[n * C + c] - (((const int32_t *)io->label)[n] == c ? 1.0f : 0.0f) : 0;
+            io->dx[0][n * C + c] = n < io->rows ? (float)(io->y[n * C + c] - target_of(p, io, n, c)) : 0;
 }
 
 static double target(const struct pl_plan *p, const struct pl_io *io, int64_t i)

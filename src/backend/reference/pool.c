@@ -24,13 +24,26 @@ static int64_t largest(const float *plane, int64_t width, struct window w)
     return best;
 }
 
-static double mean(const float *plane, int64_t width, struct window w)
+/* What a mean divides by; beyond the padding (of a count that was rounded up) nothing counts. */
+static double points(const struct pl_op *op, int64_t i, int64_t j, struct window w)
+{
+    struct ref_dims x = ref_dims(&op->x[0]);
+    int64_t top = i * op->stride[0] - op->pad_begin[0], left = j * op->stride[1] - op->pad_begin[1];
+    int64_t bottom = top + op->kernel[0], right = left + op->kernel[1];
+    if (!op->count_pad)
+        return (double)((w.bottom - w.top) * (w.right - w.left));
+    bottom = bottom > x.h + op->pad_end[0] ? x.h + op->pad_end[0] : bottom;
+    right = right > x.w + op->pad_end[1] ? x.w + op->pad_end[1] : right;
+    return (double)((bottom - top) * (right - left));
+}
+
+static double sum_of(const float *plane, int64_t width, struct window w)
 {
     double sum = 0;
     for (int64_t r = w.top; r < w.bottom; r++)
         for (int64_t c = w.left; c < w.right; c++)
             sum += plane[r * width + c];
-    return sum / (double)((w.bottom - w.top) * (w.right - w.left));
+    return sum;
 }
 
 static void forward(struct pl_plan *p, const struct pl_io *io, bool max)
@@ -41,7 +54,7 @@ static void forward(struct pl_plan *p, const struct pl_io *io, bool max)
             for (int64_t j = 0; j < y.w; j++) {
                 const float *plane = io->x[0] + nc * x.h * x.w;
                 struct window w = window_of(&p->op, i, j);
-                io->y[(nc * y.h + i) * y.w + j] = max ? plane[largest(plane, x.w, w)] : (float)mean(plane, x.w, w);
+                io->y[(nc * y.h + i) * y.w + j] = max ? plane[largest(plane, x.w, w)] : (float)(sum_of(plane, x.w, w) / points(&p->op, i, j, w));
             }
 }
 
@@ -61,7 +74,7 @@ static void backward(struct pl_plan *p, const struct pl_io *io, bool max)
                 }
                 for (int64_t r = w.top; r < w.bottom; r++)
                     for (int64_t c = w.left; c < w.right; c++)
-                        plane[r * x.w + c] += dy / (double)((w.bottom - w.top) * (w.right - w.left));
+                        plane[r * x.w + c] += dy / points(&p->op, i, j, w);
             }
     for (int64_t i = 0; io->dx[0] && i < x.n * x.c * x.h * x.w; i++)
         io->dx[0][i] = (float)p->saved[i];
