@@ -24,8 +24,7 @@ compare straight again 0 0 exact
 # shellcheck disable=SC2046
 ( train 2 "$job" $(arguments stopped) train.steps=150 report.every="1 step" >stopped.log 2>&1; echo $? >stopped.code ) &
 waiter=$!
-for _ in $(seq 3000); do grep -q '"step": 9[0-9],' stopped/metrics.jsonl 2>/dev/null && break; sleep 0.02; done
-kill -USR1 "$(rank_of checkpoint.dir=stopped)"
+stop_at stopped '9[0-9]'
 wait $waiter
 [ "$(cat stopped.code)" = 75 ] || fail "a stopped run ended with $(cat stopped.code), wanted 75"
 step=$(sed 's/step-0*//' stopped/latest)

@@ -24,8 +24,7 @@ grep -q '"samples": 203' twice-a/metrics.jsonl || fail "the evaluation did not c
 run 2 straight train.epochs=8
 ( train 2 job.yaml train.epochs=8 checkpoint.dir=stopped report.dir=stopped debug.delay.ms=20 >stopped.log 2>&1; echo $? >stopped.code ) &
 waiter=$!
-for _ in $(seq 200); do grep -q '"step": 20,' stopped/metrics.jsonl 2>/dev/null && break; sleep 0.1; done
-kill -USR1 "$(rank_of checkpoint.dir=stopped)"
+stop_at stopped 20
 wait $waiter
 [ "$(cat stopped.code)" = 75 ] || fail "a stopped run ended with $(cat stopped.code), wanted 75"
 step=$(sed 's/step-0*//' stopped/latest)
@@ -74,8 +73,7 @@ evals=$(sed -nE 's/.*"event": "eval".*"step": ([0-9]+), "epoch": ([0-9]+).*/\1:\
 grep -q 'the global batch is 120 now and was 60' elastic.log || fail "another global batch was not mentioned"
 # Stopped at a step whose evaluation was due: it is made when the run goes on, and its goal counts.
 ( train 2 job.yaml checkpoint.dir=goal report.dir=goal train.epochs=4 train.eval_every="4 steps" train.stop.above=0.01 debug.fault=step@step=3:delay=3000 >goal.log 2>&1; echo $? >goal.code ) &
-for _ in $(seq 200); do grep -q '"step": 3,' goal/metrics.jsonl 2>/dev/null && break; sleep 0.1; done
-kill -USR1 "$(rank_of checkpoint.dir=goal)"; wait
+stop_at goal 3; wait
 [ "$(cat goal.code) $(cat goal/latest)" = "75 step-00000004" ] || fail "wanted a stop at step 4, got $(cat goal.code) $(cat goal/latest)"
 run 2 goal train.epochs=4 train.eval_every="4 steps" train.stop.above=0.01
 [ "$(cat goal/latest)" = step-00000004 ] || fail "the goal of an evaluation that a stop held up was missed: $(cat goal/latest)"

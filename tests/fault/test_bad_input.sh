@@ -75,7 +75,6 @@ train 2 job.yaml checkpoint.dir=f5 report.dir=f5 >out 2>&1 || fail "no resume pa
 grep -q "$newest is damaged" out || { fail "the damaged checkpoint was not named"; cat out; }
 # Under on_error continue a stop does not speak of a checkpoint that it could not write.
 ( train 2 job.yaml checkpoint.dir=f6 report.dir=f6 checkpoint.on_error=continue train.epochs=20 debug.delay.ms=20 debug.fault=checkpoint.write:fail >out 2>&1 ) &
-for _ in $(seq 100); do grep -q '"step": 5,' f6/metrics.jsonl 2>/dev/null && break; sleep 0.1; done
-kill -USR1 "$(rank_of checkpoint.dir=f6)"; wait
+stop_at f6 5; wait
 grep -q 'stopped on a signal after step [0-9]*, without a checkpoint of it' out && ! grep -q '"event": "checkpoint"' f6/metrics.jsonl || { fail "a stop without a checkpoint"; cat out; }
 finish

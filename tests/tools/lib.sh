@@ -27,5 +27,11 @@ rank_of() {
     done
     echo "$last"
 }
+# stop_at DIR STEPS: USR1 to a rank of the run that writes to DIR once it has reported one of STEPS (a pattern)
+stop_at() {
+    local i
+    for ((i = 0; i < 2000; i++)); do grep -qE "\"step\": $2," "$1/metrics.jsonl" 2>/dev/null && break; sleep 0.02; done
+    kill -USR1 "$(rank_of "checkpoint.dir=$1")"
+}
 finish() { [ $failures -eq 0 ] || { echo "$failures checks failed"; exit 1; }; exit 0; }
 /usr/bin/python3 -c 'import h5py' 2>/dev/null || { echo "skipped: python3-h5py is not installed"; exit 77; }
