@@ -17,8 +17,10 @@ extern const struct pl_backend_table pl_backend_cpu;
 #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__gnu_linux__) && \
     !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define PL_CPU_CLONES __attribute__((target_clones("default", "avx2", "avx512f")))
+#define PL_CPU_FMA_CLONES __attribute__((target_clones("default", "fma"))) /* vectors of eight floats, products added in one */
 #else
 #define PL_CPU_CLONES
+#define PL_CPU_FMA_CLONES
 #endif
 
 struct pl_cpu_dnnl; /* dnnl.c: oneDNN's engine and stream */
@@ -119,6 +121,14 @@ void pl_cpu_conv_dnnl_destroy(struct pl_cpu_conv_dnnl *d);
 bool pl_cpu_conv_dnnl_forward(struct pl_cpu_conv_dnnl *d, const struct pl_io *io, pl_status *s);
 bool pl_cpu_conv_dnnl_weights(struct pl_cpu_conv_dnnl *d, const struct pl_io *io, pl_status *s);
 bool pl_cpu_conv_dnnl_data(struct pl_cpu_conv_dnnl *d, const struct pl_io *io, pl_status *s);
+
+/* conv_winograd.c */
+struct pl_cpu_winograd;
+struct pl_cpu_winograd *pl_cpu_winograd_create(const struct pl_plan *p); /* NULL: not for this convolution */
+void pl_cpu_winograd_destroy(struct pl_cpu_winograd *g);
+void pl_cpu_winograd_forward(struct pl_cpu_winograd *g, const struct pl_io *io);
+void pl_cpu_winograd_weights(struct pl_cpu_winograd *g, const struct pl_io *io);
+void pl_cpu_winograd_data(struct pl_cpu_winograd *g, const struct pl_io *io);
 
 extern const struct pl_cpu_kind *const pl_cpu_kinds[PL_OP_EUCLIDEAN_LOSS + 1];
 extern const struct pl_cpu_kind pl_cpu_dense, pl_cpu_conv, pl_cpu_maxpool, pl_cpu_avgpool,
