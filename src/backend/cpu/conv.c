@@ -64,9 +64,13 @@ static pl_status plan(struct pl_plan *p) {
     s->parts = p->backend->blas_parallel ? pl_cpu_part_count(p->backend, s->samples, 1) : 1;
     s->columns_elems = s->pointwise ? 0 : (s->depth * s->band * s->w.ow + 15) / 16 * 16;
     s->weight_elems = (pl_shape_elems(&op->p[0]) + op->y.dim[1] + 15) / 16 * 16;
+    if (op->ly.block > 1)
+        p->inside = PL_CPU_AS_IT_LIES;
     s->winograd = pl_cpu_winograd_create(p);
-    if (s->winograd != NULL)
+    if (s->winograd != NULL) {
+        p->inside = op->ly.block;
         return PL_OK;
+    }
     s->dnnl = pl_cpu_conv_dnnl_create(p);
     if (op->ly.block > 1 && !pl_cpu_conv_dnnl_whole(s->dnnl, op))
         return pl_cpu_refuse(op, "oneDNN no longer offers the layout that it asked for");

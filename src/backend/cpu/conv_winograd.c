@@ -57,7 +57,7 @@ static int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 static bool fits(const struct pl_op *op) {
     int64_t r = op->kernel[0];
-    return op->lx[0].block == LANES && op->ly.block == LANES && op->groups == 1 && (r == 3 || r == 5) && op->kernel[1] == r &&
+    return (op->lx[0].block == LANES || op->lx[0].block <= 1) && op->ly.block == LANES && op->x[0].dim[1] % LANES == 0 && op->groups == 1 && (r == 3 || r == 5) && op->kernel[1] == r &&
            op->stride[0] == 1 && op->stride[1] == 1 && op->dilation[0] <= 1 && op->dilation[1] <= 1 &&
            op->pad_begin[0] < r && op->pad_begin[1] < r;
 }

@@ -30,14 +30,14 @@ struct pl_backend {
     bool blas_parallel;    /* several threads may be inside BLAS at once */
     char *scratch;         /* one for all plans: only one runs at a time */
     size_t scratch_bytes;
-    char *canonical;       /* one for all plans that cannot read what is blocked (layout.c) */
-    size_t canonical_bytes;
+    char *copies;          /* one for all plans that want their inputs in another layout (layout.c) */
+    size_t copies_bytes;
     struct pl_cpu_dnnl *dnnl; /* NULL: not built in */
     bool team;                /* a plan uses oneDNN: our parts run on its OpenMP team too */
 };
 
 /* What a kind of operation makes of blocked inputs: it has them brought into canonical order; it goes
- * through them as they lie, if they all lie alike; or it says itself. */
+ * through them as they lie, if they all lie alike; or it says itself (pl_plan.inside). */
 enum pl_cpu_layouts { PL_CPU_CANONICAL, PL_CPU_SAME, PL_CPU_OWN };
 
 struct pl_cpu_kind {
@@ -54,8 +54,10 @@ struct pl_plan {
     struct pl_backend *backend;
     const struct pl_cpu_kind *kind;
     void *state; /* the kind's own, of pl_alloc */
-    bool converts; /* its inputs come blocked, and it wants them canonical */
+    int64_t inside; /* channels of a block as the kind wants its inputs, 0: canonical; plan() sets it */
+    bool converts;  /* some inputs come otherwise */
 };
+#define PL_CPU_AS_IT_LIES (-1)
 
 /* cpu.c: for kinds without state, or whose state is one allocation. */
 pl_status pl_cpu_plan_nothing(struct pl_plan *p);
@@ -68,9 +70,9 @@ pl_status pl_cpu_refuse(const struct pl_op *op, const char *why);
 /* layout.c */
 struct pl_layout pl_cpu_layout(struct pl_backend *b, const struct pl_op *op);
 pl_status pl_cpu_convert_plan(struct pl_plan *p); /* sets converts, with the memory for it */
-/* io with canonical copies of the blocked inputs, and dx to be written in canonical order. */
+/* io with copies of the inputs as the plan wants them, and dx to be written in that order. */
 struct pl_io pl_cpu_convert_in(struct pl_plan *p, const struct pl_io *io);
-void pl_cpu_convert_out(struct pl_plan *p, const struct pl_io *io); /* dx back into its blocks */
+void pl_cpu_convert_out(struct pl_plan *p, const struct pl_io *io); /* dx back as it was */
 
 /* activation.c: of a plan that ends with a rectifier: y itself, and dy where y is 0. */
 void pl_cpu_relu_end(const struct pl_backend *b, float *y, int64_t n);

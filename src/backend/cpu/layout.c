@@ -1,4 +1,4 @@
-/* layout: which plans exchange activations in blocks, and the copies for those that cannot read them.
+/* layout: which plans exchange activations in blocks, and the copies for those that want them otherwise.
  * Blocks begin at a convolution whose oneDNN primitives want them, go through all that works channel
  * by channel or element by element, and end at what knows canonical only (dense, losses). */
 #include "backend/cpu/cpu.h"
@@ -32,25 +32,29 @@ static bool goes_through(const struct pl_op *op) {
     return alike(op) && op->x[0].dims == 4 && (blocked(&op->ly) || y.h * y.w == 1);
 }
 
+/* Input i lies otherwise than the plan wants it. */
+static bool foreign(const struct pl_plan *p, int i) {
+    return p->inside != PL_CPU_AS_IT_LIES && blocked(&p->op.lx[i]) != (p->inside > 1);
+}
+
 pl_status pl_cpu_convert_plan(struct pl_plan *p) {
     size_t elems = 0;
-    bool as_it_lies = p->kind->layouts == PL_CPU_OWN ? blocked(&p->op.ly) : p->kind->layouts == PL_CPU_SAME && goes_through(&p->op);
-    if (as_it_lies)
-        return PL_OK;
+    if (p->kind->layouts == PL_CPU_SAME && goes_through(&p->op))
+        p->inside = PL_CPU_AS_IT_LIES;
     for (int i = 0; i < p->op.inputs; i++)
-        if (blocked(&p->op.lx[i])) {
+        if (foreign(p, i)) {
             p->converts = true;
             elems += 2 * (size_t)pl_shape_elems(&p->op.x[i]);
         }
     struct pl_backend *b = p->backend;
-    if (elems * sizeof(float) <= b->canonical_bytes)
+    if (elems * sizeof(float) <= b->copies_bytes)
         return PL_OK;
-    char *more = pl_alloc(elems * sizeof(float), "the cpu backend's copies of blocked tensors");
+    char *more = pl_alloc(elems * sizeof(float), "the cpu backend's copies of tensors in another layout");
     if (more == NULL)
         return PL_ERR_MEMORY;
-    pl_free(b->canonical);
-    b->canonical = more;
-    b->canonical_bytes = elems * sizeof(float);
+    pl_free(b->copies);
+    b->copies = more;
+    b->copies_bytes = elems * sizeof(float);
     return PL_OK;
 }
 
@@ -87,18 +91,21 @@ static void copy_part(void *arg, int part, int64_t begin, int64_t end) {
         copy_blocks(c, c->block, begin, end);
 }
 
-static void copy(struct pl_plan *p, int i, const float *from, float *to, bool out) {
-    const struct pl_layout *l = &p->op.lx[i];
-    struct copy c = {from, to, l->block, l->plane, out};
-    int64_t item = l->block * l->plane;
+/* Between the layout of input i and the plan's own; one of the two is canonical. */
+static void copy(struct pl_plan *p, int i, const float *from, float *to, bool into_blocks) {
+    struct pl_layout l = p->op.lx[i];
+    if (!blocked(&l))
+        l = (struct pl_layout){p->inside, p->op.x[i].dim[2] * p->op.x[i].dim[3]};
+    struct copy c = {from, to, l.block, l.plane, into_blocks};
+    int64_t item = l.block * l.plane;
     pl_cpu_parts(p->backend, pl_shape_elems(&p->op.x[i]) / item, PL_CPU_GRAIN / item + 1, copy_part, &c);
 }
 
 /* The place of input i's copy, and behind it of its gradient's. */
 static float *place(const struct pl_plan *p, int i) {
-    float *at = (float *)(void *)p->backend->canonical;
+    float *at = (float *)(void *)p->backend->copies;
     for (int k = 0; k < i; k++)
-        if (blocked(&p->op.lx[k]))
+        if (foreign(p, k))
             at += 2 * pl_shape_elems(&p->op.x[k]);
     return at;
 }
@@ -106,9 +113,9 @@ static float *place(const struct pl_plan *p, int i) {
 struct pl_io pl_cpu_convert_in(struct pl_plan *p, const struct pl_io *io) {
     struct pl_io in = *io;
     for (int i = 0; i < p->op.inputs; i++)
-        if (blocked(&p->op.lx[i])) {
+        if (foreign(p, i)) {
             float *x = place(p, i);
-            copy(p, i, io->x[i], x, false);
+            copy(p, i, io->x[i], x, !blocked(&p->op.lx[i]));
             in.x[i] = x;
             if (io->dx[i] != NULL)
                 in.dx[i] = x + pl_shape_elems(&p->op.x[i]);
@@ -118,6 +125,6 @@ struct pl_io pl_cpu_convert_in(struct pl_plan *p, const struct pl_io *io) {
 
 void pl_cpu_convert_out(struct pl_plan *p, const struct pl_io *io) {
     for (int i = 0; i < p->op.inputs; i++)
-        if (blocked(&p->op.lx[i]) && p->op.need_dx[i] && io->dx[i] != NULL)
-            copy(p, i, place(p, i) + pl_shape_elems(&p->op.x[i]), io->dx[i], true);
+        if (foreign(p, i) && p->op.need_dx[i] && io->dx[i] != NULL)
+            copy(p, i, place(p, i) + pl_shape_elems(&p->op.x[i]), io->dx[i], blocked(&p->op.lx[i]));
 }

@@ -1,23 +1,30 @@
 /* lrn: local response normalisation across channels, Krizhevsky et al. 2012 in Caffe's form:
  * y = x / s^beta, s = k + alpha / size * (sum of x^2 over `size` channels around this one).
  * Worked on in strips of neighbouring pixels of one sample, all channels of a strip staying in the
- * cache; s is kept for backward. */
+ * cache, or where the channels of a block lie beside each other pixel by pixel; s is kept for backward. */
 #include "backend/cpu/cpu.h"
 #include "backend/cpu/vmath.h"
 
+#include <math.h>
+#include <string.h>
+
 #define STRIP 128
+#define LANES 8
+#define LINES 4
 
 struct state {
     int64_t channels, plane, strips; /* of one sample */
     int64_t before, after;           /* channels of a window on either side */
     float weight, beta, k;           /* weight: alpha / size */
-    float *s;                        /* training: [N, C, H, W] */
+    int64_t block;                   /* of channels that lie beside each other; 1: canonical */
+    int64_t line;                    /* floats of scratch a part: a pixel's channels and a window's overhang */
+    float *s;                        /* training: [N, C, H, W], of blocks [N, H, W, C] */
 };
 
 struct job {
     const struct state *l;
     const struct pl_io *io;
-    float *ratio; /* scratch of each part: [C, STRIP] */
+    float *scratch; /* of each part: [C, STRIP], or LINES lines */
 };
 
 static pl_status plan(struct pl_plan *p) {
@@ -37,12 +44,14 @@ static pl_status plan(struct pl_plan *p) {
     l->weight = (float)(op->alpha / (double)op->size);
     l->beta = (float)op->beta;
     l->k = (float)op->k;
+    l->block = op->lx[0].block > 1 && op->ly.block > 1 ? op->lx[0].block : 1;
+    l->line = (d.c + op->size + LANES - 1) / LANES * LANES;
+    int64_t part = l->block > 1 ? LINES * l->line : op->train ? d.c * STRIP : 0;
+    PL_TRY(pl_cpu_scratch(p->backend, (size_t)(p->backend->threads * part) * sizeof(float)));
     if (!op->train)
         return PL_OK;
     l->s = pl_alloc((size_t)pl_shape_elems(&op->x[0]) * sizeof(float), "normalisation sums");
-    if (l->s == NULL)
-        return PL_ERR_MEMORY;
-    return pl_cpu_scratch(p->backend, (size_t)(p->backend->threads * d.c) * STRIP * sizeof(float));
+    return l->s == NULL ? PL_ERR_MEMORY : PL_OK;
 }
 
 static void destroy(struct pl_plan *p) {
@@ -52,7 +61,17 @@ static void destroy(struct pl_plan *p) {
     pl_free(l);
 }
 
-/* sum[i] += the elements of the channels around c, `before` of them below and `after` above */
+/* s^-beta; AlexNet's beta by roots */
+static inline void powers(const struct state *l, const float *s, int64_t n, float *out) {
+    if (l->beta == 0.75f)
+        for (int64_t i = 0; i < n; i++)
+            out[i] = 1.0f / sqrtf(s[i] * sqrtf(s[i]));
+    else
+        for (int64_t i = 0; i < n; i++)
+            out[i] = pl_vexp(-l->beta * pl_vlog(s[i]));
+}
+
+/* The channels around c, `before` of them below and `after` above */
 static inline void window(const struct state *l, int64_t c, int64_t before, int64_t after,
                           int64_t *first, int64_t *last) {
     *first = c - before < 0 ? 0 : c - before;
@@ -81,10 +100,11 @@ static void forward_strips(void *arg, int part, int64_t begin, int64_t end) {
             float *y = j->io->y + base + c * l->plane;
             for (int64_t i = 0; i < n; i++)
                 sum[i] = l->k + l->weight * sum[i];
-            for (int64_t i = 0; i < n; i++)
-                y[i] = x[i] * pl_vexp(-l->beta * pl_vlog(sum[i]));
             for (int64_t i = 0; l->s != NULL && i < n; i++)
                 l->s[base + c * l->plane + i] = sum[i];
+            powers(l, sum, n, sum);
+            for (int64_t i = 0; i < n; i++)
+                y[i] = x[i] * sum[i];
         }
     }
 }
@@ -94,8 +114,8 @@ PL_CPU_CLONES
 static void backward_strips(void *arg, int part, int64_t begin, int64_t end) {
     const struct job *j = arg;
     const struct state *l = j->l;
-    float *ratio = j->ratio + part * l->channels * STRIP, factor = 2.0f * l->beta * l->weight;
-    float sum[STRIP];
+    float *ratio = j->scratch + part * l->channels * STRIP, factor = 2.0f * l->beta * l->weight;
+    float sum[STRIP], power[STRIP];
     for (int64_t t = begin; t < end; t++) {
         int64_t at = t % l->strips * STRIP, base = t / l->strips * l->channels * l->plane + at;
         int64_t n = l->plane - at < STRIP ? l->plane - at : STRIP, first, last;
@@ -115,30 +135,103 @@ static void backward_strips(void *arg, int part, int64_t begin, int64_t end) {
             int64_t o = base + c * l->plane;
             const float *dy = j->io->dy + o, *x = j->io->x[0] + o, *s = l->s + o;
             float *dx = j->io->dx[0] + o;
+            powers(l, s, n, power);
             for (int64_t i = 0; i < n; i++)
-                dx[i] = dy[i] * pl_vexp(-l->beta * pl_vlog(s[i])) - factor * x[i] * sum[i];
+                dx[i] = dy[i] * power[i] - factor * x[i] * sum[i];
         }
+    }
+}
+
+/* Between a pixel's channels in blocks and in a line. */
+static inline int64_t pixel_at(const struct state *l, int64_t t) { return t / l->plane * l->channels * l->plane + t % l->plane * l->block; }
+static inline int64_t channel_at(const struct state *l, int64_t c) { return c / l->block * l->plane * l->block + c % l->block; }
+static inline void gather(const struct state *l, const float *x, float *line) {
+    for (int64_t c = 0; c < l->channels; c += LANES)
+        memcpy(line + c, x + channel_at(l, c), LANES * sizeof *line);
+}
+static inline void scatter(const struct state *l, const float *line, float *x) {
+    for (int64_t c = 0; c < l->channels; c += LANES)
+        memcpy(x + channel_at(l, c), line + c, LANES * sizeof *line);
+}
+
+/* sum[c] of the elements c .. c + size - 1 of a line with an overhang */
+static inline void sums_of(const struct state *l, const float *line, float *sum) {
+    int64_t size = l->before + 1 + l->after;
+    for (int64_t c = 0; c < l->channels; c++)
+        sum[c] = line[c];
+    for (int64_t q = 1; q < size; q++)
+        for (int64_t c = 0; c < l->channels; c++)
+            sum[c] += line[c + q];
+}
+
+PL_CPU_CLONES
+static void forward_pixels(void *arg, int part, int64_t begin, int64_t end) {
+    const struct job *j = arg;
+    const struct state *l = j->l;
+    float *x = j->scratch + LINES * part * l->line, *square = x + l->line, *sum = square + l->line;
+    memset(square, 0, (size_t)l->line * sizeof *square);
+    for (int64_t t = begin; t < end; t++) {
+        gather(l, j->io->x[0] + pixel_at(l, t), x);
+        for (int64_t c = 0; c < l->channels; c++)
+            square[l->before + c] = x[c] * x[c];
+        sums_of(l, square, sum);
+        for (int64_t c = 0; c < l->channels; c++)
+            sum[c] = l->k + l->weight * sum[c];
+        if (l->s != NULL)
+            memcpy(l->s + t * l->channels, sum, (size_t)l->channels * sizeof *sum);
+        powers(l, sum, l->channels, sum);
+        for (int64_t c = 0; c < l->channels; c++)
+            x[c] *= sum[c];
+        scatter(l, x, j->io->y + pixel_at(l, t));
+    }
+}
+
+PL_CPU_CLONES
+static void backward_pixels(void *arg, int part, int64_t begin, int64_t end) {
+    const struct job *j = arg;
+    const struct state *l = j->l;
+    float *power = j->scratch + LINES * part * l->line, *ratio = power + l->line, *line = ratio + l->line, *more = line + l->line;
+    const float factor = 2.0f * l->beta * l->weight;
+    memset(ratio, 0, (size_t)l->line * sizeof *ratio);
+    for (int64_t t = begin; t < end; t++) {
+        int64_t at = pixel_at(l, t);
+        const float *s = l->s + t * l->channels;
+        gather(l, j->io->y + at, line);
+        gather(l, j->io->dy + at, power);
+        for (int64_t c = 0; c < l->channels; c++)
+            ratio[l->after + c] = power[c] * line[c] / s[c];
+        sums_of(l, ratio, line);
+        powers(l, s, l->channels, power);
+        gather(l, j->io->x[0] + at, more);
+        for (int64_t c = 0; c < l->channels; c++)
+            line[c] *= factor * more[c];
+        gather(l, j->io->dy + at, more);
+        for (int64_t c = 0; c < l->channels; c++)
+            line[c] = more[c] * power[c] - line[c];
+        scatter(l, line, j->io->dx[0] + at);
     }
 }
 
 static void run(struct pl_plan *p, const struct pl_io *io, pl_cpu_part_fn *body) {
     const struct state *l = p->state;
     struct job j = {l, io, (float *)(void *)p->backend->scratch};
-    int64_t strip = l->channels * (l->plane < STRIP ? l->plane : STRIP);
-    pl_cpu_parts(p->backend, p->op.x[0].dim[0] * l->strips, PL_CPU_GRAIN / 4 / strip + 1, body,
-                 &j);
+    int64_t strip = l->channels * (l->block > 1 ? 1 : l->plane < STRIP ? l->plane : STRIP);
+    int64_t items = p->op.x[0].dim[0] * (l->block > 1 ? l->plane : l->strips);
+    pl_cpu_parts(p->backend, items, PL_CPU_GRAIN / 4 / strip + 1, body, &j);
 }
 
 static pl_status forward(struct pl_plan *p, const struct pl_io *io) {
-    run(p, io, forward_strips);
+    const struct state *l = p->state;
+    run(p, io, l->block > 1 ? forward_pixels : forward_strips);
     return PL_OK;
 }
 
 static pl_status backward(struct pl_plan *p, const struct pl_io *io) {
+    const struct state *l = p->state;
     if (p->op.need_dx[0] && io->dx[0] != NULL)
-        run(p, io, backward_strips);
+        run(p, io, l->block > 1 ? backward_pixels : backward_strips);
     return PL_OK;
 }
 
 const struct pl_cpu_kind pl_cpu_lrn = {
-    .plan = plan, .destroy = destroy, .forward = forward, .backward = backward};
+    .layouts = PL_CPU_SAME, .plan = plan, .destroy = destroy, .forward = forward, .backward = backward};
