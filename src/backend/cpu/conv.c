@@ -3,8 +3,8 @@
  * at a time, so that they are still in the second-level cache when the product reads them.
  *
  * A thread sums the weight gradient of its samples into a copy of its own; the copies are added in
- * the order of the parts. Passes that oneDNN does better go there (conv_dnnl.c), blocked 3x3
- * and 5x5 convolutions to minimal filtering (conv_winograd.c). */
+ * the order of the parts. Passes that oneDNN does better go there (conv_dnnl.c), 3x3 and 5x5
+ * convolutions of stride 1 to minimal filtering (conv_winograd.c). */
 #include "backend/cpu/cpu.h"
 #include "backend/cpu/im2col.h"
 
@@ -20,7 +20,7 @@ struct state {
     bool pointwise;               /* 1x1, stride 1, no padding: the input is the column matrix */
     int parts;
     int64_t columns_elems, weight_elems; /* of one part's scratch */
-    struct pl_cpu_winograd *winograd; /* takes all passes, or is NULL */
+    struct pl_cpu_winograd *winograd; /* NULL: not for it */
     struct pl_cpu_conv_dnnl *dnnl;
 };
 
@@ -64,15 +64,10 @@ static pl_status plan(struct pl_plan *p) {
     s->parts = p->backend->blas_parallel ? pl_cpu_part_count(p->backend, s->samples, 1) : 1;
     s->columns_elems = s->pointwise ? 0 : (s->depth * s->band * s->w.ow + 15) / 16 * 16;
     s->weight_elems = (pl_shape_elems(&op->p[0]) + op->y.dim[1] + 15) / 16 * 16;
-    if (op->ly.block > 1)
-        p->inside = PL_CPU_AS_IT_LIES;
     s->winograd = pl_cpu_winograd_create(p);
-    if (s->winograd != NULL) {
-        p->inside = op->ly.block;
-        return PL_OK;
-    }
-    s->dnnl = pl_cpu_conv_dnnl_create(p);
-    if (op->ly.block > 1 && !pl_cpu_conv_dnnl_whole(s->dnnl, op))
+    if (s->winograd == NULL)
+        s->dnnl = pl_cpu_conv_dnnl_create(p);
+    if (s->winograd == NULL && op->ly.block > 1 && !pl_cpu_conv_dnnl_whole(s->dnnl, op))
         return pl_cpu_refuse(op, "oneDNN no longer offers the layout that it asked for");
     int64_t elems = s->parts * s->columns_elems;
     if (op->train)
@@ -263,17 +258,14 @@ static void data_part(void *arg, int part, int64_t begin, int64_t end) {
 static pl_status backward(struct pl_plan *p, const struct pl_io *io) {
     struct state *s = p->state;
     pl_status status = PL_OK;
-    if (s->winograd != NULL) {
-        if (io->dp[0] != NULL)
-            pl_cpu_winograd_weights(s->winograd, io);
-        if (p->op.need_dx[0] && io->dx[0] != NULL)
-            pl_cpu_winograd_data(s->winograd, io);
-        return PL_OK;
-    }
-    if (io->dp[0] != NULL && !pl_cpu_conv_dnnl_weights(s->dnnl, io, &status))
+    if (io->dp[0] != NULL && s->winograd != NULL)
+        pl_cpu_winograd_weights(s->winograd, io);
+    else if (io->dp[0] != NULL && !pl_cpu_conv_dnnl_weights(s->dnnl, io, &status))
         weight_gradient(p, io);
     PL_TRY(status);
     if (!p->op.need_dx[0] || io->dx[0] == NULL)
+        return PL_OK;
+    if (s->winograd != NULL && pl_cpu_winograd_data(s->winograd, io))
         return PL_OK;
     struct run r = run_of(p, io, false);
     if (!pl_cpu_conv_dnnl_data(s->dnnl, io, &status))

@@ -1,5 +1,5 @@
-/* conv_winograd: 3x3 and 5x5 convolutions of stride 1 on blocked activations by minimal filtering
- * (winograd.h). The output is cut into tiles; a tile's patch of the input and the filters are
+/* conv_winograd: 3x3 and 5x5 convolutions of stride 1 by minimal filtering (winograd.h), on activations
+ * in blocks of eight channels; canonical ones are copied, their channels filled up with zeros. The output is cut into tiles; a tile's patch of the input and the filters are
  * transformed, and what was a convolution becomes 36 independent matrix products, one for each point:
  *
  *     forward    M[tile, k]  = V[tile, c] U[c, k]      y  = outputs of M
@@ -15,22 +15,24 @@
 
 #include <string.h>
 
-#define ROWS 6              /* of the kernel of the products, by two vectors of columns */
-#define COLUMNS (2 * LANES)
 #define BLOCK_BYTES (2 * 1024 * 1024) /* between the stages, a thread */
+#define FEWEST_TILES 16     /* of a batch, below which the filters' transforms cost more than the products save */
+#define MOST_EFFORT 0.7
 #define STAGGER 16          /* floats between matrices: powers of two fall on the same cache sets */
 
 struct pl_cpu_winograd {
     struct pl_backend *backend;
-    int64_t n, c, k, h, w, oh, ow; /* c, h, w: input; k, oh, ow: output */
+    struct pl_cpu_dims x, y;
+    bool x_blocked, y_blocked; /* as others see them */
     int64_t top, left;
     int taps, outputs;
     bool bias;
+    bool data; /* takes the data gradient too */
 };
 
-/* One tensor of planes in blocks of eight channels, and the tiles over it. */
+/* Channels as they are, and up to whole blocks. */
 struct planes {
-    int64_t channels, h, w;
+    int64_t real, channels, h, w;
 };
 
 /* 36 matrices [rows, ld], `step` floats apart */
@@ -42,8 +44,8 @@ struct matrices {
 struct pass {
     const struct pl_cpu_winograd *g;
     const struct pl_io *io;
-    const float *in;          /* forward: x; data: dy; weights: x */
-    float *out;               /* forward: y; data: dx */
+    const float *in, *gradient; /* in blocks; forward: x, data: dy, weights: x and dy */
+    float *out;                 /* forward: y; data: dx */
     struct planes from, to;
     int64_t top, left;        /* zeros before the first row and column of `from` */
     int64_t across, per_sample, tiles; /* tiles of a row, of a sample, of the batch */
@@ -55,30 +57,30 @@ struct pass {
 
 static int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-static bool fits(const struct pl_op *op) {
-    int64_t r = op->kernel[0];
-    return (op->lx[0].block == LANES || op->lx[0].block <= 1) && op->ly.block == LANES && op->x[0].dim[1] % LANES == 0 && op->groups == 1 && (r == 3 || r == 5) && op->kernel[1] == r &&
-           op->stride[0] == 1 && op->stride[1] == 1 && op->dilation[0] <= 1 && op->dilation[1] <= 1 &&
-           op->pad_begin[0] < r && op->pad_begin[1] < r;
+/* With a canonical output the inputs come canonical as well. */
+static bool fits(const struct pl_op *op, const struct pl_cpu_dims *x, const struct pl_cpu_dims *y) {
+    int64_t r = op->kernel[0], lx = op->ly.block > 1 ? op->lx[0].block : 0;
+    return pl_cpu_eight_lanes() && (lx <= 1 || lx == LANES) && (op->ly.block <= 1 || op->ly.block == LANES) && x->c >= LANES && y->c >= LANES &&
+           op->groups == 1 && (r == 3 || r == 5) && op->kernel[1] == r && op->stride[0] == 1 && op->stride[1] == 1 &&
+           op->dilation[0] <= 1 && op->dilation[1] <= 1 && op->pad_begin[0] < r && op->pad_begin[1] < r;
 }
 
 static void describe(const struct pl_cpu_winograd *g, bool data, struct pass *p) {
-    *p = (struct pass){.g = g, .top = g->top, .left = g->left, .from = {g->c, g->h, g->w}, .to = {g->k, g->oh, g->ow}, .turned = data};
-    if (data) {
-        struct planes from = p->from;
-        p->from = p->to;
-        p->to = from;
-        p->top = g->taps - 1 - g->top;
-        p->left = g->taps - 1 - g->left;
-    }
+    struct planes x = {g->x.c, up(g->x.c, LANES), g->x.h, g->x.w}, y = {g->y.c, up(g->y.c, LANES), g->y.h, g->y.w};
+    *p = (struct pass){.g = g, .from = data ? y : x, .to = data ? x : y, .turned = data};
+    p->top = data ? g->taps - 1 - g->top : g->top;
+    p->left = data ? g->taps - 1 - g->left : g->left;
     p->across = up(p->to.w, g->outputs) / g->outputs;
     p->per_sample = p->across * (up(p->to.h, g->outputs) / g->outputs);
-    p->tiles = p->per_sample * g->n;
+    p->tiles = p->per_sample * g->x.n;
     p->block = BLOCK_BYTES / (int64_t)sizeof(float) / (POINTS * (p->from.channels + p->to.channels));
     p->block = up(p->block < 48 ? 48 : p->block, ROWS) * g->backend->threads;
     if (p->block > up(p->tiles, ROWS))
         p->block = up(p->tiles, ROWS);
 }
+
+/* The floats of a tensor in whole blocks, where it has to be copied. */
+static int64_t copied(bool blocked, const struct pl_cpu_dims *d) { return blocked ? 0 : up(d->n * up(d->c, LANES) * d->h * d->w, 16); }
 
 static struct matrices place(int64_t rows, int64_t ld, float *scratch, int64_t *used) {
     struct matrices m = {scratch + *used, ld, up(rows * ld, 16) + STAGGER};
@@ -103,29 +105,39 @@ static int64_t lay_out_weights(struct pass *p, float *scratch) {
     return used;
 }
 
+/* Multiplications over those of the direct sum. A data gradient has more tiles than the forward pass where that had no
+ * padding; it goes elsewhere if that eats the gain, unless activations are blocked already. */
+static double effort(const struct pl_cpu_winograd *g, const struct pass *p) {
+    double direct = (double)(g->y.n * g->y.h * g->y.w * g->x.c) * (double)(g->y.c * g->taps * g->taps);
+    return (double)(POINTS * p->tiles * p->from.channels) * (double)up(p->to.channels, COLUMNS) / direct;
+}
+
 struct pl_cpu_winograd *pl_cpu_winograd_create(const struct pl_plan *p) {
     const struct pl_op *op = &p->op;
-    if (!fits(op))
+    struct pl_cpu_dims x = pl_cpu_dims(&op->x[0]), y = pl_cpu_dims(&op->y);
+    struct pass forward, data, weights;
+    if (!fits(op, &x, &y))
         return NULL;
     struct pl_cpu_winograd *g = pl_alloc(sizeof *g, "a convolution's plan");
     if (g == NULL)
         return NULL;
-    struct pl_cpu_dims x = pl_cpu_dims(&op->x[0]), y = pl_cpu_dims(&op->y);
     int taps = (int)op->kernel[0];
-    *g = (struct pl_cpu_winograd){.backend = p->backend, .n = x.n, .c = x.c, .k = y.c, .h = x.h, .w = x.w, .oh = y.h, .ow = y.w,
+    bool y_blocked = op->ly.block > 1;
+    *g = (struct pl_cpu_winograd){.backend = p->backend, .x = x, .y = y, .x_blocked = y_blocked && op->lx[0].block > 1, .y_blocked = y_blocked,
                                   .top = op->pad_begin[0], .left = op->pad_begin[1], .taps = taps, .outputs = SIDE + 1 - taps, .bias = op->bias};
-    struct pass forward, data, weights;
     describe(g, false, &forward);
     describe(g, true, &data);
     weights = forward;
-    int64_t floats[] = {lay_out(&forward, NULL), op->train ? lay_out(&data, NULL) : 0, op->train ? lay_out_weights(&weights, NULL) : 0}, most = 0;
+    g->data = op->train && op->need_dx[0] && (y_blocked || effort(g, &data) < MOST_EFFORT);
+    int64_t floats[] = {lay_out(&forward, NULL), g->data ? lay_out(&data, NULL) : 0, op->train ? lay_out_weights(&weights, NULL) : 0}, most = 0;
     for (int i = 0; i < 3; i++)
         most = floats[i] > most ? floats[i] : most;
-    if (pl_cpu_scratch(p->backend, (size_t)most * sizeof(float)) < 0) {
+    most += copied(g->x_blocked, &x) + copied(y_blocked, &y);
+    if (forward.tiles < FEWEST_TILES || (!y_blocked && effort(g, &forward) > MOST_EFFORT) || pl_cpu_scratch(p->backend, (size_t)most * sizeof(float)) < 0) {
         pl_free(g);
         return NULL;
     }
-    p->backend->team = true; /* oneDNN is at work on the layers around */
+    p->backend->team = p->backend->dnnl != NULL; /* it may be at work on the layers around */
     return g;
 }
 
@@ -182,17 +194,18 @@ static void filters_part(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const struct pass *p = arg;
     const int taps = p->g->taps, area = taps * taps;
-    int64_t depth = p->from.channels, lane = p->turned ? area : p->from.channels * area, next = p->turned ? p->to.channels * area : area;
+    int64_t depth = p->from.channels, lane = p->turned ? area : p->from.real * area, next = p->turned ? p->to.real * area : area;
     float filter[MOST_TAPS * MOST_TAPS * LANES];
     for (int64_t b = begin; b < end; b++) {
         float *u = p->u.at + (b / 2 * depth * 2 + b % 2) * LANES;
         const float *w = p->io->p[0] + b * LANES * lane;
-        bool there = b * LANES < p->to.channels;
-        if (!there)
-            memset(filter, 0, sizeof filter);
+        int64_t there = p->to.real - b * LANES, lanes = there < 0 ? 0 : there > LANES ? LANES : there;
+        memset(filter, 0, sizeof filter);
         for (int64_t d = 0; d < depth; d++, w += next, u += COLUMNS) {
-            for (int q = 0; there && q < area; q++)
-                for (int i = 0; i < LANES; i++)
+            if (d == p->from.real)
+                memset(filter, 0, sizeof filter);
+            for (int q = 0; d < p->from.real && q < area; q++)
+                for (int64_t i = 0; i < lanes; i++)
                     filter[(p->turned ? area - 1 - q : q) * LANES + i] = w[i * lane + q];
             if (taps == 3)
                 transform_filter(3, filter, u, p->u.step);
@@ -200,44 +213,6 @@ static void filters_part(void *arg, int part, int64_t begin, int64_t end) {
                 transform_filter(5, filter, u, p->u.step);
         }
     }
-}
-
-/* C[6, 16] = (C +) sum over depth of a[row, depth] b[depth, 16] */
-struct product {
-    int64_t depth;
-    const float *a;
-    int64_t row, next; /* of a */
-    const float *b;
-    int64_t ldb;
-    float *c;
-    int64_t ldc;
-};
-
-#define EACH_ROW(X) X(0) X(1) X(2) X(3) X(4) X(5)
-WITHIN void multiply(const struct product *p, bool add) {
-    const float *a = p->a, *b = p->b;
-#define DECLARE(i) vec left##i = {0}, right##i = {0};
-    EACH_ROW(DECLARE)
-    for (int64_t d = 0; d < p->depth; d++, a += p->next, b += p->ldb) {
-        vec l = LOAD(b), r = LOAD(b + LANES);
-#define STEP(i)                          \
-    {                                    \
-        float one = a[i * p->row];       \
-        left##i += one * l;              \
-        right##i += one * r;             \
-    }
-        EACH_ROW(STEP)
-    }
-    if (add) {
-#define ADD(i)                                \
-    left##i += LOAD(p->c + i * p->ldc);       \
-    right##i += LOAD(p->c + i * p->ldc + LANES);
-        EACH_ROW(ADD)
-    }
-#define KEEP(i)                               \
-    STORE(p->c + i * p->ldc, left##i);        \
-    STORE(p->c + i * p->ldc + LANES, right##i);
-    EACH_ROW(KEEP)
 }
 
 /* Items [begin, end) of points x panels: M = V U */
@@ -252,7 +227,7 @@ static void products_part(void *arg, int part, int64_t begin, int64_t end) {
                             .b = p->u.at + point * p->u.step + panel * depth * COLUMNS, .ldb = COLUMNS,
                             .c = p->m.at + point * p->m.step + panel * COLUMNS, .ldc = p->m.ld};
         for (int64_t t = 0; t < p->count; t += ROWS, q.a += ROWS * p->v.ld, q.c += ROWS * p->m.ld)
-            multiply(&q, false);
+            multiply(&q, ROWS, false);
     }
 }
 
@@ -272,8 +247,8 @@ static void outputs_part(void *arg, int part, int64_t begin, int64_t end) {
             float *plane = p->out + (sample * y->channels + k) * y->h * y->w + (row * y->w + column) * LANES;
             const float *m = p->m.at + t * p->m.ld + k;
             vec bias = {0};
-            if (p->bias != NULL)
-                bias = LOAD(p->bias + k);
+            for (int i = 0; p->bias != NULL && i < LANES && k + i < y->real; i++)
+                bias[i] = p->bias[k + i];
             float *to = whole ? plane : square;
             int64_t pitch = (whole ? y->w : side) * LANES;
             if (side == 4)
@@ -298,25 +273,40 @@ static void run_blocks(struct pass *p) {
     }
 }
 
-void pl_cpu_winograd_forward(struct pl_cpu_winograd *g, const struct pl_io *io) {
-    struct pass p;
-    describe(g, false, &p);
-    lay_out(&p, (float *)(void *)g->backend->scratch);
-    p.io = io;
-    p.in = io->x[0];
-    p.out = io->y;
-    p.bias = g->bias ? io->p[1] : NULL;
-    run_blocks(&p);
+/* The tensor in blocks: itself, or a copy in the scratch memory. */
+static const float *in_blocks(const struct pl_cpu_winograd *g, const struct pl_cpu_dims *d, bool blocked, const float *t, float **scratch) {
+    float *copy = *scratch;
+    *scratch += copied(blocked, d);
+    if (blocked)
+        return t;
+    pl_cpu_copy_blocks(g->backend, d, LANES, t, copy, true);
+    return copy;
 }
 
-void pl_cpu_winograd_data(struct pl_cpu_winograd *g, const struct pl_io *io) {
+/* From `from` to `to`, two of x and y. */
+static void convolve(struct pl_cpu_winograd *g, const struct pl_io *io, bool data, const float *from, float *to) {
     struct pass p;
-    describe(g, true, &p);
-    lay_out(&p, (float *)(void *)g->backend->scratch);
+    float *scratch = (float *)(void *)g->backend->scratch;
+    const struct pl_cpu_dims *in = data ? &g->y : &g->x, *out = data ? &g->x : &g->y;
+    bool out_blocked = data ? g->x_blocked : g->y_blocked;
+    describe(g, data, &p);
     p.io = io;
-    p.in = io->dy;
-    p.out = io->dx[0];
+    p.in = in_blocks(g, in, data ? g->y_blocked : g->x_blocked, from, &scratch);
+    p.out = out_blocked ? to : scratch;
+    scratch += copied(out_blocked, out);
+    p.bias = g->bias && !data ? io->p[1] : NULL;
+    lay_out(&p, scratch);
     run_blocks(&p);
+    if (!out_blocked)
+        pl_cpu_copy_blocks(g->backend, out, LANES, p.out, to, false);
+}
+
+void pl_cpu_winograd_forward(struct pl_cpu_winograd *g, const struct pl_io *io) { convolve(g, io, false, io->x[0], io->y); }
+
+bool pl_cpu_winograd_data(struct pl_cpu_winograd *g, const struct pl_io *io) {
+    if (g->data)
+        convolve(g, io, true, io->dy, io->dx[0]);
+    return g->data;
 }
 
 /* Tiles [begin, end) of the block: their gradients to W */
@@ -332,7 +322,7 @@ static void gradients_part(void *arg, int part, int64_t begin, int64_t end) {
         tile_at(p, p->first + t, &sample, &row, &column);
         bool whole = row + side <= y->h && column + side <= y->w;
         for (int64_t k = 0; k < y->channels; k += LANES) {
-            const float *plane = p->io->dy + (sample * y->channels + k) * y->h * y->w;
+            const float *plane = p->gradient + (sample * y->channels + k) * y->h * y->w;
             const float *from = plane + (row * y->w + column) * LANES;
             if (!whole) {
                 cut_out(plane, y->h, y->w, row, column, side, square);
@@ -359,12 +349,8 @@ static void weights_part(void *arg, int part, int64_t begin, int64_t end) {
         struct product q = {.depth = p->count, .a = p->m.at + point * p->m.step, .row = 1, .next = p->m.ld,
                             .b = p->v.at + point * p->v.step + c, .ldb = p->v.ld,
                             .c = p->u.at + point * p->u.step + c, .ldc = p->u.ld};
-        for (int64_t k = 0; k < p->to.channels; k += ROWS, q.a += ROWS, q.c += ROWS * p->u.ld) {
-            if (p->first == 0)
-                multiply(&q, false);
-            else
-                multiply(&q, true);
-        }
+        for (int64_t k = 0; k < p->to.channels; k += ROWS, q.a += ROWS, q.c += ROWS * p->u.ld)
+            multiply(&q, ROWS, p->first > 0);
     }
 }
 
@@ -378,12 +364,13 @@ static void filter_gradients_part(void *arg, int part, int64_t begin, int64_t en
     for (int64_t k = begin; k < end; k++)
         for (int64_t c = 0; c < p->from.channels; c += LANES) {
             const float *u = p->u.at + k * p->u.ld + c;
-            float *dw = p->io->dp[0] + (k * p->from.channels + c) * area;
+            float *dw = p->io->dp[0] + (k * p->from.real + c) * area;
+            int64_t lanes = p->from.real - c < LANES ? p->from.real - c : LANES;
             if (taps == 3)
                 gather_filter(3, u, p->u.step, filter);
             else
                 gather_filter(5, u, p->u.step, filter);
-            for (int i = 0; i < LANES; i++)
+            for (int64_t i = 0; i < lanes; i++)
                 for (int q = 0; q < area; q++)
                     dw[i * area + q] = filter[q * LANES + i] + (p->io->accumulate ? dw[i * area + q] : 0.0f);
         }
@@ -392,20 +379,22 @@ static void filter_gradients_part(void *arg, int part, int64_t begin, int64_t en
 static void bias_gradient(const struct pass *p) {
     float *db = p->io->dp[1];
     if (p->first == 0 && !p->io->accumulate)
-        memset(db, 0, (size_t)p->to.channels * sizeof *db);
+        memset(db, 0, (size_t)p->to.real * sizeof *db);
     const float *sums = p->m.at + (SIDE + 1) * p->m.step;
     for (int64_t t = 0; t < p->count; t++)
-        for (int64_t k = 0; k < p->to.channels; k++)
+        for (int64_t k = 0; k < p->to.real; k++)
             db[k] += sums[t * p->m.ld + k];
 }
 
 void pl_cpu_winograd_weights(struct pl_cpu_winograd *g, const struct pl_io *io) {
     const struct pl_backend *b = g->backend;
     struct pass p;
+    float *scratch = (float *)(void *)b->scratch;
     describe(g, false, &p);
-    lay_out_weights(&p, (float *)(void *)b->scratch);
     p.io = io;
-    p.in = io->x[0];
+    p.in = in_blocks(g, &g->x, g->x_blocked, io->x[0], &scratch);
+    p.gradient = in_blocks(g, &g->y, g->y_blocked, io->dy, &scratch);
+    lay_out_weights(&p, scratch);
     for (; p.first < p.tiles; p.first += p.block) {
         p.count = p.tiles - p.first < p.block ? p.tiles - p.first : p.block;
         pl_cpu_parts(b, p.count, 4, patches_part, &p);
@@ -414,5 +403,5 @@ void pl_cpu_winograd_weights(struct pl_cpu_winograd *g, const struct pl_io *io) 
         if (g->bias && io->dp[1] != NULL)
             bias_gradient(&p);
     }
-    pl_cpu_parts(b, p.to.channels, 8, filter_gradients_part, &p);
+    pl_cpu_parts(b, p.to.real, 8, filter_gradients_part, &p);
 }

@@ -21,7 +21,7 @@ static void cpu_close(struct pl_backend *b) {
         return;
     pl_cpu_dnnl_close(b->dnnl);
     pl_free(b->scratch);
-    pl_free(b->copies);
+    pl_free(b->canonical);
     pl_free(b);
 }
 

@@ -30,14 +30,14 @@ struct pl_backend {
     bool blas_parallel;    /* several threads may be inside BLAS at once */
     char *scratch;         /* one for all plans: only one runs at a time */
     size_t scratch_bytes;
-    char *copies;          /* one for all plans that want their inputs in another layout (layout.c) */
-    size_t copies_bytes;
+    char *canonical;       /* one for all plans that cannot read what is blocked (layout.c) */
+    size_t canonical_bytes;
     struct pl_cpu_dnnl *dnnl; /* NULL: not built in */
     bool team;                /* a plan uses oneDNN: our parts run on its OpenMP team too */
 };
 
 /* What a kind of operation makes of blocked inputs: it has them brought into canonical order; it goes
- * through them as they lie, if they all lie alike; or it says itself (pl_plan.inside). */
+ * through them as they lie, if they all lie alike; or it says itself. */
 enum pl_cpu_layouts { PL_CPU_CANONICAL, PL_CPU_SAME, PL_CPU_OWN };
 
 struct pl_cpu_kind {
@@ -54,10 +54,8 @@ struct pl_plan {
     struct pl_backend *backend;
     const struct pl_cpu_kind *kind;
     void *state; /* the kind's own, of pl_alloc */
-    int64_t inside; /* channels of a block as the kind wants its inputs, 0: canonical; plan() sets it */
-    bool converts;  /* some inputs come otherwise */
+    bool converts; /* its inputs come blocked, and it wants them canonical */
 };
-#define PL_CPU_AS_IT_LIES (-1)
 
 /* cpu.c: for kinds without state, or whose state is one allocation. */
 pl_status pl_cpu_plan_nothing(struct pl_plan *p);
@@ -67,12 +65,20 @@ pl_status pl_cpu_scratch(struct pl_backend *b, size_t bytes);
 /* PL_ERR_USAGE that names the layer and the backend. */
 pl_status pl_cpu_refuse(const struct pl_op *op, const char *why);
 
+/* The channels view of an activation [N, C, H, W] or [N, C]. */
+struct pl_cpu_dims {
+    int64_t n, c, h, w;
+};
+struct pl_cpu_dims pl_cpu_dims(const struct pl_shape *s); /* missing dims are 1; w takes the rest */
+
 /* layout.c */
 struct pl_layout pl_cpu_layout(struct pl_backend *b, const struct pl_op *op);
 pl_status pl_cpu_convert_plan(struct pl_plan *p); /* sets converts, with the memory for it */
-/* io with copies of the inputs as the plan wants them, and dx to be written in that order. */
+/* io with canonical copies of the blocked inputs, and dx to be written in canonical order. */
 struct pl_io pl_cpu_convert_in(struct pl_plan *p, const struct pl_io *io);
-void pl_cpu_convert_out(struct pl_plan *p, const struct pl_io *io); /* dx back as it was */
+/* A tensor from canonical order into blocks, the last one filled up with zeros, or back. */
+void pl_cpu_copy_blocks(const struct pl_backend *b, const struct pl_cpu_dims *d, int64_t block, const float *from, float *to, bool into_blocks);
+void pl_cpu_convert_out(struct pl_plan *p, const struct pl_io *io); /* dx back into its blocks */
 
 /* activation.c: of a plan that ends with a rectifier: y itself, and dy where y is 0. */
 void pl_cpu_relu_end(const struct pl_backend *b, float *y, int64_t n);
@@ -101,13 +107,8 @@ void pl_cpu_gemm_here(const struct pl_cpu_gemm *g);
 void pl_cpu_gemm(const struct pl_backend *b, const struct pl_cpu_gemm *g); /* cut over the pool */
 pl_status pl_cpu_gemm_check(const struct pl_op *op, int64_t m, int64_t n, int64_t k);
 bool pl_cpu_blas_open(int threads); /* true: several threads may be inside BLAS at once */
+bool pl_cpu_eight_lanes(void); /* the processor's widest products are of eight floats: our kernels (kernel.h) are at home */
 void pl_cpu_blas_describe(char *text, size_t bytes);
-
-/* The channels view of an activation [N, C, H, W] or [N, C]. */
-struct pl_cpu_dims {
-    int64_t n, c, h, w;
-};
-struct pl_cpu_dims pl_cpu_dims(const struct pl_shape *s); /* missing dims are 1; w takes the rest */
 
 /* dnnl.c and conv_dnnl.c; without PL_HAVE_DNNL none of them exists. */
 struct pl_cpu_dnnl *pl_cpu_dnnl_open(void); /* NULL with the error recorded */
@@ -124,13 +125,18 @@ bool pl_cpu_conv_dnnl_forward(struct pl_cpu_conv_dnnl *d, const struct pl_io *io
 bool pl_cpu_conv_dnnl_weights(struct pl_cpu_conv_dnnl *d, const struct pl_io *io, pl_status *s);
 bool pl_cpu_conv_dnnl_data(struct pl_cpu_conv_dnnl *d, const struct pl_io *io, pl_status *s);
 
+/* dense_narrow.c: a dense layer's products for a batch that is narrow against the weights */
+pl_status pl_cpu_dense_narrow_plan(const struct pl_plan *p, bool *narrow);
+void pl_cpu_dense_narrow_forward(struct pl_plan *p, const struct pl_io *io);
+void pl_cpu_dense_narrow_weights(struct pl_plan *p, const struct pl_io *io);
+
 /* conv_winograd.c */
 struct pl_cpu_winograd;
 struct pl_cpu_winograd *pl_cpu_winograd_create(const struct pl_plan *p); /* NULL: not for this convolution */
 void pl_cpu_winograd_destroy(struct pl_cpu_winograd *g);
 void pl_cpu_winograd_forward(struct pl_cpu_winograd *g, const struct pl_io *io);
 void pl_cpu_winograd_weights(struct pl_cpu_winograd *g, const struct pl_io *io);
-void pl_cpu_winograd_data(struct pl_cpu_winograd *g, const struct pl_io *io);
+bool pl_cpu_winograd_data(struct pl_cpu_winograd *g, const struct pl_io *io); /* false: not taken */
 
 extern const struct pl_cpu_kind *const pl_cpu_kinds[PL_OP_EUCLIDEAN_LOSS + 1];
 extern const struct pl_cpu_kind pl_cpu_dense, pl_cpu_conv, pl_cpu_maxpool, pl_cpu_avgpool,

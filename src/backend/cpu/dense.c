@@ -1,6 +1,11 @@
-/* dense: y = x W^T + b and its gradients, three matrix products (cuBLAS and Caffe do the same). All
- * rows up to the capacity are computed: padding rows are finite and their dy is 0. */
+/* dense: y = x W^T + b and its gradients, three matrix products (cuBLAS and Caffe do the same), by the
+ * library or, where the batch is narrow, two of them by our own (dense_narrow.c). All rows up to the capacity are
+ * computed: padding rows are finite and their dy is 0. */
 #include "backend/cpu/cpu.h"
+
+struct state {
+    bool narrow;
+};
 
 struct sum_job {
     int64_t rows, columns;
@@ -14,6 +19,10 @@ static pl_status plan(struct pl_plan *p) {
     if (pl_shape_row_elems(&op->x[0]) != op->p[0].dim[1] ||
         pl_shape_row_elems(&op->y) != op->p[0].dim[0])
         return pl_cpu_refuse(op, "input, output and weight do not fit together");
+    struct state *s = p->state = pl_alloc(sizeof *s, "a dense layer's plan");
+    if (s == NULL)
+        return PL_ERR_MEMORY;
+    PL_TRY(pl_cpu_dense_narrow_plan(p, &s->narrow));
     return pl_cpu_gemm_check(op, op->x[0].dim[0], op->p[0].dim[0], op->p[0].dim[1]);
 }
 
@@ -33,6 +42,11 @@ static void bias_rows(void *arg, int part, int64_t begin, int64_t end) {
 }
 
 static pl_status forward(struct pl_plan *p, const struct pl_io *io) {
+    const struct state *s = p->state;
+    if (s->narrow) {
+        pl_cpu_dense_narrow_forward(p, io);
+        return PL_OK;
+    }
     int64_t n = p->op.x[0].dim[0], out = p->op.p[0].dim[0], in = p->op.p[0].dim[1];
     if (p->op.bias) {
         struct bias_job j = {out, io->p[1], io->y};
@@ -57,22 +71,28 @@ static void bias_gradient(void *arg, int part, int64_t begin, int64_t end) {
             j->db[o] += j->dy[n * j->columns + o];
 }
 
-static pl_status backward(struct pl_plan *p, const struct pl_io *io) {
+static void weight_gradient(struct pl_plan *p, const struct pl_io *io) {
     int64_t n = p->op.x[0].dim[0], out = p->op.p[0].dim[0], in = p->op.p[0].dim[1];
+    pl_cpu_gemm(p->backend, &(struct pl_cpu_gemm){.ta = true, .m = out, .n = in, .k = n, .a = io->dy, .lda = out, .b = io->x[0], .ldb = in,
+                                                  .beta = io->accumulate ? 1.0f : 0.0f, .c = io->dp[0], .ldc = in});
+}
+
+static void data_gradient(struct pl_plan *p, const struct pl_io *io) {
+    int64_t n = p->op.x[0].dim[0], out = p->op.p[0].dim[0], in = p->op.p[0].dim[1];
+    pl_cpu_gemm(p->backend, &(struct pl_cpu_gemm){.m = n, .n = in, .k = out, .a = io->dy, .lda = out, .b = io->p[0], .ldb = in, .c = io->dx[0], .ldc = in});
+}
+
+static pl_status backward(struct pl_plan *p, const struct pl_io *io) {
+    const struct state *s = p->state;
+    int64_t n = p->op.x[0].dim[0], out = p->op.p[0].dim[0];
     if (io->dp[0])
-        pl_cpu_gemm(p->backend,
-                    &(struct pl_cpu_gemm){.ta = true, .m = out, .n = in, .k = n, .a = io->dy,
-                                          .lda = out, .b = io->x[0], .ldb = in,
-                                          .beta = io->accumulate ? 1.0f : 0.0f, .c = io->dp[0],
-                                          .ldc = in});
+        (s->narrow ? pl_cpu_dense_narrow_weights : weight_gradient)(p, io);
     if (p->op.bias && io->dp[1]) {
         struct sum_job j = {n, out, io->dy, io->dp[1], io->accumulate};
         pl_cpu_parts(p->backend, out, PL_CPU_GRAIN / n + 1, bias_gradient, &j);
     }
     if (p->op.need_dx[0] && io->dx[0])
-        pl_cpu_gemm(p->backend,
-                    &(struct pl_cpu_gemm){.m = n, .n = in, .k = out, .a = io->dy, .lda = out,
-                                          .b = io->p[0], .ldb = in, .c = io->dx[0], .ldc = in});
+        data_gradient(p, io);
     return PL_OK;
 }
 

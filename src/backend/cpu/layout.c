@@ -1,7 +1,9 @@
-/* layout: which plans exchange activations in blocks, and the copies for those that want them otherwise.
+/* layout: which plans exchange activations in blocks, and the copies for those that cannot read them.
  * Blocks begin at a convolution whose oneDNN primitives want them, go through all that works channel
  * by channel or element by element, and end at what knows canonical only (dense, losses). */
 #include "backend/cpu/cpu.h"
+
+#include <string.h>
 
 static bool blocked(const struct pl_layout *l) { return l->block > 1; }
 
@@ -32,50 +34,54 @@ static bool goes_through(const struct pl_op *op) {
     return alike(op) && op->x[0].dims == 4 && (blocked(&op->ly) || y.h * y.w == 1);
 }
 
-/* Input i lies otherwise than the plan wants it. */
-static bool foreign(const struct pl_plan *p, int i) {
-    return p->inside != PL_CPU_AS_IT_LIES && blocked(&p->op.lx[i]) != (p->inside > 1);
-}
-
 pl_status pl_cpu_convert_plan(struct pl_plan *p) {
     size_t elems = 0;
-    if (p->kind->layouts == PL_CPU_SAME && goes_through(&p->op))
-        p->inside = PL_CPU_AS_IT_LIES;
+    bool as_it_lies = p->kind->layouts == PL_CPU_OWN ? blocked(&p->op.ly) : p->kind->layouts == PL_CPU_SAME && goes_through(&p->op);
+    if (as_it_lies)
+        return PL_OK;
     for (int i = 0; i < p->op.inputs; i++)
-        if (foreign(p, i)) {
+        if (blocked(&p->op.lx[i])) {
             p->converts = true;
             elems += 2 * (size_t)pl_shape_elems(&p->op.x[i]);
         }
     struct pl_backend *b = p->backend;
-    if (elems * sizeof(float) <= b->copies_bytes)
+    if (elems * sizeof(float) <= b->canonical_bytes)
         return PL_OK;
-    char *more = pl_alloc(elems * sizeof(float), "the cpu backend's copies of tensors in another layout");
+    char *more = pl_alloc(elems * sizeof(float), "the cpu backend's copies of blocked tensors");
     if (more == NULL)
         return PL_ERR_MEMORY;
-    pl_free(b->copies);
-    b->copies = more;
-    b->copies_bytes = elems * sizeof(float);
+    pl_free(b->canonical);
+    b->canonical = more;
+    b->canonical_bytes = elems * sizeof(float);
     return PL_OK;
 }
 
 struct copy {
     const float *from;
     float *to;
-    int64_t block, plane;
+    int64_t block, plane, channels, blocks; /* blocks of a sample; the last may be filled up with zeros */
     bool out; /* canonical to blocks */
 };
 
 /* [plane, block] to [block, plane] or back, items [begin, end) of samples x blocks of channels */
 static inline void copy_blocks(const struct copy *c, int64_t block, int64_t begin, int64_t end) {
     for (int64_t u = begin; u < end; u++) {
-        const float *from = c->from + u * block * c->plane;
-        float *to = c->to + u * block * c->plane;
-        if (c->out)
+        int64_t first = u % c->blocks * block, there = c->channels - first < block ? c->channels - first : block;
+        int64_t canonical = (u / c->blocks * c->channels + first) * c->plane, blocked_at = u * block * c->plane;
+        const float *from = c->from + (c->out ? canonical : blocked_at);
+        float *to = c->to + (c->out ? blocked_at : canonical);
+        if (c->out && there < block)
+            memset(to, 0, (size_t)(block * c->plane) * sizeof *to);
+        if (c->out && there == block)
             for (int64_t i = 0; i < c->plane; i++)
                 for (int64_t k = 0; k < block; k++)
                     to[i * block + k] = from[k * c->plane + i];
+        else if (c->out)
+            for (int64_t i = 0; i < c->plane; i++)
+                for (int64_t k = 0; k < there; k++)
+                    to[i * block + k] = from[k * c->plane + i];
         else
-            for (int64_t k = 0; k < block; k++)
+            for (int64_t k = 0; k < there; k++)
                 for (int64_t i = 0; i < c->plane; i++)
                     to[k * c->plane + i] = from[i * block + k];
     }
@@ -91,21 +97,22 @@ static void copy_part(void *arg, int part, int64_t begin, int64_t end) {
         copy_blocks(c, c->block, begin, end);
 }
 
-/* Between the layout of input i and the plan's own; one of the two is canonical. */
-static void copy(struct pl_plan *p, int i, const float *from, float *to, bool into_blocks) {
-    struct pl_layout l = p->op.lx[i];
-    if (!blocked(&l))
-        l = (struct pl_layout){p->inside, p->op.x[i].dim[2] * p->op.x[i].dim[3]};
-    struct copy c = {from, to, l.block, l.plane, into_blocks};
-    int64_t item = l.block * l.plane;
-    pl_cpu_parts(p->backend, pl_shape_elems(&p->op.x[i]) / item, PL_CPU_GRAIN / item + 1, copy_part, &c);
+void pl_cpu_copy_blocks(const struct pl_backend *b, const struct pl_cpu_dims *d, int64_t block, const float *from, float *to, bool into_blocks) {
+    struct copy c = {from, to, block, d->h * d->w, d->c, (d->c + block - 1) / block, into_blocks};
+    pl_cpu_parts(b, d->n * c.blocks, PL_CPU_GRAIN / (block * c.plane) + 1, copy_part, &c);
+}
+
+static void copy(struct pl_plan *p, int i, const float *from, float *to, bool out) {
+    const struct pl_layout *l = &p->op.lx[i];
+    struct pl_cpu_dims d = {p->op.x[i].dim[0], pl_shape_row_elems(&p->op.x[i]) / l->plane, 1, l->plane};
+    pl_cpu_copy_blocks(p->backend, &d, l->block, from, to, out);
 }
 
 /* The place of input i's copy, and behind it of its gradient's. */
 static float *place(const struct pl_plan *p, int i) {
-    float *at = (float *)(void *)p->backend->copies;
+    float *at = (float *)(void *)p->backend->canonical;
     for (int k = 0; k < i; k++)
-        if (foreign(p, k))
+        if (blocked(&p->op.lx[k]))
             at += 2 * pl_shape_elems(&p->op.x[k]);
     return at;
 }
@@ -113,9 +120,9 @@ static float *place(const struct pl_plan *p, int i) {
 struct pl_io pl_cpu_convert_in(struct pl_plan *p, const struct pl_io *io) {
     struct pl_io in = *io;
     for (int i = 0; i < p->op.inputs; i++)
-        if (foreign(p, i)) {
+        if (blocked(&p->op.lx[i])) {
             float *x = place(p, i);
-            copy(p, i, io->x[i], x, !blocked(&p->op.lx[i]));
+            copy(p, i, io->x[i], x, false);
             in.x[i] = x;
             if (io->dx[i] != NULL)
                 in.dx[i] = x + pl_shape_elems(&p->op.x[i]);
@@ -125,6 +132,6 @@ struct pl_io pl_cpu_convert_in(struct pl_plan *p, const struct pl_io *io) {
 
 void pl_cpu_convert_out(struct pl_plan *p, const struct pl_io *io) {
     for (int i = 0; i < p->op.inputs; i++)
-        if (foreign(p, i) && p->op.need_dx[i] && io->dx[i] != NULL)
-            copy(p, i, place(p, i) + pl_shape_elems(&p->op.x[i]), io->dx[i], blocked(&p->op.lx[i]));
+        if (blocked(&p->op.lx[i]) && p->op.need_dx[i] && io->dx[i] != NULL)
+            copy(p, i, place(p, i) + pl_shape_elems(&p->op.x[i]), io->dx[i], true);
 }

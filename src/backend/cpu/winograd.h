@@ -9,16 +9,12 @@
 #ifndef PL_CPU_WINOGRAD_H
 #define PL_CPU_WINOGRAD_H
 
-#define LANES 8
+#include "backend/cpu/kernel.h"
+
 #define SIDE 6
 #define POINTS (SIDE * SIDE)
 #define MOST_TAPS 5
 #define MOST_OUTPUTS 4
-typedef float vec __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
-#define LOAD(p) (*(const vec *)(const void *)(p))
-#define STORE(p, v) (*(vec *)(void *)(p) = (v))
-/* Compiled into functions of several instruction sets, so they cannot stand alone. */
-#define WITHIN static inline __attribute__((always_inline))
 
 /* t = B^T d, 6 to 6 */
 WITHIN void data_line(const vec *d, vec *t) {
