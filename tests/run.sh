@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # tests/run.sh [release|asan|tsan|debug] [ctest options]: installs what is missing, builds, runs every
-# test of that build. tsan runs what is made for it: the loader, queues and pool (MPI and OpenMP are not
-# instrumented).
+# test of that build. tsan runs what is made for it: the loader, queues, pool, the exchange in shared memory
+# (MPI and OpenMP are not instrumented).
 set -eu
 cd "$(dirname "$0")/.."
 . jobs/packages.sh
@@ -11,5 +11,5 @@ case $preset in release|asan|tsan|debug) ;; *) echo "usage: tests/run.sh [releas
 install_packages util-linux procps python3-pil
 echo "Building $preset (log: build/$preset.log)"
 configure_and_build "$preset"
-[ "$preset" = tsan ] && set -- -R 'unit_(base|data)$' "$@"
+[ "$preset" = tsan ] && set -- -R 'unit_(base|data|exchange)$' "$@"
 exec ctest --test-dir "build/$preset" --output-on-failure -j "$(nproc)" --no-tests=error "$@"

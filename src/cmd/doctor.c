@@ -27,6 +27,18 @@ static void print_transports(const struct pl_world *w)
     printf("transport     tcp, verbs: not built\n");
 }
 
+/* How these ranks would add gradients up. Collective. */
+static pl_status print_exchange(struct pl_world *w)
+{
+    struct pl_exchange *x;
+    struct pl_exchange_options o = {.transport = "auto", .shared_memory = true, .bucket_bytes = 4 << 20, .timeout_ms = 60000};
+    PL_TRY(pl_exchange_create(w, &o, 1 << 20, &x));
+    if (w->rank == 0)
+        printf("exchange      %s: %s\n", pl_exchange_algorithm(x), pl_exchange_why(x));
+    pl_exchange_destroy(x);
+    return PL_OK;
+}
+
 static void print_shm(void)
 {
     struct statvfs v;
@@ -62,13 +74,13 @@ static int run_doctor(int argc, char **argv)
         print_transports(&w);
         print_shm();
     }
-    return pl_world_finish(&w, PL_OK);
+    return pl_world_finish(&w, print_exchange(&w));
 }
 
 const struct pl_command pl_cmd_doctor = {
     .name = "doctor",
     .usage = "paceline doctor",
     .help = "Shows what this machine and this build offer: MPI, cores and threads, BLAS, oneDNN,\n"
-            "HDF5, transports. Run it the way the job is run, say under mpirun -n 2.",
+            "HDF5, transports, how gradients are added up. Run it the way the job is run, say under mpirun -n 2.",
     .run = run_doctor,
 };

@@ -1,52 +1,64 @@
-/* Internal to exchange/: the requests between the main thread and the exchange thread. */
+/* Internal to exchange/ (and its tests): the ways to add up, behind the contract. */
 #ifndef PL_EXCHANGE_INTERNAL_H
 #define PL_EXCHANGE_INTERNAL_H
 
 #include "exchange/exchange.h"
 
-enum request_kind { REQUEST_SUM_F32, REQUEST_SUM_F64, REQUEST_MAX_F64, REQUEST_STOP };
-struct request {
-    enum request_kind what;
-    const void *in;
-    void *out;
-    int64_t n, step;
-    double posted_ms;
+struct pl_native; /* progress.c */
+struct pl_shared; /* node.c */
+
+/* A way to add up over several ranks. Called by the main thread, the same calls on every rank. */
+struct pl_algorithm {
+    const char *name;
+    /* Elements [a, b) of the gradient are final: adds them up, or starts to. */
+    pl_status (*post_bucket)(struct pl_exchange *x, int64_t a, int64_t b);
+    /* The same for n doubles, in place. */
+    pl_status (*post_values)(struct pl_exchange *x, enum pl_reduce op, double *values, int n);
+    /* Until all that was posted is whole. */
+    pl_status (*drain)(struct pl_exchange *x);
+    void (*close)(struct pl_exchange *x);
 };
-
-/* A bucket can hold few elements, but a slab has at most so many in flight; posting waits beyond. */
-#define MAX_REQUESTS 256
-
-struct flight;
 
 struct pl_exchange {
-    struct pl_world *world;
+    struct pl_world *world; /* NULL in tests of the shared memory alone */
     struct pl_exchange_options options;
-    const struct pl_transport_table *table; /* NULL with one rank */
-    struct pl_transport *transport;
+    const struct pl_algorithm *algorithm; /* NULL with one rank */
+    struct pl_native *native;
+    struct pl_shared *shared;
+    const char *transport;
     char why[256];
-
-    /* main thread */
-    const float *mine;
-    float *sum;
-    int64_t bucket_end, ready_from, step;
-    double first_post_ms;
-
-    /* `lock` guards the ring and the counts; nothing else is locked while it is held. */
-    pthread_t thread;
-    pthread_mutex_t lock;
-    pthread_cond_t to_thread, to_main;
-    struct request ring[MAX_REQUESTS];
-    unsigned head, tail;   /* ring[head % MAX] is next to be started; tail is where the next goes */
-    unsigned done;         /* requests finished; all of them when done == tail */
-    double total_ms;
-    struct flight *flight;  /* the thread's own: [MAX_REQUESTS] */
-    pl_status failed;
-    _Atomic bool main_waits; /* the core is ours: poll without sleeping */
+    float *gradient, *sum; /* [elems] */
+    float *own[2];         /* those of them that close with us */
+    int64_t elems, step;
+    int64_t bucket_end, ready_from; /* elements of the open bucket: [ready_from, bucket_end) */
+    double first_post_ms, within_ms;
 };
 
-pl_status pl_exchange_thread_start(struct pl_exchange *x);
-void pl_exchange_thread_stop(struct pl_exchange *x);
-pl_status pl_exchange_post(struct pl_exchange *x, const struct request *r);
-pl_status pl_exchange_drain(struct pl_exchange *x); /* until every posted request is done */
+/* progress.c: MPI's all-reduce, driven by a thread. Collective. */
+extern const struct pl_algorithm pl_algorithm_native;
+pl_status pl_exchange_native_open(struct pl_exchange *x);
+
+/* node.c: `memory` is shared by all `ranks`, zeroed, at least pl_exchange_shared_bytes. */
+extern const struct pl_algorithm pl_algorithm_shared;
+size_t pl_exchange_shared_bytes(int ranks, int64_t elems);
+pl_status pl_exchange_shared_open(struct pl_exchange *x, void *memory, int rank, int ranks);
+
+/* What a rank should touch first, so that it lies near it: its own gradient and its part of the sum. */
+struct pl_extent { size_t offset, bytes; };
+enum { PL_OWN_EXTENTS = 2 };
+void pl_exchange_shared_extents(int rank, int ranks, int64_t elems, struct pl_extent own[PL_OWN_EXTENTS]);
+
+/* shared_memory.c: maps `bytes` that all ranks of the run, on one node, share and reserves this rank's own.
+ * PL_END on all ranks with the reason in why where that cannot be had. Collective. */
+pl_status pl_exchange_map(struct pl_world *w, size_t bytes, const struct pl_extent own[PL_OWN_EXTENTS], void **out,
+                          char *why, size_t why_bytes);
+void pl_exchange_unmap(void *memory, size_t bytes);
+
+/* An exchange in given shared memory, for tests: no world, the ranks are threads or forked processes. */
+pl_status pl_exchange_create_in(void *memory, int rank, int ranks, const struct pl_exchange_options *o, int64_t elems,
+                                struct pl_exchange **out);
+
+/* The one message of a wait that took too long. missing: "2, 5". */
+pl_status pl_exchange_timed_out(const struct pl_exchange *x, int64_t step, const char *missing);
 
 #endif

@@ -1,6 +1,6 @@
-/* The exchange thread: starts requests in the order they come, polls those in flight, and watches
- * the clock. It alone calls the transport. While compute runs it sleeps between polls, because a
- * spinning progress thread steals the compute core (horovod#2804); once the main thread waits too,
+/* MPI's own all-reduce, driven by a thread: it starts requests in the order they come, polls those in
+ * flight, and watches the clock. It alone calls the transport. While compute runs it sleeps between polls,
+ * because a spinning progress thread steals the compute core (horovod#2804); once the main thread waits too,
  * the core is free and it polls, yielding. A wait beyond the timeout ends with a roll-call that
  * names the ranks that are missing. */
 #include "exchange/exchange_internal.h"
@@ -12,27 +12,53 @@
 #define ROLL_CALL_MS 1000.0
 #define ROLL_CALL_TAG 77
 
+/* A bucket can hold few elements, but a slab has at most so many in flight; posting waits beyond. */
+#define MAX_REQUESTS 256
+
+struct request {
+    enum pl_reduce op;
+    bool stop; /* the last one */
+    const void *in;
+    void *out;
+    int64_t n, step;
+    double posted_ms;
+};
+
 struct flight {
     struct request what;
     struct pl_request request;
 };
 
-static pl_status start(struct pl_exchange *x, struct flight *f)
+struct pl_native {
+    struct pl_exchange *exchange;
+    const struct pl_transport_table *table;
+    struct pl_transport *transport;
+
+    /* `lock` guards the ring and the counts; nothing else is locked while it is held. */
+    pthread_t thread;
+    pthread_mutex_t lock;
+    pthread_cond_t to_thread, to_main;
+    struct request ring[MAX_REQUESTS];
+    unsigned head, tail; /* ring[head % MAX] is next to be started; tail is where the next goes */
+    unsigned done;       /* requests finished; all of them when done == tail */
+    pl_status failed;
+    _Atomic bool main_waits; /* the core is ours: poll without sleeping */
+    struct flight flight[MAX_REQUESTS]; /* the thread's own */
+};
+
+static pl_status start(struct pl_native *n, struct flight *f)
 {
-    static const enum pl_reduce op[] = {
-        [REQUEST_SUM_F32] = PL_SUM_F32, [REQUEST_SUM_F64] = PL_SUM_F64, [REQUEST_MAX_F64] = PL_MAX_F64};
     if (pl_fault("exchange.start", f->what.step))
         return pl_error(PL_ERR_PEER, "exchange", "debug.fault at exchange.start");
-    return x->table->post_allreduce(x->transport, op[f->what.what], f->what.in, f->what.out, f->what.n,
-                                    &f->request);
+    return n->table->post_allreduce(n->transport, f->what.op, f->what.in, f->what.out, f->what.n, &f->request);
 }
 
 /* Everybody who waits tells everybody else the step it is in; who does not answer is missing. */
-static void roll_call(struct pl_exchange *x, char *text, size_t bytes)
+static void roll_call(struct pl_native *n, char *text, size_t bytes)
 {
-    int ranks = x->world->ranks, me = x->world->rank;
+    int ranks = n->exchange->world->ranks, me = n->exchange->world->rank;
     size_t at = 0;
-    int64_t mine = x->ring[x->done % MAX_REQUESTS].step;
+    int64_t mine = n->ring[n->done % MAX_REQUESTS].step;
     struct pl_request *send = pl_alloc((size_t)ranks * 2 * sizeof *send, "roll-call");
     int64_t *step = pl_alloc((size_t)ranks * sizeof *step, "roll-call");
     text[0] = '\0';
@@ -42,16 +68,16 @@ static void roll_call(struct pl_exchange *x, char *text, size_t bytes)
     for (int r = 0; r < ranks; r++) {
         if (r == me)
             continue;
-        x->table->post_receive(x->transport, r, ROLL_CALL_TAG, &step[r], sizeof step[r], &receive[r]);
-        x->table->post_send(x->transport, r, ROLL_CALL_TAG, &mine, sizeof mine, &send[r]);
+        n->table->post_receive(n->transport, r, ROLL_CALL_TAG, &step[r], sizeof step[r], &receive[r]);
+        n->table->post_send(n->transport, r, ROLL_CALL_TAG, &mine, sizeof mine, &send[r]);
     }
     for (double end = pl_now_ms() + ROLL_CALL_MS; pl_now_ms() < end; pl_sleep_ms(1)) {
         bool done;
         for (int r = 0; r < ranks; r++) {
             if (receive[r].active)
-                x->table->test(x->transport, &receive[r], &done);
+                n->table->test(n->transport, &receive[r], &done);
             if (send[r].active)
-                x->table->test(x->transport, &send[r], &done);
+                n->table->test(n->transport, &send[r], &done);
         }
     }
     for (int r = 0; r < ranks && at + 16 < bytes; r++)
@@ -60,19 +86,15 @@ static void roll_call(struct pl_exchange *x, char *text, size_t bytes)
     /* send and step stay: requests may still be in flight, and the process is about to end. */
 }
 
-static pl_status timed_out(struct pl_exchange *x, const struct flight *f)
+static pl_status timed_out(struct pl_native *n, const struct flight *f)
 {
     char missing[256];
-    roll_call(x, missing, sizeof missing);
-    return pl_error(PL_ERR_PEER, "exchange",
-                    "waited %.0f s for the ranks in step %lld; missing: rank %s\n"
-                    "see that rank's log; exchange.timeout sets how long is waited",
-                    x->options.timeout_ms / 1000, (long long)f->what.step,
-                    missing[0] ? missing : "none, all ranks answer (is the network slow?)");
+    roll_call(n, missing, sizeof missing);
+    return pl_exchange_timed_out(n->exchange, f->what.step, missing);
 }
 
 /* Tests what is in flight, in order; *some says that anything ended. */
-static pl_status poll_flights(struct pl_exchange *x, struct flight *flight, unsigned from, unsigned to,
+static pl_status poll_flights(struct pl_native *n, struct flight *flight, unsigned from, unsigned to,
                               bool *some)
 {
     *some = false;
@@ -81,117 +103,179 @@ static pl_status poll_flights(struct pl_exchange *x, struct flight *flight, unsi
         bool done = false;
         if (!f->request.active)
             continue;
-        PL_TRY(x->table->test(x->transport, &f->request, &done));
-        if (done) {
+        PL_TRY(n->table->test(n->transport, &f->request, &done));
+        if (done)
             *some = true;
-            x->total_ms += f->what.what == REQUEST_SUM_F32 ? pl_now_ms() - f->what.posted_ms : 0;
-        } else if (pl_now_ms() - f->what.posted_ms > x->options.timeout_ms) {
-            return timed_out(x, f);
-        }
+        else if (pl_now_ms() - f->what.posted_ms > n->exchange->options.timeout_ms)
+            return timed_out(n, f);
     }
     return PL_OK;
 }
 
 /* Takes new requests; true when told to stop. Waits for one only while nothing is in flight. */
-static bool take(struct pl_exchange *x, struct flight *flight, unsigned *started, unsigned *to)
+static bool take(struct pl_native *n, struct flight *flight, unsigned *started, unsigned *to)
 {
-    pthread_mutex_lock(&x->lock);
-    while (x->head == x->tail && x->done == x->tail)
-        pthread_cond_wait(&x->to_thread, &x->lock);
-    *started = x->head;
-    for (; x->head != x->tail; x->head++) {
-        flight[x->head % MAX_REQUESTS].what = x->ring[x->head % MAX_REQUESTS];
-        flight[x->head % MAX_REQUESTS].request.active = false;
+    pthread_mutex_lock(&n->lock);
+    while (n->head == n->tail && n->done == n->tail)
+        pthread_cond_wait(&n->to_thread, &n->lock);
+    *started = n->head;
+    for (; n->head != n->tail; n->head++) {
+        flight[n->head % MAX_REQUESTS].what = n->ring[n->head % MAX_REQUESTS];
+        flight[n->head % MAX_REQUESTS].request.active = false;
     }
-    *to = x->head;
-    pthread_mutex_unlock(&x->lock);
-    return *started != *to && flight[(*to - 1) % MAX_REQUESTS].what.what == REQUEST_STOP;
+    *to = n->head;
+    pthread_mutex_unlock(&n->lock);
+    return *started != *to && flight[(*to - 1) % MAX_REQUESTS].what.stop;
 }
 
-static void publish(struct pl_exchange *x, struct flight *flight, unsigned to, pl_status failed)
+static void publish(struct pl_native *n, struct flight *flight, unsigned to, pl_status failed)
 {
-    pthread_mutex_lock(&x->lock);
-    while (x->done != to && !flight[x->done % MAX_REQUESTS].request.active)
-        x->done++;
-    x->failed = failed;
-    pthread_cond_broadcast(&x->to_main);
-    pthread_mutex_unlock(&x->lock);
+    pthread_mutex_lock(&n->lock);
+    while (n->done != to && !flight[n->done % MAX_REQUESTS].request.active)
+        n->done++;
+    n->failed = failed;
+    pthread_cond_broadcast(&n->to_main);
+    pthread_mutex_unlock(&n->lock);
 }
 
 static void *run(void *arg)
 {
-    struct pl_exchange *x = arg;
-    struct flight *flight = x->flight;
+    struct pl_native *n = arg;
+    struct flight *flight = n->flight;
     for (;;) {
         unsigned from, to;
         bool some = false;
         pl_status s = PL_OK;
-        if (take(x, flight, &from, &to))
+        if (take(n, flight, &from, &to))
             return NULL;
         for (unsigned i = from; s == PL_OK && i != to; i++)
-            s = start(x, &flight[i % MAX_REQUESTS]);
+            s = start(n, &flight[i % MAX_REQUESTS]);
         if (s == PL_OK)
-            s = poll_flights(x, flight, x->done, to, &some);
+            s = poll_flights(n, flight, n->done, to, &some);
         if (s < 0 || some)
-            publish(x, flight, to, s);
+            publish(n, flight, to, s);
         if (s < 0)
             return NULL;
-        if (!some && atomic_load(&x->main_waits))
+        if (!some && atomic_load(&n->main_waits))
             sched_yield();
         else if (!some)
             pl_sleep_ms(POLL_SLEEP_MS);
     }
 }
 
-pl_status pl_exchange_thread_start(struct pl_exchange *x)
+static pl_status post(struct pl_native *n, const struct request *r)
 {
-    x->flight = pl_alloc(MAX_REQUESTS * sizeof *x->flight, "exchange requests");
-    if (!x->flight)
-        return PL_ERR_MEMORY;
-    pthread_mutex_init(&x->lock, NULL);
-    pthread_cond_init(&x->to_thread, NULL);
-    pthread_cond_init(&x->to_main, NULL);
-    return pl_thread_start(&x->thread, "exchange", run, x);
-}
-
-void pl_exchange_thread_stop(struct pl_exchange *x)
-{
-    struct request stop = {.what = REQUEST_STOP};
-    if (x->failed == PL_OK && pl_exchange_drain(x) == PL_OK)
-        pl_exchange_post(x, &stop);
-    pthread_join(x->thread, NULL);
-    pthread_mutex_destroy(&x->lock);
-    pthread_cond_destroy(&x->to_thread);
-    pthread_cond_destroy(&x->to_main);
-    if (x->failed == PL_OK) /* otherwise requests in flight still point here */
-        pl_free(x->flight);
-}
-
-pl_status pl_exchange_post(struct pl_exchange *x, const struct request *r)
-{
-    pthread_mutex_lock(&x->lock);
-    while (x->failed == PL_OK && x->tail - x->done >= MAX_REQUESTS)
-        pthread_cond_wait(&x->to_main, &x->lock);
-    pl_status s = x->failed;
+    pthread_mutex_lock(&n->lock);
+    while (n->failed == PL_OK && n->tail - n->done >= MAX_REQUESTS)
+        pthread_cond_wait(&n->to_main, &n->lock);
+    pl_status s = n->failed;
     if (s == PL_OK) {
-        struct request *slot = &x->ring[x->tail % MAX_REQUESTS];
+        struct request *slot = &n->ring[n->tail % MAX_REQUESTS];
         *slot = *r;
         slot->posted_ms = pl_now_ms();
-        x->tail++;
-        pthread_cond_signal(&x->to_thread);
+        n->tail++;
+        pthread_cond_signal(&n->to_thread);
     }
-    pthread_mutex_unlock(&x->lock);
+    pthread_mutex_unlock(&n->lock);
     return s;
 }
 
-pl_status pl_exchange_drain(struct pl_exchange *x)
+static pl_status drain(struct pl_native *n)
 {
-    atomic_store(&x->main_waits, true);
-    pthread_mutex_lock(&x->lock);
-    while (x->failed == PL_OK && x->done != x->tail)
-        pthread_cond_wait(&x->to_main, &x->lock);
-    pl_status s = x->failed;
-    pthread_mutex_unlock(&x->lock);
-    atomic_store(&x->main_waits, false);
+    atomic_store(&n->main_waits, true);
+    pthread_mutex_lock(&n->lock);
+    while (n->failed == PL_OK && n->done != n->tail)
+        pthread_cond_wait(&n->to_main, &n->lock);
+    pl_status s = n->failed;
+    pthread_mutex_unlock(&n->lock);
+    atomic_store(&n->main_waits, false);
     return s;
 }
+
+static pl_status native_post_bucket(struct pl_exchange *x, int64_t a, int64_t b)
+{
+    struct request r = {.op = PL_SUM_F32, .in = x->gradient + a, .out = x->sum + a, .n = b - a, .step = x->step};
+    return post(x->native, &r);
+}
+
+static pl_status native_post_values(struct pl_exchange *x, enum pl_reduce op, double *values, int n)
+{
+    struct request r = {.op = op, .in = values, .out = values, .n = n, .step = x->step};
+    return post(x->native, &r);
+}
+
+static pl_status native_drain(struct pl_exchange *x) { return drain(x->native); }
+
+static pl_status start_thread(struct pl_native *n)
+{
+    pthread_mutex_init(&n->lock, NULL);
+    pthread_cond_init(&n->to_thread, NULL);
+    pthread_cond_init(&n->to_main, NULL);
+    return pl_thread_start(&n->thread, "exchange", run, n);
+}
+
+/* Everything that one rank alone can fail at comes before the collective open. */
+static pl_status prepare(struct pl_exchange *x)
+{
+    char why[sizeof x->why], reason[sizeof x->why];
+    size_t bytes = (size_t)x->elems * sizeof(float);
+    x->native = pl_alloc(sizeof *x->native, "exchange requests");
+    x->gradient = x->own[0] = pl_alloc(bytes, "gradients");
+    x->sum = x->own[1] = pl_alloc(bytes, "the agreed gradient");
+    if (!x->native || !x->gradient || !x->sum)
+        return PL_ERR_MEMORY;
+    x->native->exchange = x;
+    PL_TRY(pl_transport_find(x->world, x->options.transport, &x->native->table, why, sizeof why));
+    x->transport = x->native->table->name;
+    memcpy(reason, x->why, sizeof reason);
+    snprintf(x->why, sizeof x->why, "%.120s; %.130s", why, reason);
+    return PL_OK;
+}
+
+pl_status pl_exchange_native_open(struct pl_exchange *x)
+{
+    pl_status s = pl_world_agree(x->world, prepare(x));
+    struct pl_native *n = x->native;
+    if (s < 0) {
+        pl_free(n);
+        return s;
+    }
+    s = n->table->open(x->world, &n->transport);
+    if (s == PL_OK)
+        s = start_thread(n);
+    if (s == PL_OK) {
+        x->algorithm = &pl_algorithm_native;
+    } else {
+        if (n->transport)
+            n->table->close(n->transport);
+        pl_free(n);
+    }
+    return pl_world_agree(x->world, s);
+}
+
+/* After an error a collective close could wait for a dead peer, and requests in flight still point here. */
+static void native_close(struct pl_exchange *x)
+{
+    struct pl_native *n = x->native;
+    struct request stop = {.stop = true};
+    if (drain(n) == PL_OK)
+        post(n, &stop);
+    pthread_join(n->thread, NULL);
+    pthread_mutex_destroy(&n->lock);
+    pthread_cond_destroy(&n->to_thread);
+    pthread_cond_destroy(&n->to_main);
+    if (n->failed == PL_OK) {
+        n->table->close(n->transport);
+        pl_free(n);
+    } else {
+        x->own[0] = x->own[1] = NULL;
+    }
+}
+
+const struct pl_algorithm pl_algorithm_native = {
+    .name = "native",
+    .post_bucket = native_post_bucket,
+    .post_values = native_post_values,
+    .drain = native_drain,
+    .close = native_close,
+};

@@ -72,9 +72,14 @@ static pl_status allocate_all(struct pl_graph *g)
     PL_TRY(allocate(g, g->arena_bytes, "activations", &g->arena));
     if (!g->share)
         PL_TRY(allocate(g, slab, "parameters", &g->own_params));
-    if (g->train)
-        PL_TRY(allocate(g, slab, "gradients", &g->own_grads));
     return PL_OK;
+}
+
+pl_status pl_graph_make_grads(struct pl_graph *g)
+{
+    if (pl_graph_grads(g))
+        return PL_OK;
+    return allocate(g, (size_t)g->elems * sizeof(float), "gradients", &g->own_grads);
 }
 
 /* ---- create, destroy ------------------------------------------------------------------------- */

@@ -13,7 +13,7 @@ struct pl_tensor {
 };
 
 /* Builds layers, infers shapes, lays out slabs and the activation arena, makes the plans. train
- * false: forward only, no gradient memory. share: NULL makes parameters here; otherwise uses those
+ * false: forward only. share: NULL makes parameters here; otherwise uses those
  * of another graph of the same job (evaluation), whichever it has at each pass. The job, and the
  * graph that is shared, must outlive this one. PL_ERR_USAGE, PL_ERR_MEMORY. Not collective. */
 pl_status pl_graph_create(const struct pl_job *job, const struct pl_backend_table *table,
@@ -26,10 +26,10 @@ int pl_graph_layers(const struct pl_graph *g, const struct pl_layer **out); /* w
 int64_t pl_graph_elems(const struct pl_graph *g); /* of a slab; multiples of 16, 0 in gaps */
 int64_t pl_graph_weights(const struct pl_graph *g); /* trainable numbers */
 float *pl_graph_params(struct pl_graph *g);         /* slab, on the backend */
-float *pl_graph_grads(struct pl_graph *g); /* slab, sums over samples; NULL without train */
+float *pl_graph_grads(struct pl_graph *g); /* slab, sums over samples; NULL before there is one */
 /* Uses the caller's slab, on the backend, with the layout of pl_graph_tensors and 0 in the gaps,
- * from the next pass on (versions of parameters, a gradient kept until its step is committed). NULL
- * goes back to the graph's own. Not between a forward and its backward. The caller owns it. */
+ * from the next pass on (versions of parameters, a gradient that others read). NULL goes back to the
+ * graph's own; that of the gradient is made by the first backward pass that needs it. Not between a forward and its backward. The caller owns it. */
 void pl_graph_set_params(struct pl_graph *g, float *params);
 void pl_graph_set_grads(struct pl_graph *g, float *grads);
 size_t pl_graph_arena_bytes(const struct pl_graph *g);

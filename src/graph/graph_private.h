@@ -72,6 +72,9 @@ size_t pl_spans_place(struct pl_span *span, int n);
 /* For tests: every span gets memory of its own. */
 extern bool pl_graph_unplanned;
 
+/* graph.c: gradient memory of its own, unless it has that or the caller's. */
+pl_status pl_graph_make_grads(struct pl_graph *g);
+
 static inline bool pl_is_view(const struct pl_graph *g, int i) { return g->layer[i].kind->view || g->node[i].fused; }
 
 static inline float *pl_span_memory(const struct pl_graph *g, int span)

@@ -90,6 +90,7 @@ pl_status pl_graph_backward(struct pl_graph *g, const struct pl_graph_batch *b, 
                             pl_slice_fn *slice, void *arg)
 {
     PL_TRY(check_batch(g, b, true));
+    PL_TRY(pl_graph_make_grads(g));
     int64_t end = g->elems;
     for (int i = g->layers - 1; i >= 0; i--) {
         const struct pl_layer *l = &g->layer[i];

@@ -61,6 +61,8 @@ struct pl_job_set { /* one of data.train, data.test */
 
 enum { PL_FP32 };
 enum { PL_SYNC_ALLREDUCE };
+enum { PL_ALGORITHM_AUTO, PL_ALGORITHM_NATIVE };
+enum { PL_TWO_LEVEL_AUTO, PL_TWO_LEVEL_NEVER };
 enum { PL_DEVICE_AUTO, PL_DEVICE_CPU, PL_DEVICE_REFERENCE };
 enum pl_optimizer_kind { PL_SGD, PL_MOMENTUM, PL_NESTEROV, PL_ADAGRAD, PL_ADADELTA, PL_RMSPROP, PL_ADAM, PL_ADAMW, PL_LARS };
 enum pl_schedule_kind { PL_FIXED, PL_STEP, PL_MULTISTEP, PL_EXP, PL_INV, PL_POLY, PL_COSINE };
@@ -88,7 +90,7 @@ struct pl_job {
         struct pl_period warmup;
     } optimizer;
     struct { int kind; int64_t backup_workers; } sync;
-    struct { int transport, algorithm; double bucket_mb, timeout_ms; } exchange;
+    struct { int transport, algorithm, two_level; double bucket_mb, timeout_ms; } exchange;
     struct { int kind; } device;
     struct { char *dir; struct pl_period every; int64_t keep; char *resume; bool keep_best, background; int on_error; struct pl_texts signals; } checkpoint;
     struct { char *dir; struct pl_period every; } report;

@@ -68,6 +68,7 @@ const struct pl_key pl_job_keys[] = {
     {.name = "sync.backup_workers", .type = PL_KEY_INT, .offset = AT(sync.backup_workers), .def = "0", .min = 0, .max = MANY, .help = "late gradients that a step goes without", .refuse = "0"},
     CHOICE("exchange.transport", exchange.transport, "auto", "auto|mpi||tcp|verbs|nccl", "what carries the gradients"),
     CHOICE("exchange.algorithm", exchange.algorithm, "auto", "auto|native||ring|halving_doubling|tree", "how they are summed; native: MPI's own"),
+    CHOICE("exchange.two_level", exchange.two_level, "auto", "auto|never", "ranks of one node add up in memory that they share; never: by MPI"),
     DOUBLE("exchange.bucket_mb", exchange.bucket_mb, "4", 0.001, 2047, "gradients travel in pieces of this size"),
     {.name = "exchange.timeout", .type = PL_KEY_MS, .offset = AT(exchange.timeout_ms), .def = "60 s", .help = "longest wait for other ranks"},
     CHOICE("device.kind", device.kind, "auto", "auto|cpu|reference||cuda", "what computes"),
@@ -90,7 +91,7 @@ const struct pl_key pl_job_keys[] = {
 const char *const pl_job_later[] = {
     "data.train.files", "data.test.files", "data.stage", "data.threads", "train.reproducible", "train.micro_shards",
     "sync.grace", "sync.suspect_after", "sync.lost_after", "sync.tau", "sync.n_fetch", "sync.n_push", "sync.max_staleness",
-    "sync.warmup", "exchange.two_level", "exchange.compress", "exchange.channels", "exchange.interface", "split.pipeline",
+    "sync.warmup", "exchange.compress", "exchange.channels", "exchange.interface", "split.pipeline",
     "split.tensor", "split.microbatches", "split.at", "split.optimizer", "device.memory_limit", "report.timeline",
     "debug.compute_ms", NULL};
 

@@ -56,6 +56,7 @@ void pl_report_start(struct pl_report *r, const struct pl_report_start *s)
     pl_metrics_text(&t, "backend", s->backend);
     pl_metrics_text(&t, "transport", s->transport);
     pl_metrics_text(&t, "algorithm", s->algorithm);
+    pl_metrics_text(&t, "why", s->why);
     pl_metrics_int(&t, "parameters", s->parameters);
     pl_metrics_int(&t, "batch", s->batch);
     pl_metrics_int(&t, "global_batch", s->global_batch);

@@ -1,51 +1,26 @@
 /* Synchronous SGD over all ranks: every gradient takes part, the sum is all-reduced bucket by bucket
- * while backward goes on. The own gradient stays whole: the sum goes to a slab of its own, but for a
- * rank alone, whose gradient is the sum. The counts travel as six doubles beside the gradient. */
+ * while backward goes on. The counts travel as six doubles beside the gradient. */
 #include "sync/sync.h"
 
 enum { ROWS, LOSS, CORRECT, CORRECT5, STOP, NOT_FINITE, VALUES };
 
 struct pl_sync {
     struct pl_exchange *exchange;
-    const float *grads; /* [elems] */
-    float *sum;         /* [elems], or grads with one rank */
-    bool own_sum;
-    int64_t elems;
     double values[VALUES];
 };
 
-static pl_status allreduce_create(struct pl_exchange *x, const struct pl_world *w, const float *grads,
-                                  int64_t elems, struct pl_sync **out)
+static pl_status allreduce_create(struct pl_exchange *x, struct pl_sync **out)
 {
-    struct pl_sync *s = pl_alloc(sizeof *s, "sync");
-    if (!s)
+    *out = pl_alloc(sizeof **out, "sync");
+    if (!*out)
         return PL_ERR_MEMORY;
-    *s = (struct pl_sync){.exchange = x, .grads = grads, .sum = (float *)grads, .elems = elems};
-    if (w->ranks > 1) {
-        s->own_sum = true;
-        s->sum = pl_alloc((size_t)elems * sizeof(float), "the agreed gradient");
-        if (!s->sum) {
-            pl_free(s);
-            return PL_ERR_MEMORY;
-        }
-    }
-    *out = s;
+    (*out)->exchange = x;
     return PL_OK;
 }
 
-static void allreduce_destroy(struct pl_sync *s)
-{
-    if (!s)
-        return;
-    if (s->own_sum)
-        pl_free(s->sum);
-    pl_free(s);
-}
+static void allreduce_destroy(struct pl_sync *s) { pl_free(s); }
 
-static pl_status allreduce_begin(struct pl_sync *s, int64_t step)
-{
-    return pl_exchange_begin(s->exchange, s->grads, s->sum, s->elems, step);
-}
+static pl_status allreduce_begin(struct pl_sync *s, int64_t step) { return pl_exchange_begin(s->exchange, step); }
 
 static pl_status allreduce_contribute(struct pl_sync *s, const struct pl_contribution *mine)
 {
@@ -65,7 +40,7 @@ static pl_status allreduce_slice_final(struct pl_sync *s, int64_t a, int64_t b)
 
 static pl_status allreduce_finish(struct pl_sync *s, struct pl_agreement *out)
 {
-    *out = (struct pl_agreement){.sum = s->sum};
+    *out = (struct pl_agreement){.sum = pl_exchange_agreed(s->exchange)};
     PL_TRY(pl_exchange_finish(s->exchange, &out->times));
     out->rows = s->values[ROWS];
     out->loss = s->values[LOSS];

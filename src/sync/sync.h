@@ -24,7 +24,7 @@ struct pl_agreement {
 
 struct pl_sync_table {
     const char *name;
-    pl_status (*create)(struct pl_exchange *x, const struct pl_world *w, const float *grads, int64_t elems, struct pl_sync **out);
+    pl_status (*create)(struct pl_exchange *x, struct pl_sync **out);
     void (*destroy)(struct pl_sync *s);
     pl_status (*begin)(struct pl_sync *s, int64_t step);
     /* The forward pass is over; known before backward, so it travels along with the gradient. */

@@ -117,7 +117,8 @@ static void announce(struct run *r, const char *path)
     t->table->describe(t->backend, device, sizeof device);
     struct pl_report_start s = {.ranks = t->world->ranks, .threads = t->threads, .device = device,
                                 .backend = t->table->name, .transport = pl_exchange_transport(t->exchange),
-                                .algorithm = pl_exchange_algorithm(t->exchange), .model = t->job->model_name,
+                                .algorithm = pl_exchange_algorithm(t->exchange), .why = pl_exchange_why(t->exchange),
+                                .model = t->job->model_name,
                                 .parameters = pl_graph_weights(t->graph), .batch = t->batch,
                                 .global_batch = t->micro_global * t->job->train.accumulate,
                                 .train_samples = pl_dataset_samples(r->train_data),

@@ -105,6 +105,7 @@ pl_status pl_trainer_step(struct pl_trainer *t, struct pl_step_result *out)
     out->accuracy = agreed.correct / agreed.rows;
     out->top5 = agreed.correct5 / agreed.rows;
     out->exchange = agreed.times;
+    out->compute_ms -= agreed.times.within_ms;
     out->late = agreed.late;
     out->stop = agreed.stop;
     double end = pl_now_ms();

@@ -44,17 +44,20 @@ static pl_status open_network(struct pl_trainer *t, bool train)
     return pl_graph_init(t->graph, (uint64_t)t->job->train.seed);
 }
 
+/* The gradient is written where the exchange adds it up. */
 static pl_status open_exchange(struct pl_trainer *t, bool train)
 {
     struct pl_exchange_options o = {.transport = pl_job_transport_name(t->job),
+                                    .shared_memory = t->job->exchange.algorithm == PL_ALGORITHM_AUTO &&
+                                                     t->job->exchange.two_level == PL_TWO_LEVEL_AUTO,
                                     .bucket_bytes = t->job->exchange.bucket_mb * 1048576,
                                     .timeout_ms = t->job->exchange.timeout_ms};
-    PL_TRY(pl_exchange_create(t->world, &o, &t->exchange));
+    PL_TRY(pl_exchange_create(t->world, &o, train ? pl_graph_elems(t->graph) : 0, &t->exchange));
     if (!train)
         return PL_OK;
     t->sync_table = pl_sync_find("allreduce");
-    return t->sync_table->create(t->exchange, t->world, pl_graph_grads(t->graph),
-                                 pl_graph_elems(t->graph), &t->sync);
+    pl_graph_set_grads(t->graph, pl_exchange_gradient(t->exchange));
+    return pl_world_agree(t->world, t->sync_table->create(t->exchange, &t->sync));
 }
 
 pl_status pl_trainer_open(struct pl_trainer *t, struct pl_world *w, const struct pl_job *job, bool train)
@@ -76,7 +79,7 @@ pl_status pl_trainer_open(struct pl_trainer *t, struct pl_world *w, const struct
     if (s == PL_OK)
         s = pl_world_agree(w, open_network(t, train));
     if (s == PL_OK)
-        s = pl_world_agree(w, open_exchange(t, train));
+        s = open_exchange(t, train);
     if (s < 0)
         pl_trainer_close(t);
     return s;

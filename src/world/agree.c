@@ -16,16 +16,27 @@ static void print_own_error(pl_status s)
     pl_log("%s", text ? text : "failed without a message");
 }
 
-pl_status pl_world_agree(struct pl_world *w, pl_status mine)
+pl_status pl_world_first(struct pl_world *w, int mine, int *rank, int *code)
 {
-    struct { int status, rank; } in = {mine < 0 ? -1 : 0, w->rank}, out = {0, 0};
+    struct { int failed, rank; } in = {mine != 0 ? -1 : 0, w->rank}, out = {0, 0};
+    *rank = -1;
+    *code = mine;
     /* MINLOC: the lowest rank among those that failed. */
     PL_MPI(MPI_Allreduce(&in, &out, 1, MPI_2INT, MPI_MINLOC, MPI_COMM_WORLD));
-    if (out.status == 0)
+    if (!out.failed)
         return PL_OK;
-    int agreed = mine;
-    PL_MPI(MPI_Bcast(&agreed, 1, MPI_INT, out.rank, MPI_COMM_WORLD));
-    if (w->rank == out.rank)
+    PL_MPI(MPI_Bcast(code, 1, MPI_INT, out.rank, MPI_COMM_WORLD));
+    *rank = out.rank;
+    return PL_OK;
+}
+
+pl_status pl_world_agree(struct pl_world *w, pl_status mine)
+{
+    int rank = -1, agreed = mine;
+    PL_TRY(pl_world_first(w, mine < 0 ? mine : 0, &rank, &agreed));
+    if (rank < 0)
+        return PL_OK;
+    if (w->rank == rank)
         print_own_error(mine);
     w->reported = true;
     return agreed;

@@ -26,6 +26,10 @@ pl_status pl_world_start(int *argc, char ***argv, struct pl_world *w);
  * on all ranks, so that all exit with the same code. */
 pl_status pl_world_agree(struct pl_world *w, pl_status mine);
 
+/* The same in silence, for what may fail: the code, not 0, of the lowest rank that brings one; rank -1
+ * where none does. Collective. */
+pl_status pl_world_first(struct pl_world *w, int mine, int *rank, int *code);
+
 /* Ends in order: MPI_Finalize, then returns the exit code of s. Every rank must get here. Prints the
  * recorded message if it has not been printed. */
 int pl_world_finish(struct pl_world *w, pl_status s);

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# LeNet: one step on 1 to 4 ranks, the same bits twice, and the same bits when stopped near step 100 and resumed.
+# LeNet: one step on 1 to 4 ranks, the same bits twice, by MPI's all-reduce, and when stopped near step 100 and resumed.
 . "$PL_SOURCE_DIR/tests/tools/lib.sh"
 cd "$PL_TMPDIR" || exit 1
 /usr/bin/python3 "$PL_SOURCE_DIR/data/scripts/make_digits.py" --train 3000 --test 500 --out . >/dev/null || exit 1
@@ -21,6 +21,8 @@ for n in 2 3 4; do compare one-1 one-$n 1e-6 1e-5; done
 run 2 straight train.steps=150
 run 2 again train.steps=150
 compare straight again 0 0 exact
+run 2 native train.steps=150 exchange.two_level=never # two numbers have one sum
+compare straight native 0 0 exact
 # shellcheck disable=SC2046
 ( train 2 "$job" $(arguments stopped) train.steps=150 report.every="1 step" >stopped.log 2>&1; echo $? >stopped.code ) &
 waiter=$!

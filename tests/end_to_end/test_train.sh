@@ -12,6 +12,19 @@ compare() { echo -n "$1 against $2: "; "$tools/compare.py" "$(model "$1")" "$(mo
 # One step from equal weights, the same global batch (not divisible by 3), 1 to 4 ranks.
 for n in 1 2 3 4; do run $n one-$n train.steps=1 train.global_batch=190 train.eval_every=never; done
 for n in 2 3 4; do compare one-1 one-$n 1e-6 1e-5; done
+# The ranks add up in memory that they share; by MPI's all-reduce if asked, and where a rank cannot have that memory.
+run 3 native train.steps=1 train.global_batch=190 train.eval_every=never exchange.two_level=never
+run 3 forced train.steps=1 train.global_batch=190 train.eval_every=never exchange.algorithm=native
+run 3 without train.steps=1 train.global_batch=190 train.eval_every=never debug.fault=exchange.shared@rank=2:fail
+compare one-1 native 1e-6 1e-5
+compare native forced 0 0 exact
+compare native without 0 0 exact
+algorithm() { grep -q "\"algorithm\": \"$2\", \"why\": \".*$3" "$1/metrics.jsonl" || fail "wanted algorithm $2 with $3: $(head -n 1 "$1/metrics.jsonl")"; }
+algorithm one-3 'shared memory' 'that they share'
+algorithm native native "by the job's choice"
+algorithm forced native "by the job's choice"
+algorithm without native 'no shared memory: rank 2 cannot have'
+grep -q 'no shared memory: rank 2 cannot have' without.log || fail "the want of shared memory was not mentioned"
 # The same job twice.
 run 2 twice-a train.epochs=6
 run 2 twice-b train.epochs=6

@@ -62,6 +62,14 @@ say faults
 expect 3 "debug.fault at loader.read" 3 job.yaml checkpoint.dir=f1 report.dir=f1 debug.fault=loader.read@rank=1@step=2:fail
 expect 7 "debug.fault at step" 3 job.yaml checkpoint.dir=f2 report.dir=f2 debug.fault=step@rank=2@step=1:fail
 expect 5 "missing: rank 1" 2 job.yaml checkpoint.dir=f3 report.dir=f3 debug.fault=step@rank=1@step=1:hang exchange.timeout="2 s"
+expect 5 "missing: rank 1" 2 job.yaml checkpoint.dir=f3n report.dir=f3n debug.fault=step@rank=1@step=1:hang exchange.timeout="2 s" exchange.two_level=never
+expect 5 "in step 2; missing: rank 0, 2" 4 job.yaml checkpoint.dir=f3m report.dir=f3m debug.fault=step@rank=0@step=2:hang,step@rank=2@step=2:hang exchange.timeout="2 s"
+for way in auto never; do
+    expect 5 "debug.fault at exchange.start" 2 job.yaml checkpoint.dir=f3s$way report.dir=f3s$way debug.fault=exchange.start@rank=1@step=1:fail exchange.two_level=$way
+    train 3 job.yaml checkpoint.dir=f3k$way report.dir=f3k$way debug.fault=step@rank=1@step=1:kill exchange.two_level=$way >out 2>&1
+    code=$?
+    [ $code -ne 0 ] && [ $code -ne 124 ] || { fail "with a rank killed, exchange.two_level=$way, exit $code"; cat out; }
+done
 expect 6 "debug.fault at checkpoint.write" 2 job.yaml checkpoint.dir=f4 report.dir=f4 train.epochs=1 debug.fault=checkpoint.write:fail
 # Killed while a checkpoint is written: the one before stays usable.
 train 2 job.yaml checkpoint.dir=f5 report.dir=f5 checkpoint.every="2 steps" debug.fault=checkpoint.before_rename@step=4:kill >out 2>&1 && fail "a killed run ended with 0"

@@ -1,6 +1,7 @@
-/* The exchange on the ranks it is started with: sums of buckets of all sizes, the own gradient left
- * as it was, equal bits on all ranks, small sums beside, requests in any number. */
-#include "sync/sync.h"
+/* The exchange on the ranks it is started with, in shared memory and by MPI's all-reduce: sums of buckets of
+ * all sizes, the own gradient left as it was, equal bits on all ranks, small sums beside, requests in any
+ * number, and MPI's all-reduce where memory cannot be shared. */
+#include "exchange/exchange.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -22,13 +23,14 @@ static int failures;
 static float value(int rank, int64_t i, int step) { return (float)((i * 7 + rank * 13 + step) % 1001) - 500; }
 
 /* Hands the slab over in pieces of a random size, from the far end. */
-static void run_step(struct pl_exchange *x, struct pl_world *w, float *mine, float *sum, int step, unsigned *seed)
+static void run_step(struct pl_exchange *x, const struct pl_world *w, int step, unsigned *seed)
 {
     struct pl_exchange_times times;
+    float *mine = pl_exchange_gradient(x);
     double small[3] = {1, (double)w->rank, (double)step};
+    CHECK(pl_exchange_begin(x, step) == PL_OK, "begin");
     for (int64_t i = 0; i < ELEMS; i++)
         mine[i] = value(w->rank, i, step);
-    CHECK(pl_exchange_begin(x, mine, sum, ELEMS, step) == PL_OK, "begin");
     CHECK(pl_exchange_post_sum(x, small, 3) == PL_OK, "post");
     for (int64_t end = ELEMS; end > 0;) {
         int64_t n = 1 + (int64_t)(rand_r(seed) % 20000);
@@ -37,6 +39,8 @@ static void run_step(struct pl_exchange *x, struct pl_world *w, float *mine, flo
         end = begin;
     }
     CHECK(pl_exchange_finish(x, &times) == PL_OK, "finish: %s", pl_error_text());
+    CHECK(times.within_ms >= 0 && times.exposed_ms >= times.within_ms, "exposed %g ms, %g within", times.exposed_ms, times.within_ms);
+    const float *sum = pl_exchange_agreed(x);
     for (int64_t i = 0; i < ELEMS; i++) {
         float wanted = 0;
         for (int r = 0; r < w->ranks; r++)
@@ -59,26 +63,83 @@ static void check_equal_bits(struct pl_world *w, const float *sum)
     free(all);
 }
 
+static struct pl_exchange *opened(struct pl_world *w, bool shared, int64_t elems)
+{
+    struct pl_exchange *x;
+    struct pl_exchange_options o = {.transport = "auto", .shared_memory = shared, .bucket_bytes = 65536, .timeout_ms = 30000};
+    if (pl_exchange_create(w, &o, elems, &x) < 0)
+        pl_world_abort(w, PL_ERR_PEER);
+    return x;
+}
+
+static void check_algorithm(const struct pl_exchange *x, const struct pl_world *w, const char *wanted, const char *why)
+{
+    const char *found = pl_exchange_algorithm(x);
+    if (w->ranks == 1)
+        wanted = "none", why = "one rank";
+    CHECK(strcmp(found, wanted) == 0, "algorithm %s, wanted %s", found, wanted);
+    CHECK(strstr(pl_exchange_why(x), why) != NULL, "why: \"%s\", wanted \"%s\"", pl_exchange_why(x), why);
+    if (w->rank == 0)
+        printf("%s: %s\n", found, pl_exchange_why(x));
+}
+
+static void run_steps(struct pl_world *w, struct pl_exchange *x)
+{
+    unsigned seed = 1; /* the same pieces on every rank */
+    for (int step = 0; step < 20; step++)
+        run_step(x, w, step, &seed);
+    double most = w->rank;
+    CHECK(pl_exchange_max(x, &most, 1) == PL_OK && most == w->ranks - 1, "max %g", most);
+    CHECK(pl_exchange_begin(x, 99) == PL_OK, "begin");
+    CHECK(pl_exchange_ready(x, 0, ELEMS - 1) < 0, "a gap was taken");
+    pl_error_clear();
+}
+
+static void test_steps(struct pl_world *w, bool shared)
+{
+    struct pl_exchange *x = opened(w, shared, ELEMS);
+    check_algorithm(x, w, shared ? "shared memory" : "native", shared ? "that they share" : "by the job's choice");
+    run_steps(w, x);
+    float *sum = malloc(ELEMS * sizeof *sum);
+    memcpy(sum, pl_exchange_agreed(x), ELEMS * sizeof *sum);
+    pl_exchange_destroy(x);
+    check_equal_bits(w, sum);
+    free(sum);
+}
+
+/* An evaluation has no gradient. */
+static void test_values_alone(struct pl_world *w, bool shared)
+{
+    struct pl_exchange *x = opened(w, shared, 0);
+    double v[2] = {w->rank, 1};
+    for (int i = 0; i < 3; i++) {
+        double s[2] = {v[0], v[1]};
+        CHECK(pl_exchange_sum(x, s, 2) == PL_OK && s[0] == w->ranks * (w->ranks - 1) / 2.0 && s[1] == w->ranks, "sums %g, %g", s[0], s[1]);
+    }
+    pl_exchange_destroy(x);
+}
+
+/* One rank cannot have the memory: all take MPI's all-reduce, and know why. */
+static void test_fall_back(struct pl_world *w)
+{
+    CHECK(pl_fault_configure("exchange.shared@rank=1:fail", w->rank) == PL_OK, "fault");
+    struct pl_exchange *x = opened(w, true, ELEMS);
+    pl_fault_configure(NULL, w->rank);
+    check_algorithm(x, w, "native", "no shared memory: rank 1 cannot have");
+    run_steps(w, x);
+    pl_exchange_destroy(x);
+}
+
 int main(int argc, char **argv)
 {
     struct pl_world w;
-    struct pl_exchange *x;
-    struct pl_exchange_options o = {.transport = "auto", .bucket_bytes = 65536, .timeout_ms = 30000};
-    float *mine = calloc(ELEMS, sizeof *mine), *sum = calloc(ELEMS, sizeof *sum);
-    unsigned seed = 1; /* the same pieces on every rank */
-    if (pl_world_start(&argc, &argv, &w) < 0 || pl_exchange_create(&w, &o, &x) < 0)
+    if (pl_world_start(&argc, &argv, &w) < 0)
         return 1;
-    for (int step = 0; step < 20; step++)
-        run_step(x, &w, mine, sum, step, &seed);
-    double most = w.rank;
-    CHECK(pl_exchange_max(x, &most, 1) == PL_OK && most == w.ranks - 1, "max %g", most);
-    CHECK(pl_exchange_begin(x, mine, sum, ELEMS, 99) == PL_OK, "begin");
-    CHECK(pl_exchange_ready(x, 0, ELEMS - 1) < 0, "a gap was taken");
-    pl_error_clear();
-    pl_exchange_destroy(x);
-    check_equal_bits(&w, sum);
-    free(mine);
-    free(sum);
+    for (int shared = 0; shared < 2; shared++) {
+        test_steps(&w, shared);
+        test_values_alone(&w, shared);
+    }
+    test_fall_back(&w);
     pl_world_finish(&w, PL_OK);
     return failures ? 1 : 0;
 }

@@ -322,7 +322,7 @@ static void check_evaluation(struct net *n, const struct model *m)
     struct net e;
     open_net(&e, m, ROWS + 2, ROWS, n->g, false);
     assert_true(pl_graph_params(n->g) == pl_graph_params(e.g));
-    assert_null(pl_graph_grads(e.g));
+    assert_null(pl_graph_grads(e.g)); /* made by a first backward pass */
     assert_true(pl_graph_signature(n->g) == pl_graph_signature(e.g));
     struct pl_loss_sums a = forward(n, false), b = forward(&e, false);
     assert_true(fabs(a.loss - b.loss) <= 1e-6 * fabs(a.loss));

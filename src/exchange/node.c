@@ -1,0 +1,313 @@
+/* Adding up within a node, in memory that its ranks share: a slab for each rank's gradient and one for the
+ * sum, which all read. A rank says in its line of the control block how many buckets it has posted. Once all
+ * have posted one, each rank adds its part of it over all slabs, in rank order, straight into the sum, and
+ * counts it as done; the bucket is whole when all have. No copy, no gather, and the same bits for all, since
+ * every element is added by one rank (Jain et al., Framework for Scalable Intra-Node Collective Operations using
+ * Shared Memory, SC 2018; here without their copies in and out).
+ *
+ * The main thread does this itself as it hands buckets over, and the rest in drain: where the ranks fill the
+ * cores a thread of its own would only take turns with it on the same core. Only drain waits: it yields for a
+ * moment, then sleeps on a futex until any rank moves on.
+ *
+ * Nobody overwrites what another still reads:
+ *  - a gradient of step t is read until its bucket is done by all, and drain of step t returns only then; the
+ *    next backward comes after it;
+ *  - the sum of step t is read, by the update, until that rank posts its first bucket of t + 1; no bucket of
+ *    t + 1 is added up before all ranks have posted it;
+ *  - of a rank's small values there are two copies, used in turn: who writes number k + 2 has read everybody's
+ *    k + 1, and who posted k + 1 had read everybody's k.
+ * Between nodes, rank 0 of each node would exchange what is done here before it is called whole. */
+#include "exchange/exchange_internal.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <sched.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define PAGE 4096
+#define LINE_ELEMS 16   /* floats of a cache line */
+#define BLOCK 2048      /* elements added up at a time: the sum stays in the first-level cache */
+#define GRAIN 16384     /* of a thread's part */
+#define MAX_BUCKETS 256 /* posted and not yet added up by this rank; posting waits beyond */
+#define YIELD_MS 0.5    /* then a wait sleeps */
+#define SLEEP_MS 100    /* at most, so that the timeout is seen */
+
+/* One rank's, written by it alone. The counts run from the start of the run. */
+struct line {
+    _Alignas(64) _Atomic uint64_t posted; /* buckets */
+    _Atomic uint64_t done;                /* buckets of which its part is added up */
+    _Atomic uint64_t said;                /* small values */
+    _Alignas(64) double value[2][PL_EXCHANGE_VALUES];
+};
+
+struct control {
+    uint64_t token;                         /* of pl_exchange_map */
+    _Alignas(64) _Atomic uint32_t events;   /* a futex: changes when somebody moves on while others sleep */
+    _Atomic uint32_t sleepers;
+    struct line line[];
+};
+
+struct pl_shared {
+    struct pl_exchange *exchange;
+    struct control *control;
+    struct line *mine;
+    int rank, ranks;
+    size_t slab; /* elements from one rank's gradient to the next one's, and to the sum */
+    struct { int64_t a, b; } bucket[MAX_BUCKETS];
+    uint64_t posted, done, said; /* as in the line */
+    double *values; /* of a small sum under way, NULL: none */
+    enum pl_reduce op;
+    int n;
+};
+
+/* ---- layout ------------------------------------------------------------------------------------- */
+
+static size_t whole_pages(size_t bytes) { return (bytes + PAGE - 1) / PAGE * PAGE; }
+static size_t control_bytes(int ranks) { return whole_pages(sizeof(struct control) + (size_t)ranks * sizeof(struct line)); }
+static size_t slab_bytes(int64_t elems) { return whole_pages((size_t)elems * sizeof(float)); }
+
+size_t pl_exchange_shared_bytes(int ranks, int64_t elems) { return control_bytes(ranks) + (size_t)(ranks + 1) * slab_bytes(elems); }
+
+/* Where part r of n elements begins, at a cache line. */
+static int64_t part(int64_t n, int r, int ranks)
+{
+    int64_t lines = (n + LINE_ELEMS - 1) / LINE_ELEMS, at = lines * r / ranks * LINE_ELEMS;
+    return at < n ? at : n;
+}
+
+void pl_exchange_shared_extents(int rank, int ranks, int64_t elems, struct pl_extent own[PL_OWN_EXTENTS])
+{
+    size_t slab = slab_bytes(elems), gradient = control_bytes(ranks) + (size_t)rank * slab;
+    size_t sum = control_bytes(ranks) + (size_t)ranks * slab, pages = slab / PAGE;
+    size_t begin = pages * (size_t)rank / (size_t)ranks * PAGE, end = pages * (size_t)(rank + 1) / (size_t)ranks * PAGE;
+    own[0] = rank == 0 ? (struct pl_extent){0, gradient + slab} : (struct pl_extent){gradient, slab}; /* control too */
+    own[1] = (struct pl_extent){sum + begin, end - begin};
+}
+
+/* ---- adding up ---------------------------------------------------------------------------------- */
+
+static void add_two(const float *restrict x, const float *restrict y, float *restrict sum, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        sum[i] = x[i] + y[i];
+}
+
+static void add_one(const float *restrict x, float *restrict sum, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        sum[i] += x[i];
+}
+
+struct stretch { const struct pl_shared *s; int64_t a; };
+
+static void add_stretch(void *arg, int64_t begin, int64_t end)
+{
+    const struct stretch *t = arg;
+    const struct pl_shared *s = t->s;
+    const float *first = s->exchange->gradient - (size_t)s->rank * s->slab;
+    for (int64_t i = t->a + begin, n; i < t->a + end; i += n) {
+        n = t->a + end - i < BLOCK ? t->a + end - i : BLOCK;
+        float *sum = s->exchange->sum + i;
+        add_two(first + i, first + s->slab + i, sum, n);
+        for (int r = 2; r < s->ranks; r++)
+            add_one(first + (size_t)r * s->slab + i, sum, n);
+    }
+}
+
+static uint64_t posted_by_all(const struct pl_shared *s)
+{
+    uint64_t least = s->posted;
+    for (int r = 0; r < s->ranks; r++) {
+        uint64_t n = atomic_load(&s->control->line[r].posted);
+        least = n < least ? n : least;
+    }
+    return least;
+}
+
+/* Tells those who sleep. A sleeper counts itself in, then looks whether anybody has moved on; who moves on
+ * counts that first and then looks for sleepers: one of the two sees the other. */
+static void wake(struct pl_shared *s)
+{
+    if (atomic_load(&s->control->sleepers) == 0)
+        return;
+    atomic_fetch_add(&s->control->events, 1);
+    syscall(SYS_futex, &s->control->events, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
+}
+
+/* Adds this rank's part of every bucket that all have posted. */
+static void add_up(struct pl_shared *s)
+{
+    for (uint64_t all = posted_by_all(s); s->done < all; wake(s)) {
+        int64_t a = s->bucket[s->done % MAX_BUCKETS].a, n = s->bucket[s->done % MAX_BUCKETS].b - a;
+        int64_t begin = part(n, s->rank, s->ranks), end = part(n, s->rank + 1, s->ranks);
+        struct stretch stretch = {s, a + begin};
+        pl_parallel_for(end - begin, GRAIN, add_stretch, &stretch);
+        atomic_store(&s->mine->done, ++s->done);
+    }
+}
+
+/* ---- waiting ------------------------------------------------------------------------------------ */
+
+static void sleep_until_event(struct pl_shared *s, uint32_t seen)
+{
+    struct timespec limit = {.tv_nsec = SLEEP_MS * 1000000L};
+    syscall(SYS_futex, &s->control->events, FUTEX_WAIT, seen, &limit, NULL, 0);
+}
+
+/* Who has posted less than this rank, or else has added up less. */
+static pl_status timed_out(const struct pl_shared *s)
+{
+    char missing[256] = "";
+    for (int behind = 0; behind < 2 && !missing[0]; behind++)
+        for (int r = 0, at = 0; r < s->ranks && at < (int)sizeof missing - 16; r++) {
+            const struct line *l = &s->control->line[r];
+            bool late = behind == 0 ? atomic_load(&l->said) < s->said || atomic_load(&l->posted) < s->posted : atomic_load(&l->done) < s->posted;
+            if (late)
+                at += snprintf(missing + at, sizeof missing - (size_t)at, "%s%d", at ? ", " : "", r);
+        }
+    return pl_exchange_timed_out(s->exchange, s->exchange->step, missing);
+}
+
+typedef bool condition(struct pl_shared *s);
+
+/* Until it holds, or the timeout. Whatever all have posted is added up in the meantime. */
+static pl_status wait_until(struct pl_shared *s, condition *holds)
+{
+    double begin = pl_now_ms(), waited = 0;
+    while (waited < YIELD_MS) {
+        if (holds(s))
+            return PL_OK;
+        sched_yield();
+        waited = pl_now_ms() - begin;
+    }
+    pl_status status = PL_OK;
+    atomic_fetch_add(&s->control->sleepers, 1);
+    for (;;) {
+        uint32_t seen = atomic_load(&s->control->events);
+        if (holds(s))
+            break;
+        if (pl_now_ms() - begin > s->exchange->options.timeout_ms) {
+            status = timed_out(s);
+            break;
+        }
+        sleep_until_event(s, seen);
+    }
+    atomic_fetch_sub(&s->control->sleepers, 1);
+    return status;
+}
+
+static bool a_bucket_is_free(struct pl_shared *s)
+{
+    add_up(s);
+    return s->posted - s->done < MAX_BUCKETS;
+}
+
+static bool all_is_whole(struct pl_shared *s)
+{
+    add_up(s);
+    for (int r = 0; r < s->ranks; r++)
+        if (atomic_load(&s->control->line[r].done) < s->posted)
+            return false;
+    return true;
+}
+
+static bool all_have_said(struct pl_shared *s)
+{
+    for (int r = 0; r < s->ranks; r++)
+        if (atomic_load(&s->control->line[r].said) < s->said)
+            return false;
+    return true;
+}
+
+static double reduced(const struct pl_shared *s, int i)
+{
+    double result = s->control->line[0].value[s->said % 2][i];
+    for (int r = 1; r < s->ranks; r++) {
+        double v = s->control->line[r].value[s->said % 2][i];
+        result = s->op == PL_MAX_F64 ? (v > result ? v : result) : result + v;
+    }
+    return result;
+}
+
+static pl_status finish_values(struct pl_shared *s)
+{
+    if (!s->values)
+        return PL_OK;
+    PL_TRY(wait_until(s, all_have_said));
+    for (int i = 0; i < s->n; i++)
+        s->values[i] = reduced(s, i);
+    s->values = NULL;
+    return PL_OK;
+}
+
+/* ---- the algorithm ------------------------------------------------------------------------------ */
+
+static pl_status shared_post_bucket(struct pl_exchange *x, int64_t a, int64_t b)
+{
+    struct pl_shared *s = x->shared;
+    if (pl_fault("exchange.start", x->step))
+        return pl_error(PL_ERR_PEER, "exchange", "debug.fault at exchange.start");
+    PL_TRY(wait_until(s, a_bucket_is_free));
+    s->bucket[s->posted % MAX_BUCKETS].a = a;
+    s->bucket[s->posted % MAX_BUCKETS].b = b;
+    atomic_store(&s->mine->posted, ++s->posted);
+    wake(s);
+    add_up(s);
+    return PL_OK;
+}
+
+static pl_status shared_post_values(struct pl_exchange *x, enum pl_reduce op, double *values, int n)
+{
+    struct pl_shared *s = x->shared;
+    if (n > PL_EXCHANGE_VALUES)
+        return pl_error(PL_ERR_USAGE, "exchange", "a small sum of %d values", n);
+    PL_TRY(finish_values(s)); /* one at a time */
+    s->values = values;
+    s->op = op;
+    s->n = n;
+    memcpy(s->mine->value[(s->said + 1) % 2], values, (size_t)n * sizeof *values);
+    atomic_store(&s->mine->said, ++s->said);
+    wake(s);
+    return PL_OK;
+}
+
+static pl_status shared_drain(struct pl_exchange *x)
+{
+    PL_TRY(wait_until(x->shared, all_is_whole));
+    return finish_values(x->shared);
+}
+
+pl_status pl_exchange_shared_open(struct pl_exchange *x, void *memory, int rank, int ranks)
+{
+    struct pl_shared *s = pl_alloc(sizeof *s, "exchange");
+    if (!s)
+        return PL_ERR_MEMORY;
+    *s = (struct pl_shared){.exchange = x, .control = memory, .rank = rank, .ranks = ranks};
+    s->mine = &s->control->line[rank];
+    s->slab = slab_bytes(x->elems) / sizeof(float);
+    float *slabs = (float *)(void *)((char *)memory + control_bytes(ranks));
+    x->gradient = slabs + (size_t)rank * s->slab;
+    x->sum = slabs + (size_t)ranks * s->slab;
+    x->shared = s;
+    x->algorithm = &pl_algorithm_shared;
+    return PL_OK;
+}
+
+/* The others keep what they have mapped. */
+static void shared_close(struct pl_exchange *x)
+{
+    if (x->world)
+        pl_exchange_unmap(x->shared->control, pl_exchange_shared_bytes(x->shared->ranks, x->elems));
+    pl_free(x->shared);
+}
+
+const struct pl_algorithm pl_algorithm_shared = {
+    .name = "shared memory",
+    .post_bucket = shared_post_bucket,
+    .post_values = shared_post_values,
+    .drain = shared_drain,
+    .close = shared_close,
+};

@@ -1,0 +1,243 @@
+/* The exchange in shared memory, without MPI: the ranks are threads of this process, where ThreadSanitizer sees
+ * them all, and forked processes. Sums in rank order to the bit, whatever the sizes, the number of ranks and who is
+ * late; and the ranks that are missing by name. */
+#include "exchange/exchange_internal.h"
+
+#include <errno.h>
+#include <setjmp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#define MOST_RANKS 5
+#define STEPS 6
+
+struct trial {
+    int ranks;
+    int64_t elems, most_slice;
+    double bucket_bytes, timeout_ms;
+    int64_t hang_step;    /* where those of `hang` stop, -1: nowhere */
+    const bool *hang;     /* [ranks] */
+    void *memory;
+};
+struct rank { const struct trial *trial; int rank, failures; };
+
+static float value(int rank, int64_t i, int step) /* sums of these depend on their order */
+{
+    uint32_t h = (uint32_t)(i * 2654435761u) ^ (uint32_t)(rank * 40503 + step * 97);
+    return (float)(h % 100003) * 1.37e-3f - 61.0f;
+}
+
+#define CHECK(cond, ...)                              \
+    do {                                              \
+        if (!(cond)) {                                \
+            me->failures++;                           \
+            fprintf(stderr, "rank %d of %d, %lld elements: ", me->rank, me->trial->ranks, (long long)me->trial->elems); \
+            fprintf(stderr, __VA_ARGS__);             \
+            fputc('\n', stderr);                      \
+        }                                             \
+    } while (0)
+
+static void check_sums(struct rank *me, struct pl_exchange *x, int step)
+{
+    const float *mine = pl_exchange_gradient(x), *sum = pl_exchange_agreed(x);
+    for (int64_t i = 0; i < me->trial->elems; i++) {
+        float wanted = value(0, i, step);
+        for (int r = 1; r < me->trial->ranks; r++)
+            wanted += value(r, i, step);
+        if (sum[i] != wanted || mine[i] != value(me->rank, i, step)) {
+            CHECK(0, "step %d element %lld: sum %.9g, wanted %.9g; own %.9g", step, (long long)i, (double)sum[i], (double)wanted, (double)mine[i]);
+            return;
+        }
+    }
+}
+
+static pl_status run_step(struct rank *me, struct pl_exchange *x, int step)
+{
+    const struct trial *t = me->trial;
+    struct pl_exchange_times times;
+    double small[2] = {1, me->rank}, most = me->rank;
+    unsigned seed = (unsigned)step; /* the same slices on every rank */
+    PL_TRY(pl_exchange_begin(x, step));
+    if (step == t->hang_step && t->hang[me->rank])
+        return PL_STOPPED;
+    for (int64_t i = 0; i < t->elems; i++)
+        pl_exchange_gradient(x)[i] = value(me->rank, i, step);
+    PL_TRY(pl_exchange_post_sum(x, small, 2));
+    for (int64_t end = t->elems; end > 0;) {
+        int64_t n = 1 + (int64_t)rand_r(&seed) % t->most_slice, begin = n > end ? 0 : end - n;
+        PL_TRY(pl_exchange_ready(x, begin, end));
+        end = begin;
+    }
+    if ((step + me->rank) % 3 == 0)
+        pl_sleep_ms(2); /* late: the others sleep */
+    PL_TRY(pl_exchange_finish(x, &times));
+    check_sums(me, x, step);
+    CHECK(small[0] == t->ranks && small[1] == t->ranks * (t->ranks - 1) / 2.0, "small sums %g, %g", small[0], small[1]);
+    PL_TRY(pl_exchange_max(x, &most, 1));
+    CHECK(most == t->ranks - 1, "largest rank %g", most);
+    return PL_OK;
+}
+
+static pl_status run_rank(struct rank *me)
+{
+    struct pl_exchange *x;
+    struct pl_exchange_options o = {.bucket_bytes = me->trial->bucket_bytes, .timeout_ms = me->trial->timeout_ms};
+    PL_TRY(pl_exchange_create_in(me->trial->memory, me->rank, me->trial->ranks, &o, me->trial->elems, &x));
+    pl_status s = PL_OK;
+    for (int step = 0; s == PL_OK && step < STEPS; step++)
+        s = run_step(me, x, step);
+    pl_exchange_destroy(x);
+    return s;
+}
+
+static void *as_thread(void *arg)
+{
+    struct rank *me = arg;
+    pl_status s = run_rank(me);
+    CHECK(s == PL_OK, "status %d: %s", s, pl_error_text());
+    return NULL;
+}
+
+static void make_memory(struct trial *t)
+{
+    size_t bytes = pl_exchange_shared_bytes(t->ranks, t->elems);
+    t->memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    assert_true(t->memory != MAP_FAILED);
+}
+
+static void free_memory(struct trial *t) { munmap(t->memory, pl_exchange_shared_bytes(t->ranks, t->elems)); }
+
+static void run_threads(struct trial t)
+{
+    pthread_t thread[MOST_RANKS];
+    struct rank rank[MOST_RANKS];
+    int failures = 0;
+    make_memory(&t);
+    for (int r = 0; r < t.ranks; r++) {
+        rank[r] = (struct rank){&t, r, 0};
+        assert_int_equal(pl_thread_start(&thread[r], "rank", as_thread, &rank[r]), PL_OK);
+    }
+    for (int r = 0; r < t.ranks; r++) {
+        pthread_join(thread[r], NULL);
+        failures += rank[r].failures;
+    }
+    free_memory(&t);
+    assert_int_equal(failures, 0);
+}
+
+/* Forks the ranks; in each judge says whether what run_rank returned is right. */
+static void run_processes(struct trial t, bool (*judge)(const struct rank *me, pl_status s))
+{
+    pid_t pid[MOST_RANKS];
+    int failures = 0;
+    make_memory(&t);
+    for (int r = 0; r < t.ranks; r++) {
+        pid[r] = fork();
+        assert_true(pid[r] >= 0);
+        if (pid[r] == 0) {
+            struct rank me = {&t, r, 0};
+            bool right = judge(&me, run_rank(&me));
+            _exit(right && me.failures == 0 ? 0 : 1);
+        }
+    }
+    for (int r = 0; r < t.ranks; r++) {
+        int code;
+        assert_int_equal(waitpid(pid[r], &code, 0), pid[r]);
+        failures += code != 0;
+    }
+    free_memory(&t);
+    assert_int_equal(failures, 0);
+}
+
+static void each_trial(void (*run)(struct trial t))
+{
+    static const struct { int64_t elems, most_slice; double bucket_bytes; } sizes[] = {
+        {1, 1, 4}, {7, 3, 4}, {16, 16, 64}, {17, 17, 1e9}, {1000, 100, 256}, {3001, 3, 4}, {20011, 6000, 16384}, {20011, 6000, 1e9}};
+    for (int ranks = 2; ranks <= MOST_RANKS; ranks++)
+        for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+            run((struct trial){.ranks = ranks, .elems = sizes[i].elems, .most_slice = sizes[i].most_slice,
+                               .bucket_bytes = sizes[i].bucket_bytes, .timeout_ms = 60000, .hang_step = -1});
+}
+
+static void test_threads(void **state) { (void)state, each_trial(run_threads); }
+
+static bool went_well(const struct rank *me, pl_status s)
+{
+    if (s != PL_OK)
+        fprintf(stderr, "rank %d: status %d: %s\n", me->rank, s, pl_error_text());
+    return s == PL_OK;
+}
+static void run_well(struct trial t) { run_processes(t, went_well); }
+static void test_processes(void **state) { (void)state, each_trial(run_well); }
+
+static bool named_missing(const struct rank *me, pl_status s)
+{
+    const char *wanted = "exchange: waited 0 s for the ranks in step 2; missing: rank 1, 3\n";
+    if (me->trial->hang[me->rank])
+        return s == PL_STOPPED;
+    bool right = s == PL_ERR_PEER && strncmp(pl_error_text(), wanted, strlen(wanted)) == 0;
+    if (!right)
+        fprintf(stderr, "rank %d: status %d: %s\n", me->rank, s, pl_error_text() ? pl_error_text() : "");
+    return right;
+}
+
+static void test_missing(void **state)
+{
+    (void)state;
+    static const bool hang[MOST_RANKS] = {[1] = true, [3] = true};
+    run_processes((struct trial){.ranks = 5, .elems = 1000, .most_slice = 100, .bucket_bytes = 256, .timeout_ms = 300, .hang_step = 2, .hang = hang}, named_missing);
+}
+
+/* What a rank touches first covers the memory once, with its gradient and part of the sum. */
+static void test_extents(void **state)
+{
+    (void)state;
+    for (int ranks = 2; ranks <= MOST_RANKS; ranks++)
+        for (int64_t elems = 0; elems < 30000; elems += 4099) {
+            size_t bytes = pl_exchange_shared_bytes(ranks, elems), pages = bytes / 4096;
+            unsigned char *owners = calloc(pages, 1);
+            assert_int_equal(bytes % 4096, 0);
+            for (int r = 0; r < ranks; r++) {
+                struct pl_extent own[PL_OWN_EXTENTS];
+                pl_exchange_shared_extents(r, ranks, elems, own);
+                for (int i = 0; i < PL_OWN_EXTENTS; i++)
+                    for (size_t at = own[i].offset; at < own[i].offset + own[i].bytes; at += 4096)
+                        owners[at / 4096]++;
+            }
+            for (size_t p = 0; p < pages; p++)
+                if (owners[p] != 1)
+                    fail_msg("%d ranks, %lld elements: page %zu of %zu has %d owners", ranks, (long long)elems, p, pages, owners[p]);
+            free(owners);
+        }
+}
+
+static void test_usage(void **state)
+{
+    (void)state;
+    struct trial t = {.ranks = 2, .elems = 100};
+    struct pl_exchange_options o = {.bucket_bytes = 4, .timeout_ms = 100};
+    struct pl_exchange *x;
+    double many[PL_EXCHANGE_VALUES + 1] = {0};
+    make_memory(&t);
+    assert_int_equal(pl_exchange_create_in(t.memory, 0, 2, &o, t.elems, &x), PL_OK);
+    assert_string_equal(pl_exchange_algorithm(x), "shared memory");
+    assert_string_equal(pl_exchange_transport(x), "none");
+    assert_int_equal(pl_exchange_post_sum(x, many, PL_EXCHANGE_VALUES + 1), PL_ERR_USAGE);
+    pl_error_clear();
+    assert_int_equal(pl_exchange_begin(x, 0), PL_OK);
+    assert_int_equal(pl_exchange_ready(x, 0, 99), PL_ERR_USAGE);
+    pl_error_clear();
+    pl_exchange_destroy(x);
+    free_memory(&t);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_extents), cmocka_unit_test(test_usage), cmocka_unit_test(test_threads),
+                                       cmocka_unit_test(test_processes), cmocka_unit_test(test_missing)};
+    return cmocka_run_group_tests_name("exchange", tests, NULL, NULL);
+}
