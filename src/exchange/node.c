@@ -19,7 +19,6 @@
  * Between nodes, rank 0 of each node would exchange what is done here before it is called whole. */
 #include "exchange/exchange_internal.h"
 
-#include <errno.h>
 #include <linux/futex.h>
 #include <sched.h>
 #include <string.h>

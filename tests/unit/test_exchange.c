@@ -3,7 +3,6 @@
  * late; and the ranks that are missing by name. */
 #include "exchange/exchange_internal.h"
 
-#include <errno.h>
 #include <setjmp.h>
 #include <stdlib.h>
 #include <string.h>
