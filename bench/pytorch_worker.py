@@ -21,7 +21,7 @@ KEYS = {  # what is understood; another key might mean another network
     "relu": set(), "sigmoid": set(), "tanh": set(), "dropout": {"rate"},
     "batchnorm": {"momentum", "epsilon", "scale", "activation"}, "lrn": {"size", "alpha", "beta", "k"},
     "flatten": set(), "concat": set(), "add": {"activation"},
-    "softmax_loss": {"smoothing"}, "sigmoid_loss": set(), "euclidean_loss": set()}
+    "softmax_loss": {"smoothing", "weight"}, "sigmoid_loss": {"weight"}, "euclidean_loss": {"weight"}}
 TENSORS = {"weight": "weight", "bias": "bias"}  # ours -> PyTorch's
 BATCHNORM_TENSORS = {"scale": "weight", "shift": "bias", "mean": "running_mean", "variance": "running_var"}
 
@@ -68,6 +68,16 @@ class EuclideanLoss(nn.Module):
     def forward(self, x, label):
         x = x.flatten(1)
         return (x - label.view_as(x)).square().sum() / (2 * x.shape[0])
+
+
+class Total(nn.Module):
+    """What is trained on where a network has several losses, or one of another weight than 1."""
+    def __init__(self, weights):
+        super().__init__()
+        self.weights = weights
+
+    def forward(self, *losses):
+        return sum(w * loss for w, loss in zip(self.weights, losses))
 
 
 OVERWRITTEN = {"dense", "conv", "batchnorm", "add", "concat", "maxpool", "avgpool"}  # their backward needs no output
@@ -152,8 +162,8 @@ def overwritten(layer):
 
 
 def build(model):
-    """The network as a function of data and label that gives the loss, its layers by name, and the numbers that the loss
-    takes of a sample. fx writes the forward() that one would write by hand: each output is let go after its last use."""
+    """The network as a function of data and label that gives the loss (the last of the file) and the total that is trained
+    on, its layers by name, and the numbers that the loss takes of a sample. fx writes the forward() that one would write by hand: each output is let go after its last use."""
     root, graph, layers, outputs = nn.Module(), fx.Graph(), {}, 0
     order = list(in_running_order(model["layers"]))
     used = [name for layer in order for name in layer["from"]]
@@ -161,12 +171,14 @@ def build(model):
     node = {"data": data}
     sample = {data: torch.zeros(2, *model["input"]["data"])}
 
-    def append(name, module, inputs, *more):
-        target = f"{len(sample)}_{name.replace('.', '_')}"
+    def call(name, module, inputs):
+        target = f"{len(node)}_{name.replace('.', '_')}"
         root.add_module(target, module)
-        node[name] = graph.call_module(target, (*inputs, *more))
-        if not more:
-            sample[node[name]] = module(*(sample[i] for i in inputs))
+        node[name] = graph.call_module(target, tuple(inputs))
+
+    def append(name, module, inputs):
+        call(name, module, inputs)
+        sample[node[name]] = module(*(sample[i] for i in inputs))
 
     with torch.no_grad():  # sample: for the shapes
         for layer in order:
@@ -174,14 +186,20 @@ def build(model):
             before = layer["from"][0]
             inplace = used.count(before) == 1 and before in layers and overwritten(layers[before][0])
             layers[name] = layer, make(layer, sample[inputs[0]].shape, inplace)
-            append(name, layers[name][1], inputs, *([label] if kind in LOSSES else []))
             if kind in LOSSES:
-                graph.output(node[name])
+                call(name, layers[name][1], [*inputs, label])
                 outputs = sample[inputs[0]].shape[1:].numel()
+                continue
+            append(name, layers[name][1], inputs)
             after = layer.get("activation", "none")
             if after != "none":
                 append(f"{name}.{after}", activation(after, inplace=True), [node[name]])
                 node[name] = node[f"{name}.{after}"]
+    heads = [layer for layer in model["layers"] if layer["kind"] in LOSSES]
+    weights, losses = [number(layer, "weight", 1) for layer in heads], [node[layer["name"]] for layer in heads]
+    if weights != [1]:
+        call("total", Total(weights), losses)
+    graph.output((losses[-1], node["total"] if weights != [1] else losses[-1]))
     graph.lint()
     return fx.GraphModule(root, graph), layers, outputs
 
@@ -256,10 +274,10 @@ def optimizer(layers, hyper, how):
 
 def step(network, opt, data, label):
     opt.zero_grad(set_to_none=True)
-    loss = network(data, label)
-    loss.backward()
+    loss, total = network(data, label)
+    total.backward()
     opt.step()
-    return loss
+    return loss, total
 
 
 def peak_mb():
@@ -300,21 +318,20 @@ class Checker:
         with h5py.File(data, "w") as f:
             f["data"], f["label"] = self.data, self.label
         load_weights(weights, self.layers)
-        kinds = [layer["kind"] for layer, _ in self.layers.values()]
-        return {"dropout": "dropout" in kinds, "images": "conv" in kinds}
+        return {"images": any(layer["kind"] == "conv" for layer, _ in self.layers.values())}
 
     def eval_loss(self):
         self.network.eval()
         with torch.no_grad():
-            return {"loss": self.network(*to_torch(self.data, self.label)).item()}
+            return {"loss": self.network(*to_torch(self.data, self.label))[0].item()}
 
     def train_losses(self, batch, steps):
         self.network.train()
         opt, losses = optimizer(self.layers, self.c["hyper"], {"foreach": True}), []
         data, label = to_torch(self.data, self.label)
         for i in range(0, steps * batch, batch):
-            losses.append(step(self.network, opt, data[i:i + batch], label[i:i + batch]).item())
-        return {"losses": losses}
+            losses.append([loss.item() for loss in step(self.network, opt, data[i:i + batch], label[i:i + batch])])
+        return {"losses": losses}  # of each step the main loss and the total
 
     def optimizer(self):
         self.network.train()

@@ -39,10 +39,14 @@ class Net:
     def dense(self, name, units):
         return self.add(name, "dense", units=units, activation="relu", init="he")
 
-    def classes(self, name, **loss):
-        """The last two layers of every model here; small weights, so that no class is far ahead at the start."""
+    def head(self, name, loss, **keys):
+        """The two layers that every classifier ends in; small weights, so that no class is far ahead at the start."""
         self.add(name, "dense", units=1000, init="gaussian", init_value=0.01)
-        self.add("loss", "softmax_loss", **loss)
+        self.add(loss, "softmax_loss", **keys)
+
+    def classes(self, name, **loss):
+        """The end of every model here."""
+        self.head(name, "loss", **loss)
         return "\n".join(self.lines) + "\n"
 
 
@@ -118,10 +122,19 @@ GOOGLENET = {
 }
 
 
+def googlenet_head(n, name, x):
+    n.add(name + "_pool", "avgpool", x, kernel=5, stride=3)
+    n.conv(name + "_conv", 128, 1)
+    n.dense(name + "_fc1", 1024)
+    n.add(name + "_drop", "dropout", rate=0.7)
+    n.head(name + "_fc2", name + "_loss", weight=0.3)
+
+
 def googlenet():
     n = Net("googlenet", 224, """
-GoogLeNet (Szegedy et al., Going deeper with convolutions, CVPR 2015) without its two auxiliary heads: 6,998,552
-parameters. Pools round up and the normalisation's numbers are those of Caffe's bvlc_googlenet.""")
+GoogLeNet (Szegedy et al., Going deeper with convolutions, CVPR 2015) with its two auxiliary heads: 13,378,280
+parameters, 6,998,552 of them without the heads, which are for training only. Pools round up, and the numbers of the
+normalisation and of the heads are those of Caffe's bvlc_googlenet.""")
     lrn = {"size": 5, "alpha": 0.0001, "beta": 0.75}
     n.conv("conv1", 64, 7, stride=2, pad=3)
     n.maxpool("pool1", 3, stride=2, ceil=True)
@@ -140,6 +153,8 @@ parameters. Pools round up and the normalisation's numbers are those of Caffe's 
         n.maxpool(name + "_pool", 3, x, stride=1, pad=1)
         parts.append(n.conv(name + "_pool_proj", fpool, 1))
         x = n.add(name, "concat", parts)
+        if block in ("4a", "4d"):
+            googlenet_head(n, "aux1" if block == "4a" else "aux2", x)
         if block in ("3b", "4e"):
             x = n.maxpool("pool" + block[0], 3, stride=2, ceil=True)
     n.add("pool5", "avgpool", **{"global": True})
@@ -219,7 +234,8 @@ class Inception:
 def inception_v3():
     n = Net("inception_v3", 299, """
 Inception v3 (Szegedy et al., Rethinking the Inception architecture for computer vision, CVPR 2016), torchvision's
-inception_v3 without its auxiliary head, with the paper's label smoothing: 23,834,568 parameters.""")
+inception_v3 with its auxiliary head and the paper's label smoothing: 27,161,264 parameters, 23,834,568 of them without
+the head, which is for training only.""")
     n.conv_bn("conv1", 32, 3, stride=2, epsilon=0.001)
     n.conv_bn("conv2", 32, 3, epsilon=0.001)
     n.conv_bn("conv3", 64, 3, pad=1, epsilon=0.001)
@@ -233,6 +249,11 @@ inception_v3 without its auxiliary head, with the paper's label smoothing: 23,83
     x = blocks.to_17("i6a", x)
     for name, filters in (("i6b", 128), ("i6c", 160), ("i6d", 160), ("i6e", 192)):
         x = blocks.block_17(name, x, filters)
+    n.add("aux_pool", "avgpool", x, kernel=5, stride=3)
+    n.conv_bn("aux_conv1", 128, 1, epsilon=0.001)
+    n.conv_bn("aux_conv2", 768, 5, epsilon=0.001)
+    n.add("aux_gap", "avgpool", **{"global": True})
+    n.head("aux_fc", "aux_loss", smoothing=0.1, weight=0.4)
     x = blocks.to_8("i7a", x)
     for name in ("i7b", "i7c"):
         x = blocks.block_8(name, x)

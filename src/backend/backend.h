@@ -50,14 +50,15 @@ struct pl_op {
     double epsilon, momentum;      /* batchnorm: running = momentum * running + (1 - momentum) * batch */
     int64_t size; double alpha, beta, k; /* lrn */
     int64_t label_floats;          /* losses: 0 = int32 classes */
+    double weight;                 /* losses: times the loss in what is trained on */
     double smoothing;              /* softmax_loss: this part of the target is shared by all classes (Szegedy 2016) */
     bool need_dx[PL_MAX_INPUTS];   /* backward must write dx[i] */
     bool train;                    /* backward will be called */
     bool relu;                     /* y = max(y, 0) at the end, only where fuses_relu says so; backward may overwrite dy */
 };
 
-/* Sums over the real rows of one forward pass, added to by a loss plan. */
-struct pl_loss_sums { double loss, correct, correct5; int64_t rows; };
+/* Sums over the real rows of one forward pass, added to by a loss plan; total is the weight times the loss. */
+struct pl_loss_sums { double loss, total, correct, correct5; int64_t rows; };
 
 /* What one run of a plan works on. All buffers have the op's shapes; those not needed are NULL.
  * Rows from `rows` up to the batch's capacity are padding: their inputs are finite, a loss gives

@@ -1,7 +1,7 @@
 /* From the job's list of layers to the network: kinds and their keys, `from:` by name, the order in
  * which layers run (Kahn's topological sort; of those that are ready the first in the file goes
- * first, so a file in running order keeps it), the `activation` key as a layer of its own. What
- * cannot be a network is refused here, with the place in the file. */
+ * first, so a file in running order keeps it), the `activation` key as a layer of its own, and what
+ * evaluation leaves out. What cannot be a network is refused here, with the place in the file. */
 #include "graph/graph_private.h"
 
 #include <string.h>
@@ -15,7 +15,9 @@ struct draft {
     char **activated;        /* "NAME.relu": its name */
     int *users;              /* how many inputs take this output */
     int *order;              /* order[k]: the k-th to run */
-    int *place;              /* index of the output in the finished graph */
+    int *place;              /* index of the output in the finished graph; -1: none so far */
+    bool *needed;            /* for the end in evaluation, all of them in training */
+    int end;                 /* the main loss, or the one layer that nobody takes */
 };
 
 void pl_graph_layer_free(struct pl_layer *l)
@@ -39,6 +41,7 @@ static void draft_free(struct draft *d)
     pl_free(d->users);
     pl_free(d->order);
     pl_free(d->place);
+    pl_free(d->needed);
 }
 
 static pl_status draft_alloc(struct draft *d, const struct pl_job *job)
@@ -52,7 +55,8 @@ static pl_status draft_alloc(struct draft *d, const struct pl_job *job)
     d->users = pl_alloc(n * sizeof *d->users, "layers");
     d->order = pl_alloc(n * sizeof *d->order, "layers");
     d->place = pl_alloc(n * sizeof *d->place, "layers");
-    bool all = d->layer && d->activation && d->activated && d->users && d->order && d->place;
+    d->needed = pl_alloc(n * sizeof *d->needed, "layers");
+    bool all = d->layer && d->activation && d->activated && d->users && d->order && d->place && d->needed;
     return all ? PL_OK : PL_ERR_MEMORY;
 }
 
@@ -233,11 +237,10 @@ static pl_status circle(struct draft *d)
     return s;
 }
 
-static pl_status sort(struct draft *d, int *places)
+static pl_status sort(struct draft *d)
 {
     for (int i = 0; i < d->n; i++)
         d->place[i] = -1;
-    *places = 0;
     for (int done = 0; done < d->n; done++) {
         int i = 0;
         while (i < d->n && (d->place[i] >= 0 || !ready(d, i)))
@@ -245,69 +248,78 @@ static pl_status sort(struct draft *d, int *places)
         if (i == d->n)
             return circle(d);
         d->order[done] = i;
-        *places += d->activation[i] ? 2 : 1;
-        d->place[i] = *places - 1;
+        d->place[i] = done; /* until emit() knows better */
     }
     return PL_OK;
 }
 
 /* ---- the form of a network ------------------------------------------------------------------- */
 
-static pl_status find_loss(const struct draft *d, const struct pl_layer **loss)
+/* The last loss in the file; -1: none. */
+static int main_loss(const struct draft *d)
 {
-    *loss = NULL;
+    int i = d->n - 1;
+    while (i >= 0 && !d->layer[i].kind->loss)
+        i--;
+    return i;
+}
+
+/* A network ends in losses, the main one and those that help to train it, or for predict in the one
+ * layer that nobody takes. */
+static pl_status find_end(struct draft *d, bool train)
+{
+    const struct pl_layer *last = &d->layer[d->n - 1];
+    d->end = main_loss(d);
+    bool has_loss = d->end >= 0;
+    if (!has_loss && train)
+        return pl_job_layer_error(last->source,
+                                  "%s: the network has no loss to train "
+                                  "by\nend it with one, for instance {name: loss, kind: "
+                                  "softmax_loss}",
+                                  last->name);
     for (int i = 0; i < d->n; i++) {
         const struct pl_layer *l = &d->layer[i];
-        if (l->kind->loss && *loss)
+        if (d->users[i] || l->kind->loss)
+            continue;
+        if (has_loss)
+            return pl_job_layer_error(l->source, "%s: no layer takes its output", l->name);
+        if (d->end >= 0)
             return pl_job_layer_error(l->source,
-                                      "%s: a second loss; the network already ends in `%s`",
-                                      l->name, (*loss)->name);
-        if (l->kind->loss)
-            *loss = l;
+                                      "%s: no layer takes its output, nor that of `%s`; a "
+                                      "network without a loss has one end",
+                                      l->name, d->layer[d->end].name);
+        d->end = i;
     }
     return PL_OK;
 }
 
-/* One end: the loss, or for predict the one layer that nobody takes. */
-static pl_status check_form(const struct draft *d, bool train)
+/* Evaluation leaves out the auxiliary losses with the layers that only they need. */
+static void find_needed(struct draft *d, bool train)
 {
-    const struct pl_layer *end;
-    PL_TRY(find_loss(d, &end));
-    if (!end && train)
-        return pl_job_layer_error(d->layer[d->n - 1].source,
-                                  "%s: the network has no loss to train "
-                                  "by\nend it with one, for instance {name: loss, kind: "
-                                  "softmax_loss}",
-                                  d->layer[d->n - 1].name);
-    bool has_loss = end != NULL;
-    for (int i = 0; i < d->n; i++) {
+    d->needed[d->end] = true;
+    for (int at = d->n - 1; at >= 0; at--) {
+        int i = d->order[at];
         const struct pl_layer *l = &d->layer[i];
-        if (d->users[i] || l == end)
-            continue;
-        if (has_loss)
-            return pl_job_layer_error(l->source, "%s: no layer takes its output", l->name);
-        if (end)
-            return pl_job_layer_error(l->source,
-                                      "%s: no layer takes its output, nor that of `%s`; a "
-                                      "network without a loss has one end",
-                                      l->name, end->name);
-        end = l;
+        d->needed[i] |= train;
+        for (int k = 0; d->needed[i] && k < l->inputs; k++)
+            if (l->input[k] != PL_DATA)
+                d->needed[l->input[k]] = true;
     }
-    return PL_OK;
 }
 
 /* ---- the finished graph ---------------------------------------------------------------------- */
 
 /* Moves layer i of the draft to the end of the graph, with its activation. */
-static pl_status emit(struct pl_graph *g, struct draft *d, int i)
+static void emit(struct pl_graph *g, struct draft *d, int i)
 {
     struct pl_layer *l = &g->layer[g->layers++];
     *l = d->layer[i];
     d->layer[i] = (struct pl_layer){0};
     for (int k = 0; k < l->inputs; k++)
         l->input[k] = l->input[k] == PL_DATA ? PL_DATA : d->place[l->input[k]];
+    d->place[i] = g->layers - 1;
     if (!d->activation[i])
-        return PL_OK;
+        return;
     struct pl_layer *a = &g->layer[g->layers++];
     *a = (struct pl_layer){.kind = pl_layer_find(d->activation[i]),
                            .source = l->source,
@@ -315,41 +327,31 @@ static pl_status emit(struct pl_graph *g, struct draft *d, int i)
                            .inputs = 1,
                            .input = {g->layers - 2}};
     d->activated[i] = NULL;
-    return PL_OK;
+    d->place[i] = g->layers - 1;
 }
 
 static pl_status build(struct pl_graph *g, struct draft *d)
 {
-    int places;
     for (int i = 0; i < d->n; i++)
         PL_TRY(read_layer(d, i));
     for (int i = 0; i < d->n; i++)
         PL_TRY(check_name(d, i));
     for (int i = 0; i < d->n; i++)
         PL_TRY(resolve_inputs(d, i));
-    PL_TRY(sort(d, &places));
-    PL_TRY(check_form(d, g->train));
-    g->layer = pl_alloc((size_t)places * sizeof *g->layer, "layers");
-    g->node = pl_alloc((size_t)places * sizeof *g->node, "layers");
+    PL_TRY(sort(d));
+    PL_TRY(find_end(d, g->train));
+    find_needed(d, g->train);
+    size_t most = 2 * (size_t)d->n; /* each with an activation */
+    g->layer = pl_alloc(most * sizeof *g->layer, "layers");
+    g->node = pl_alloc(most * sizeof *g->node, "layers");
     if (!g->layer || !g->node)
         return PL_ERR_MEMORY;
     for (int k = 0; k < d->n; k++)
-        PL_TRY(emit(g, d, d->order[k]));
-    return PL_OK;
-}
-
-/* The loss, or else the layer that nobody takes. */
-static void find_output(struct pl_graph *g)
-{
-    for (int i = 0; i < g->layers; i++) {
-        bool taken = false;
-        for (int j = i + 1; j < g->layers; j++)
-            for (int k = 0; k < g->layer[j].inputs; k++)
-                taken |= g->layer[j].input[k] == i;
-        if (!taken)
-            g->output = i;
-    }
+        if (d->needed[d->order[k]])
+            emit(g, d, d->order[k]);
+    g->output = d->place[d->end];
     g->has_loss = g->layer[g->output].kind->loss;
+    return PL_OK;
 }
 
 pl_status pl_graph_build(struct pl_graph *g, const struct pl_job *job)
@@ -362,7 +364,5 @@ pl_status pl_graph_build(struct pl_graph *g, const struct pl_job *job)
     if (s == PL_OK)
         s = build(g, &d);
     draft_free(&d);
-    if (s == PL_OK)
-        find_output(g);
     return s;
 }

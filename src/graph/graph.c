@@ -82,6 +82,36 @@ pl_status pl_graph_make_grads(struct pl_graph *g)
     return allocate(g, (size_t)g->elems * sizeof(float), "gradients", &g->own_grads);
 }
 
+/* ---- labels ---------------------------------------------------------------------------------- */
+
+static int64_t classes_of(const struct pl_layer *loss)
+{
+    struct pl_op op = {0};
+    loss->kind->op(loss, &op);
+    if (op.label_floats > 0)
+        return 0;
+    int64_t outputs = pl_shape_row_elems(&loss->x[0]);
+    return outputs == 1 ? 2 : outputs; /* one output tells two classes apart */
+}
+
+int64_t pl_graph_classes(const struct pl_graph *g)
+{
+    return g->has_loss ? classes_of(&g->layer[g->output]) : 0;
+}
+
+/* All losses take the same label. */
+static pl_status check_labels(struct pl_graph *g)
+{
+    for (int i = 0; i < g->layers; i++) {
+        const struct pl_layer *l = &g->layer[i];
+        g->losses += l->kind->loss;
+        if (l->kind->loss && classes_of(l) != pl_graph_classes(g))
+            return pl_job_layer_error(l->source, "%s: it takes %lld classes as labels, `%s` takes %lld; there is one label for both",
+                                      l->name, (long long)classes_of(l), g->layer[g->output].name, (long long)pl_graph_classes(g));
+    }
+    return PL_OK;
+}
+
 /* ---- create, destroy ------------------------------------------------------------------------- */
 
 static pl_status create(struct pl_graph *g, const struct pl_job *job)
@@ -90,8 +120,7 @@ static pl_status create(struct pl_graph *g, const struct pl_job *job)
         return pl_error(PL_ERR_USAGE, "graph", "a batch of %lld samples", (long long)g->batch);
     PL_TRY(pl_graph_build(g, job));
     PL_TRY(pl_graph_shapes(g, &job->input));
-    if (g->share && pl_graph_signature(g->share) != pl_graph_signature(g))
-        return pl_error(PL_ERR_USAGE, "graph", "parameters shared between two different models");
+    PL_TRY(check_labels(g));
     PL_TRY(pl_graph_plan_memory(g));
     PL_TRY(allocate_all(g));
     return make_plans(g);
@@ -217,6 +246,7 @@ void pl_graph_set_params(struct pl_graph *g, float *params) { g->set_params = pa
 void pl_graph_set_grads(struct pl_graph *g, float *grads) { g->set_grads = grads; }
 int64_t pl_graph_elems(const struct pl_graph *g) { return g->elems; }
 int64_t pl_graph_weights(const struct pl_graph *g) { return g->weights; }
+int pl_graph_losses(const struct pl_graph *g) { return g->losses; }
 size_t pl_graph_arena_bytes(const struct pl_graph *g) { return g->arena_bytes; }
 
 const struct pl_shape *pl_graph_output_shape(const struct pl_graph *g)
@@ -228,17 +258,4 @@ const float *pl_graph_output(const struct pl_graph *g)
 {
     int root = g->node[g->output].root;
     return root == PL_DATA ? g->last_data : pl_span_memory(g, g->node[root].y);
-}
-
-int64_t pl_graph_classes(const struct pl_graph *g)
-{
-    const struct pl_layer *l = &g->layer[g->output];
-    struct pl_op op = {0};
-    if (!g->has_loss)
-        return 0;
-    l->kind->op(l, &op);
-    if (op.label_floats > 0)
-        return 0;
-    int64_t outputs = pl_shape_row_elems(&l->x[0]);
-    return outputs == 1 ? 2 : outputs; /* one output tells two classes apart */
 }

@@ -12,10 +12,13 @@ struct pl_tensor {
     const struct pl_param *param; /* shape, multipliers, offset */
 };
 
-/* Builds layers, infers shapes, lays out slabs and the activation arena, makes the plans. train
- * false: forward only. share: NULL makes parameters here; otherwise uses those
- * of another graph of the same job (evaluation), whichever it has at each pass. The job, and the
- * graph that is shared, must outlive this one. PL_ERR_USAGE, PL_ERR_MEMORY. Not collective. */
+/* Builds layers, infers shapes, lays out slabs and the activation arena, makes the plans. Of several
+ * losses the last in the file is the main one, that of the network's output; the others are
+ * auxiliary heads, which add to the gradient only (Szegedy et al. 2015). train false: forward only,
+ * without auxiliary heads and the layers that only they need. share: NULL makes
+ * parameters here; otherwise uses those of another graph of the same job (evaluation), whichever it
+ * has at each pass. The job, and the graph that is shared, must outlive this one. PL_ERR_USAGE,
+ * PL_ERR_MEMORY. Not collective. */
 pl_status pl_graph_create(const struct pl_job *job, const struct pl_backend_table *table,
                           struct pl_backend *backend, int64_t batch, bool train,
                           struct pl_graph *share, struct pl_graph **out);
@@ -34,11 +37,12 @@ void pl_graph_set_params(struct pl_graph *g, float *params);
 void pl_graph_set_grads(struct pl_graph *g, float *grads);
 size_t pl_graph_arena_bytes(const struct pl_graph *g);
 double pl_graph_flops(const struct pl_graph *g, int64_t rows); /* forward */
-/* Of names, kinds, shapes and who takes what from whom: "the same model". */
+/* Of names, kinds, shapes and who takes what from whom: "the same model", of graphs made alike. */
 uint64_t pl_graph_signature(const struct pl_graph *g);
-/* Shape of what predict writes: the loss's output, or the last layer's. */
+/* Shape of what predict writes: the main loss's output, or the last layer's. */
 const struct pl_shape *pl_graph_output_shape(const struct pl_graph *g);
 
+int pl_graph_losses(const struct pl_graph *g); /* with the main one */
 /* Labels are integers below this; 0: labels are floats, or there is no loss. */
 int64_t pl_graph_classes(const struct pl_graph *g);
 
@@ -52,7 +56,8 @@ struct pl_graph_batch {
     const int64_t *index;     /* [batch] sample index, names random streams */
     uint64_t seed, step_key;  /* dropout */
 };
-/* Layers forward; adds to *sums (may be NULL where label is). train: only a graph made for it. */
+/* Layers forward; adds to *sums (may be NULL where label is): total is that of all losses, the rest of
+ * the main one. train: only a graph made for it. */
 pl_status pl_graph_forward(struct pl_graph *g, const struct pl_graph_batch *b, bool train,
                            struct pl_loss_sums *sums);
 /* Of the last forward, until the next: [batch, ...] as pl_graph_output_shape says. */

@@ -40,8 +40,9 @@ struct pl_graph {
     int layers;
     struct pl_layer *layer; /* in the order they run */
     struct pl_node *node;   /* of the same index */
-    int output;             /* the loss, or the last layer */
+    int output;             /* the main loss, or the last layer */
     bool has_loss;
+    int losses;
     int tensors;
     struct pl_tensor *tensor;
     int64_t elems, weights;

@@ -47,12 +47,15 @@ pl_status pl_graph_forward(struct pl_graph *g, const struct pl_graph_batch *b, b
         if (!g->node[i].plan)
             continue;
         struct pl_io io = make_io(g, b, i, train);
+        struct pl_loss_sums auxiliary = {0};
         if (io.label)
-            io.sums = sums;
+            io.sums = i == g->output ? sums : &auxiliary;
         double begin = g->layer_ms ? pl_now_ms() : 0;
         PL_TRY(g->table->forward(g->node[i].plan, &io));
         if (g->layer_ms)
             g->layer_ms[2 * i] += pl_now_ms() - begin;
+        if (io.sums == &auxiliary)
+            sums->total += auxiliary.total;
     }
     return PL_OK;
 }

@@ -3,6 +3,8 @@
  * finishes the gradient slab from its far end. The gaps between tensors are 0 for ever. */
 #include "graph/graph_private.h"
 
+#include <string.h>
+
 enum { ALIGN_ELEMS = 16 };
 #define MAX_SAMPLE_ELEMS 68719476736.0     /* 2^36: products of shapes stay within int64_t */
 #define MAX_TENSOR_ELEMS 281474976710656.0 /* 2^48 */
@@ -48,6 +50,22 @@ static pl_status input_shape(struct pl_graph *g, const struct pl_job_input *inpu
 
 static int64_t aligned(int64_t n) { return (n + ALIGN_ELEMS - 1) / ALIGN_ELEMS * ALIGN_ELEMS; }
 
+/* A tensor of a graph whose slab is another's has the place that it has there. */
+static pl_status shared_place(const struct pl_graph *share, const char *layer, struct pl_param *p)
+{
+    for (int i = 0; i < share->tensors; i++) {
+        const struct pl_tensor *t = &share->tensor[i];
+        bool same = strcmp(t->layer, layer) == 0 && strcmp(t->name, p->name) == 0 &&
+                    t->param->shape.dims == p->shape.dims &&
+                    memcmp(t->param->shape.dim, p->shape.dim, (size_t)p->shape.dims * sizeof p->shape.dim[0]) == 0;
+        if (same) {
+            p->offset = t->param->offset;
+            return PL_OK;
+        }
+    }
+    return pl_error(PL_ERR_USAGE, "graph", "parameters shared between two different models: one has no such %s/%s", layer, p->name);
+}
+
 static pl_status lay_out_slab(struct pl_graph *g)
 {
     for (int i = 0; i < g->layers; i++)
@@ -62,12 +80,17 @@ static pl_status lay_out_slab(struct pl_graph *g)
         for (int k = 0; k < g->layer[i].params; k++) {
             struct pl_param *p = &g->layer[i].param[k];
             int64_t elems = pl_shape_elems(&p->shape);
-            p->offset = g->elems;
-            g->elems += aligned(elems);
+            if (g->share)
+                PL_TRY(shared_place(g->share, g->layer[i].name, p));
+            else
+                p->offset = g->elems;
+            g->elems += g->share ? 0 : aligned(elems);
             if (!p->statistic && p->lr_mult != 0)
                 g->weights += elems;
             g->tensor[n++] = (struct pl_tensor){g->layer[i].name, p->name, p};
         }
+    if (g->share)
+        g->elems = g->share->elems;
     return PL_OK;
 }
 

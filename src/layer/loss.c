@@ -1,11 +1,12 @@
 /* softmax_loss, sigmoid_loss, euclidean_loss: the end of a network. They take the label, add the
  * loss and the hits to the sums, and give what predict writes: probabilities, or the input itself.
+ * Of several, the last in the file is the network's end, the others train what they look at.
  * The checks here are of shapes; whether a class is in range is checked where data are read. */
 #include "layer/kinds.h"
 
 struct config {
     int64_t label_floats; /* of the input, by shape() */
-    double smoothing;
+    double weight, smoothing;
 };
 
 static pl_status softmax_shape(struct pl_layer *l, const struct pl_job_input *input)
@@ -52,20 +53,31 @@ static void op(const struct pl_layer *l, struct pl_op *op)
                : l->kind == &pl_layer_sigmoid_loss ? PL_OP_SIGMOID_LOSS
                                                    : PL_OP_EUCLIDEAN_LOSS;
     op->label_floats = c->label_floats;
+    op->weight = c->weight;
     op->smoothing = c->smoothing;
     op->x[0] = pl_layer_flat(&l->x[0]);
 }
 
-static const struct pl_key no_keys[] = {{.name = NULL}};
+#define WEIGHT_KEY                                                                                 \
+    {                                                                                              \
+        .name = "weight", .type = PL_KEY_DOUBLE, .offset = offsetof(struct config, weight),        \
+        .def = "1", .min = 0, .max = 1e6,                                                          \
+        .help = "times this loss in the sum that is trained on; of several losses the last in the " \
+                "file is the one that is reported, the others are computed in training only"       \
+    }
+
+static const struct pl_key weight_key[] = {WEIGHT_KEY, {.name = NULL}};
 
 static const struct pl_key softmax_keys[] = {
+    WEIGHT_KEY,
     {.name = "smoothing",
      .type = PL_KEY_DOUBLE,
      .offset = offsetof(struct config, smoothing),
      .def = "0",
      .min = 0,
      .max = 0.99,
-     .help = "part of the target that is shared by all classes (label smoothing, Szegedy et al. 2016), in evaluation too"},
+     .help = "part of the target that is shared by all classes (label smoothing, Szegedy et al. 2016), "
+             "in evaluation too"},
     {.name = NULL},
 };
 
@@ -84,7 +96,7 @@ const struct pl_layer_kind pl_layer_softmax_loss = {
 const struct pl_layer_kind pl_layer_sigmoid_loss = {
     .name = "sigmoid_loss",
     .help = "sigmoid and cross entropy with numbers in [0, 1], or with a class of two",
-    .keys = no_keys,
+    .keys = weight_key,
     .config_bytes = sizeof(struct config),
     .min_inputs = 1,
     .max_inputs = 1,
@@ -96,7 +108,7 @@ const struct pl_layer_kind pl_layer_sigmoid_loss = {
 const struct pl_layer_kind pl_layer_euclidean_loss = {
     .name = "euclidean_loss",
     .help = "half the sum of squared differences to the label; the loss of regression",
-    .keys = no_keys,
+    .keys = weight_key,
     .config_bytes = sizeof(struct config),
     .min_inputs = 1,
     .max_inputs = 1,

@@ -78,6 +78,7 @@ void pl_report_step(struct pl_report *r, const struct pl_report_step *s)
     pl_metrics_int(&t, "step", s->step);
     pl_metrics_int(&t, "epoch", s->epoch);
     pl_metrics_number(&t, "loss", s->loss);
+    pl_metrics_number(&t, "total_loss", s->total_loss);
     pl_metrics_number(&t, "accuracy", s->accuracy);
     pl_metrics_number(&t, "lr", s->lr);
     pl_metrics_number(&t, "samples_per_s", s->samples_per_s);

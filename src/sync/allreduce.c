@@ -1,8 +1,8 @@
 /* Synchronous SGD over all ranks: every gradient takes part, the sum is all-reduced bucket by bucket
- * while backward goes on. The counts travel as six doubles beside the gradient. */
+ * while backward goes on. The counts travel as doubles beside the gradient. */
 #include "sync/sync.h"
 
-enum { ROWS, LOSS, CORRECT, CORRECT5, STOP, NOT_FINITE, VALUES };
+enum { ROWS, LOSS, TOTAL, CORRECT, CORRECT5, STOP, NOT_FINITE, VALUES };
 
 struct pl_sync {
     struct pl_exchange *exchange;
@@ -26,6 +26,7 @@ static pl_status allreduce_contribute(struct pl_sync *s, const struct pl_contrib
 {
     s->values[ROWS] = mine->rows;
     s->values[LOSS] = mine->loss;
+    s->values[TOTAL] = mine->total;
     s->values[CORRECT] = mine->correct;
     s->values[CORRECT5] = mine->correct5;
     s->values[STOP] = mine->stop ? 1 : 0;
@@ -44,6 +45,7 @@ static pl_status allreduce_finish(struct pl_sync *s, struct pl_agreement *out)
     PL_TRY(pl_exchange_finish(s->exchange, &out->times));
     out->rows = s->values[ROWS];
     out->loss = s->values[LOSS];
+    out->total = s->values[TOTAL];
     out->correct = s->values[CORRECT];
     out->correct5 = s->values[CORRECT5];
     out->stop = s->values[STOP] > 0;

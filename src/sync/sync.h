@@ -9,13 +9,13 @@ struct pl_sync;
 
 /* What a rank brings to a step besides its gradient: sums over its real samples. */
 struct pl_contribution {
-    double rows, loss, correct, correct5;
+    double rows, loss, total, correct, correct5; /* loss of the main head, total of all, weighted */
     bool stop;       /* a signal asked this rank to stop */
-    bool not_finite; /* its loss is NaN or infinite */
+    bool not_finite; /* its total is NaN or infinite */
 };
 struct pl_agreement {
     const float *sum;      /* agreed gradient, summed over samples; valid until the next begin */
-    double rows, loss, correct, correct5; /* sums over those who took part */
+    double rows, loss, total, correct, correct5; /* sums over those who took part */
     bool stop;             /* somebody was asked to stop */
     int not_finite;        /* ranks with a loss that is not finite */
     const char *late;      /* ranks that were dropped, "2, 5"; NULL: none */

@@ -220,6 +220,7 @@ static void report_step(struct run *r)
 {
     const struct pl_step_result *s = &r->last;
     struct pl_report_step line = {.step = r->t.state.step, .epoch = s->epoch, .loss = s->loss,
+                                  .total_loss = pl_graph_losses(r->t.graph) > 1 ? s->total_loss : NAN,
                                   .accuracy = s->accuracy, .lr = s->lr, .step_ms = s->step_ms,
                                   .samples_per_s = s->rows / s->step_ms * 1000, .data_ms = s->data_ms,
                                   .compute_ms = s->compute_ms, .exchange_ms = s->exchange.exposed_ms,

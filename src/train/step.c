@@ -12,9 +12,9 @@ static pl_status on_slice_final(void *arg, int64_t a, int64_t b)
 
 static pl_status contribute(struct pl_trainer *t, const struct pl_loss_sums *sums)
 {
-    struct pl_contribution mine = {.rows = (double)sums->rows, .loss = sums->loss, .correct = sums->correct,
-                                   .correct5 = sums->correct5, .not_finite = !isfinite(sums->loss),
-                                   .stop = t->stop_asked};
+    struct pl_contribution mine = {.rows = (double)sums->rows, .loss = sums->loss, .total = sums->total,
+                                   .correct = sums->correct, .correct5 = sums->correct5,
+                                   .not_finite = !isfinite(sums->total), .stop = t->stop_asked};
     return t->sync_table->contribute(t->sync, &mine);
 }
 
@@ -70,7 +70,7 @@ static void update(struct pl_trainer *t, const struct pl_agreement *a, struct pl
 
 static pl_status check_finite(const struct pl_agreement *a, int64_t step)
 {
-    if (a->not_finite == 0 && isfinite(a->loss))
+    if (a->not_finite == 0 && isfinite(a->total))
         return PL_OK;
     return pl_error(PL_ERR_NOT_FINITE, "train",
                     "the loss is not finite in step %lld (on %d rank%s)\n"
@@ -102,6 +102,7 @@ pl_status pl_trainer_step(struct pl_trainer *t, struct pl_step_result *out)
     t->state.samples_seen += (int64_t)agreed.rows;
     out->rows = agreed.rows;
     out->loss = agreed.loss / agreed.rows;
+    out->total_loss = agreed.total / agreed.rows;
     out->accuracy = agreed.correct / agreed.rows;
     out->top5 = agreed.correct5 / agreed.rows;
     out->exchange = agreed.times;

@@ -40,7 +40,8 @@ struct pl_trainer {
 
 struct pl_step_result {
     int64_t step, epoch;
-    double rows, loss, accuracy, top5; /* means over the samples that took part */
+    double rows, loss, accuracy, top5; /* means over the samples that took part, of the main loss */
+    double total_loss;                 /* what is trained on: every loss times its weight */
     double lr, grad_norm;              /* norm NAN unless clipping */
     double step_ms, data_ms, compute_ms, update_ms;
     struct pl_exchange_times exchange;

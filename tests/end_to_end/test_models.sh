@@ -17,8 +17,8 @@ done <<'LIST'
 alexnet 61100840
 overfeat 145920872
 vgg_a 132863336
-googlenet 6998552
-inception_v3 23834568
+googlenet 13378280
+inception_v3 27161264
 resnet50 25557032
 LIST
 cp -r "$m" . && sed -i 's/units: 1000/units: 10/' imagenet/alexnet-model.yaml

@@ -101,6 +101,30 @@ right = (p["class"][()] == t["label"][()]).mean()
 print("predicted %.6f, evaluated %s" % (right, sys.argv[1]))
 sys.exit(int(abs(right - float(sys.argv[1])) > 1e-6 or abs(p["output"][()].sum(1) - 1).max() > 1e-4))
 PY
+# An auxiliary head: it is trained and kept, the sum is reported beside the main loss, and evaluation does without it.
+awk '/name: ip1/{print "  - {name: aux, kind: dense, units: 4, init: gaussian}"; print "  - {name: aux_loss, kind: softmax_loss, weight: 0.3}"; sub(/}$/, ", from: pool1}")} {print}' net.yaml >net-aux.yaml
+run 1 heads-1 model=net-aux.yaml train.steps=3 train.global_batch=96 train.eval_every=never
+run 2 heads-2 model=net-aux.yaml train.steps=3 train.global_batch=96
+compare heads-1 heads-2 1e-6 1e-5
+/usr/bin/python3 - <<'PY' || fail "the losses of a network with two heads"
+import h5py, json, math, sys
+steps, evals = ([e for e in map(json.loads, open("heads-2/metrics.jsonl")) if e["event"] == kind] for kind in ("step", "eval"))
+extra = steps[0]["total_loss"] - steps[0]["loss"]
+print("step 1: loss %(loss)g, total %(total_loss)g" % steps[0], "evaluation:", evals)
+weight = h5py.File("heads-2/step-00000003/model.h5")["params/aux/weight"]
+sys.exit(not (abs(extra - 0.3 * math.log(4)) < 0.05 and "total_loss" not in evals[0] and weight.shape == (4, 150)))
+PY
+sed '/aux/d; s/, from: pool1//' net-aux.yaml >net-without.yaml
+diff net.yaml net-without.yaml || fail "the network without its head is not net.yaml"
+for net in net-aux net; do # the same numbers from the file without the head
+    ranks 2 "$PACELINE" eval job.yaml model=$net.yaml checkpoint.dir=heads-2 >eval-$net.out 2>&1 || { fail "eval of $net failed"; cat eval-$net.out; }
+    ranks 1 "$PACELINE" predict job.yaml model=$net.yaml checkpoint.dir=heads-2 --out predicted-$net.h5 >/dev/null || fail "predict of $net failed"
+done
+diff eval-net-aux.out eval-net.out || fail "evaluation needs the auxiliary head"
+/usr/bin/python3 -c 'import h5py, sys; a, b = (h5py.File(f)["output"][()] for f in ("predicted-net-aux.h5", "predicted-net.h5")); sys.exit(int((a != b).any()))' || fail "prediction needs the auxiliary head"
+run 2 heads-2 model=net-aux.yaml train.steps=6 train.global_batch=96
+grep -q "continuing at step 3" heads-2.log || fail "a run with two heads does not continue"
+"$PACELINE" bench layers job.yaml model=net-aux.yaml --rounds 1 --steps 2 | grep -q aux_loss || fail "bench layers does not show the auxiliary loss"
 # Predictions need no labels.
 /usr/bin/python3 -c 'import h5py; h5py.File("bare.h5", "w")["data"] = h5py.File("test.h5")["data"][()]'
 ranks 1 "$PACELINE" predict job.yaml checkpoint.dir=twice-a data.test.file=bare.h5 --out bare-predicted.h5 >/dev/null || fail "predict without labels failed"

@@ -41,6 +41,8 @@ expect 2 "maxpool" 3 job.yaml model=kind.yaml
 expect 2 "too long a run" 3 job.yaml train.epochs=1e18
 say run
 expect 4 "the loss is not finite" 3 job.yaml "$(data huge.h5)"
+awk '/name: ip1/{print "  - {name: aux, kind: dense, units: 4, init: gaussian, init_value: 1e38, from: pool1}"; print "  - {name: aux_loss, kind: softmax_loss, weight: 0.3}"; sub(/}$/, ", from: pool1}")} {print}' net.yaml >aux.yaml
+expect 4 "the loss is not finite in step 0" 3 job.yaml model=aux.yaml # that of the main head is
 OMPI_COMM_WORLD_SIZE=3 OMPI_COMM_WORLD_RANK=0 "$PACELINE" train job.yaml >out 2>&1
 [ $? -eq 2 ] && grep -q "mpirun started 3 ranks, but each sees a world of its own" out || { fail "ranks that do not see each other were not refused"; cat out; }
 touch file

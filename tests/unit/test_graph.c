@@ -65,6 +65,16 @@ static const struct model models[] = {
      "    - {name: f, kind: dense, units: 2, from: view}\n"
      "    - {name: s, kind: add, from: [e, f]}\n"
      "    - {name: loss, kind: sigmoid_loss}\n"},
+    {"heads", "[2, 5, 5]", "int", /* the main loss runs before the layers of the second auxiliary one */
+     "    - {name: trunk, kind: conv, filters: 4, kernel: 3, pad: 1, activation: tanh}\n"
+     "    - {name: aux1, kind: dense, units: 5, activation: sigmoid}\n"
+     "    - {name: aux1_classes, kind: dense, units: 3}\n"
+     "    - {name: aux1_loss, kind: softmax_loss, weight: 0.3}\n"
+     "    - {name: top, kind: conv, filters: 3, kernel: 3, from: trunk}\n"
+     "    - {name: aux2_loss, kind: softmax_loss, weight: 0.4, smoothing: 0.1, from: aux2_classes}\n"
+     "    - {name: classes, kind: dense, units: 3, from: top}\n"
+     "    - {name: loss, kind: softmax_loss, weight: 2}\n"
+     "    - {name: aux2_classes, kind: dense, units: 3, from: top}\n"},
 };
 enum { MODELS = sizeof models / sizeof models[0], ROWS = 5 };
 
@@ -178,9 +188,9 @@ static double slope(struct net *n, float *w)
 {
     const float old = *w, step = 4e-3f;
     *w = old + step;
-    double above = forward(n, true).loss, high = (double)*w;
+    double above = forward(n, true).total, high = (double)*w;
     *w = old - step;
-    double below = forward(n, true).loss, low = (double)*w;
+    double below = forward(n, true).total, low = (double)*w;
     *w = old;
     return (above - below) / (high - low);
 }
@@ -261,7 +271,7 @@ static void check_no_rows(struct net *n, const struct model *m)
     n->batch.rows = 0;
     memset(n->data, 0, sizeof(float) * (size_t)pl_shape_elems(&n->g->data));
     struct pl_loss_sums sums = forward(n, true);
-    assert_true(sums.loss == 0 && sums.rows == 0);
+    assert_true(sums.loss == 0 && sums.total == 0 && sums.rows == 0);
     backward(n, false);
     for (int64_t i = 0; i < n->g->elems; i++)
         if (pl_graph_grads(n->g)[i] != 0)
@@ -323,7 +333,7 @@ static void check_evaluation(struct net *n, const struct model *m)
     open_net(&e, m, ROWS + 2, ROWS, n->g, false);
     assert_true(pl_graph_params(n->g) == pl_graph_params(e.g));
     assert_null(pl_graph_grads(e.g)); /* made by a first backward pass */
-    assert_true(pl_graph_signature(n->g) == pl_graph_signature(e.g));
+    assert_true(pl_graph_losses(n->g) > 1 || pl_graph_signature(n->g) == pl_graph_signature(e.g));
     struct pl_loss_sums a = forward(n, false), b = forward(&e, false);
     assert_true(fabs(a.loss - b.loss) <= 1e-6 * fabs(a.loss));
     assert_true(a.correct == b.correct && a.correct5 == b.correct5 && a.rows == b.rows);
@@ -332,6 +342,77 @@ static void check_evaluation(struct net *n, const struct model *m)
     close_net(&e);
 }
 static void evaluation_graph(void **state) { (void)state, each(check_evaluation); }
+
+/* The loss of the network that ends in the layer `loss` of the heads above. */
+static double loss_alone(const char *loss, const char *layers)
+{
+    struct model m = {loss, "[2, 5, 5]", "int", layers};
+    struct net n;
+    open_net(&n, &m, ROWS, ROWS, NULL, true);
+    double alone = forward(&n, true).loss;
+    close_net(&n);
+    return alone;
+}
+
+#define TRUNK "    - {name: trunk, kind: conv, filters: 4, kernel: 3, pad: 1, activation: tanh}\n"
+#define TOP TRUNK "    - {name: top, kind: conv, filters: 3, kernel: 3}\n"
+
+static void heads_sums(void **state)
+{
+    (void)state;
+    struct net n;
+    open_net(&n, &models[MODELS - 1], ROWS, ROWS, NULL, true);
+    struct pl_loss_sums sums = forward(&n, true);
+    double aux1 = loss_alone("aux1", TRUNK "    - {name: aux1, kind: dense, units: 5, activation: sigmoid}\n"
+                                           "    - {name: aux1_classes, kind: dense, units: 3}\n"
+                                           "    - {name: aux1_loss, kind: softmax_loss}\n");
+    double aux2 = loss_alone("aux2", TOP "    - {name: aux2_classes, kind: dense, units: 3}\n"
+                                         "    - {name: aux2_loss, kind: softmax_loss, smoothing: 0.1}\n");
+    double main = loss_alone("main", TOP "    - {name: classes, kind: dense, units: 3}\n"
+                                         "    - {name: loss, kind: softmax_loss}\n");
+    assert_int_equal(pl_graph_losses(n.g), 3);
+    assert_int_equal(sums.rows, ROWS);
+    assert_true(fabs(sums.loss - main) < 1e-9);
+    assert_true(fabs(sums.total - (2 * main + 0.3 * aux1 + 0.4 * aux2)) < 1e-9);
+    close_net(&n);
+}
+
+/* Evaluation has no auxiliary layers, and their parameters mean nothing to it. */
+static void heads_left_out(void **state)
+{
+    (void)state;
+    static const char *const wanted[] = {"trunk", "trunk.tanh", "top", "classes", "loss"};
+    struct net n, e;
+    const struct pl_layer *l;
+    const struct pl_tensor *t, *u;
+    open_net(&n, &models[MODELS - 1], ROWS, ROWS, NULL, true);
+    open_net(&e, &models[MODELS - 1], ROWS, ROWS, n.g, false);
+    assert_int_equal(pl_graph_losses(e.g), 1);
+    assert_int_equal(pl_graph_layers(e.g, &l), 5);
+    for (int i = 0; i < 5; i++)
+        assert_string_equal(l[i].name, wanted[i]);
+    assert_int_equal(pl_graph_elems(e.g), pl_graph_elems(n.g));
+    int all = pl_graph_tensors(n.g, &t), left = pl_graph_tensors(e.g, &u), auxiliary = 0;
+    assert_int_equal(all, 12);
+    assert_int_equal(left, 6);
+    struct pl_loss_sums before = forward(&e, false);
+    assert_true(fabs(before.total - 2 * before.loss) < 1e-9);
+    for (int i = 0; i < all; i++)
+        if (strncmp(t[i].layer, "aux", 3) == 0) {
+            pl_graph_params(n.g)[t[i].param->offset] = NAN;
+            auxiliary++;
+        }
+    assert_int_equal(auxiliary, 6);
+    assert_true(forward(&e, false).loss == before.loss);
+    struct pl_loss_sums poisoned = forward(&n, true);
+    assert_true(isfinite(poisoned.loss) && !isfinite(poisoned.total));
+    close_net(&e);
+    open_net(&e, &models[MODELS - 1], ROWS, ROWS, NULL, false); /* as eval and predict do */
+    assert_int_equal(pl_graph_tensors(e.g, &u), 6);
+    assert_int_equal(pl_graph_elems(e.g), 80 + 16 + 112 + 16 + 96 + 16);
+    close_net(&e);
+    close_net(&n);
+}
 
 static void versions(void **state)
 {
@@ -528,9 +609,18 @@ static const struct refusal refusals[] = {
     {"    - {name: x, kind: transformer}\n" LOSS, "kinds are: dense conv "},
     {"    - {name: x, kind: dense, units: 3}\n", "x: the network has no loss to train by"},
     {"    - {name: x, kind: dense, units: 3}\n"
+     "    - {name: y, kind: dense, units: 4, from: data}\n"
      "    - {name: l1, kind: softmax_loss, from: x}\n"
+     "    - {name: l2, kind: softmax_loss, from: y}\n",
+     "l1: it takes 3 classes as labels, `l2` takes 4; there is one label for both"},
+    {"    - {name: x, kind: dense, units: 3}\n"
+     "    - {name: l1, kind: euclidean_loss, from: x}\n"
      "    - {name: l2, kind: softmax_loss, from: x}\n",
-     "l2: a second loss; the network already ends in `l1`"},
+     "l1: euclidean_loss of input 3 needs 3 floats as label, but the input's label is int"},
+    {"    - {name: x, kind: dense, units: 3}\n"
+     "    - {name: l1, kind: softmax_loss, weight: -0.1}\n"
+     "    - {name: l2, kind: softmax_loss, from: x}\n",
+     "t.yaml:6:46: weight: wanted a number, from 0 to 1e+06, found \"-0.1\""},
     {"    - {name: x, kind: dense, units: 3}\n"
      "    - {name: l1, kind: softmax_loss}\n"
      "    - {name: y, kind: relu}\n",
@@ -583,6 +673,8 @@ int main(void)
         cmocka_unit_test(accumulate_adds),
         cmocka_unit_test(slices),
         cmocka_unit_test(evaluation_graph),
+        cmocka_unit_test(heads_sums),
+        cmocka_unit_test(heads_left_out),
         cmocka_unit_test(versions),
         cmocka_unit_test(without_loss),
         cmocka_unit_test(predict_without_label),

@@ -68,6 +68,7 @@ static void make_op(struct pl_op *op, enum pl_op_kind kind, int64_t unit)
     op->epsilon = 1e-5;
     op->momentum = 0.9;
     op->size = between(0, 2) * 2 + 1;
+    op->weight = between(0, 1) ? 1 : 0.3;
     op->alpha = 0.3, op->beta = 0.75, op->k = 1.5;
     switch (kind) {
     case PL_OP_DENSE: {
@@ -215,7 +216,7 @@ static double objective(const struct pl_backend_table *table, struct pl_plan *p,
     t->io.sums = &sums;
     assert_int_equal(table->forward(p, &t->io), PL_OK);
     if (is_loss(t->op.kind))
-        return sums.loss;
+        return sums.total;
     double sum = 0;
     int64_t n = t->io.rows * pl_shape_row_elems(&t->op.y);
     for (int64_t i = 0; i < n; i++)
@@ -414,6 +415,8 @@ static void compare_all(const struct trial *t, const char *backend, const struct
         compare(t, backend, "dp", a->dp[k], b->dp[k], pl_shape_elems(&t->op.p[k]));
     if (is_loss(t->op.kind)) {
         assert_true(fabs(a->sums.loss - b->sums.loss) <= 1e-5 * (1 + fabs(a->sums.loss)));
+        assert_true(fabs(a->sums.total - t->op.weight * a->sums.loss) <= 1e-12 * (1 + fabs(a->sums.total)));
+        assert_true(fabs(b->sums.total - t->op.weight * b->sums.loss) <= 1e-12 * (1 + fabs(b->sums.total)));
         assert_true(a->sums.correct == b->sums.correct && a->sums.correct5 == b->sums.correct5 && a->sums.rows == b->sums.rows);
         for (int64_t i = rows * pl_shape_row_elems(&t->op.x[0]); train && i < pl_shape_elems(&t->op.x[0]); i++)
             assert_true(b->dx[0][i] == 0); /* padding rows */

@@ -1,7 +1,7 @@
 /* loss: softmax with cross-entropy, sigmoid with cross-entropy, squared distance. Rows are cut over
  * the threads, each row's loss is computed in double, and the rows are added in their order by the
  * caller's thread, so the sum does not depend on the threads. Backward gives sums over rows, not
- * means: dx of a row is the gradient of its own loss; of a padding row it is 0. */
+ * means: dx of a row is the gradient of its own loss times the weight; of a padding row it is 0. */
 #include "backend/cpu/cpu.h"
 
 #include <math.h>
@@ -146,6 +146,7 @@ static pl_status forward(struct pl_plan *p, const struct pl_io *io) {
             return pl_error(PL_ERR_DATA, "backend", "layer %s: label %d is not one of %lld classes",
                             p->op.name, ((const int32_t *)io->label)[n], (long long)s->columns);
         io->sums->loss += s->row[n].loss;
+        io->sums->total += p->op.weight * s->row[n].loss;
         io->sums->correct += s->row[n].correct;
         io->sums->correct5 += s->row[n].correct5;
     }
@@ -153,7 +154,7 @@ static pl_status forward(struct pl_plan *p, const struct pl_io *io) {
     return PL_OK;
 }
 
-/* dx = y - target for all three */
+/* dx = weight * (y - target) for all three */
 static void backward_rows(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const struct job *j = arg;
@@ -176,6 +177,9 @@ static void backward_rows(void *arg, int part, int64_t begin, int64_t end) {
             for (int64_t k = 0; k < columns; k++)
                 dx[k] = (float)((double)y[k] - target(j, n, k));
         }
+        float weight = (float)j->op->weight;
+        for (int64_t k = 0; weight != 1.0f && k < columns; k++)
+            dx[k] *= weight;
     }
 }
 

@@ -1,4 +1,4 @@
-/* Losses: sums over the real rows; padding rows get dx = 0. */
+/* Losses: sums over the real rows, gradients times the weight; padding rows get dx = 0. */
 #include "backend/reference/reference.h"
 
 #include <math.h>
@@ -10,6 +10,12 @@ static void rank_of_label(const float *x, int64_t C, int64_t label, struct pl_lo
         above += x[c] > x[label] || (x[c] == x[label] && c < label);
     sums->correct += above < 1;
     sums->correct5 += above < 5;
+}
+
+static void add_loss(const struct pl_plan *p, const struct pl_io *io, double loss)
+{
+    io->sums->loss += loss;
+    io->sums->total += p->op.weight * loss;
 }
 
 static void softmax_forward(struct pl_plan *p, const struct pl_io *io)
@@ -29,7 +35,7 @@ static void softmax_forward(struct pl_plan *p, const struct pl_io *io)
         int32_t label = ((const int32_t *)io->label)[n];
         for (int64_t c = 0; c < C; c++)
             all += x[c];
-        io->sums->loss += log(sum) + top - (1 - share) * x[label] - share / (double)C * all;
+        add_loss(p, io, log(sum) + top - (1 - share) * x[label] - share / (double)C * all);
         rank_of_label(x, C, label, io->sums);
     }
     if (io->label)
@@ -47,7 +53,7 @@ static void softmax_backward(struct pl_plan *p, const struct pl_io *io)
     int64_t N = p->op.y.dim[0], C = pl_shape_row_elems(&p->op.x[0]);
     for (int64_t n = 0; io->dx[0] && n < N; n++)
         for (int64_t c = 0; c < C; c++)
-            io->dx[0][n * C + c] = n < io->rows ? (float)(io->y[n * C + c] - target_of(p, io, n, c)) : 0;
+            io->dx[0][n * C + c] = n < io->rows ? (float)(p->op.weight * (io->y[n * C + c] - target_of(p, io, n, c))) : 0;
 }
 
 static double target(const struct pl_plan *p, const struct pl_io *io, int64_t i)
@@ -66,7 +72,7 @@ static void sigmoid_forward(struct pl_plan *p, const struct pl_io *io)
             if (!io->label || n >= io->rows)
                 continue;
             double t = target(p, io, i);
-            io->sums->loss += (x > 0 ? x : 0) - x * t + log1p(exp(-fabs(x)));
+            add_loss(p, io, (x > 0 ? x : 0) - x * t + log1p(exp(-fabs(x))));
             all = all && (x > 0) == (t > 0.5);
         }
         if (io->label && n < io->rows) {
@@ -82,7 +88,7 @@ static void sigmoid_backward(struct pl_plan *p, const struct pl_io *io)
 {
     int64_t n = pl_shape_elems(&p->op.x[0]), K = pl_shape_row_elems(&p->op.x[0]);
     for (int64_t i = 0; io->dx[0] && i < n; i++)
-        io->dx[0][i] = i / K < io->rows ? (float)(io->y[i] - target(p, io, i)) : 0;
+        io->dx[0][i] = i / K < io->rows ? (float)(p->op.weight * (io->y[i] - target(p, io, i))) : 0;
 }
 
 static void euclidean_forward(struct pl_plan *p, const struct pl_io *io)
@@ -92,7 +98,7 @@ static void euclidean_forward(struct pl_plan *p, const struct pl_io *io)
         io->y[i] = io->x[0][i];
         double e = io->label && i / K < io->rows ? io->x[0][i] - target(p, io, i) : 0;
         if (io->label)
-            io->sums->loss += e * e / 2;
+            add_loss(p, io, e * e / 2);
     }
     if (io->label)
         io->sums->rows += io->rows;
@@ -102,7 +108,7 @@ static void euclidean_backward(struct pl_plan *p, const struct pl_io *io)
 {
     int64_t n = pl_shape_elems(&p->op.x[0]), K = pl_shape_row_elems(&p->op.x[0]);
     for (int64_t i = 0; io->dx[0] && i < n; i++)
-        io->dx[0][i] = i / K < io->rows ? (float)(io->x[0][i] - target(p, io, i)) : 0;
+        io->dx[0][i] = i / K < io->rows ? (float)(p->op.weight * (io->x[0][i] - target(p, io, i))) : 0;
 }
 
 const struct ref_op ref_softmax_loss = {.forward = softmax_forward, .backward = softmax_backward};
