@@ -53,6 +53,7 @@ static pl_status run_all(struct prediction *p)
     struct pl_loss_sums ignored = {0};
     int64_t first = 0;
     pl_status s;
+    PL_TRY(pl_graph_prepare(p->t.graph));
     PL_TRY(pl_loader_start(p->loader, 0, 0, true));
     while ((s = pl_loader_next(p->loader, &b)) == PL_OK) {
         struct pl_graph_batch in = {.rows = b->rows, .data = b->data, .index = b->index};

@@ -29,6 +29,7 @@ static pl_status plan_layer(struct pl_graph *g, int i)
     for (int k = 0; k < l->params; k++)
         op.p[k] = l->param[k].shape;
     l->kind->op(l, &op);
+    pl_graph_fold_op(n, &op);
     if (g->table->layout && i != g->node[g->output].root) /* the output is for others */
         op.ly = n->layout = g->table->layout(g->backend, &op);
     return g->table->plan(g->backend, &op, &n->plan);
@@ -72,7 +73,12 @@ static pl_status allocate_all(struct pl_graph *g)
     PL_TRY(allocate(g, g->arena_bytes, "activations", &g->arena));
     if (!g->share)
         PL_TRY(allocate(g, slab, "parameters", &g->own_params));
-    return PL_OK;
+    if (g->folded_elems == 0)
+        return PL_OK;
+    g->fold_host = pl_alloc((size_t)g->fold_host_elems * sizeof(float), "folded weights");
+    if (!g->fold_host)
+        return PL_ERR_MEMORY;
+    return allocate(g, (size_t)g->folded_elems * sizeof(float), "folded weights", &g->folded);
 }
 
 pl_status pl_graph_make_grads(struct pl_graph *g)
@@ -165,6 +171,9 @@ void pl_graph_destroy(struct pl_graph *g)
         g->table->free(g->backend, g->own_params);
     if (g->own_grads)
         g->table->free(g->backend, g->own_grads);
+    if (g->folded)
+        g->table->free(g->backend, g->folded);
+    pl_free(g->fold_host);
     pl_free(g->span);
     pl_free(g->tensor);
     pl_free(g->node);

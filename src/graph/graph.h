@@ -49,6 +49,10 @@ int64_t pl_graph_classes(const struct pl_graph *g);
 /* Fills the parameters with their initial values. PL_ERR_MEMORY. */
 pl_status pl_graph_init(struct pl_graph *g, uint64_t seed);
 
+/* For a graph made without train, before its first pass and whenever the parameters have changed since:
+ * folds batch normalisations into a copy of the weights before them. PL_ERR_MEMORY. */
+pl_status pl_graph_prepare(struct pl_graph *g);
+
 struct pl_graph_batch {
     int64_t rows;
     const float *data;        /* [batch, ...], padding rows 0 */

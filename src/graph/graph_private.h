@@ -1,6 +1,6 @@
 /* Inside graph/ (and its test) only: the network as it is put together by build.c (which layers, in
- * which order), shapes.c (shapes and slabs), plan_memory.c (where activations lie) and graph.c (the
- * backend's plans), and run by run.c. */
+ * which order), shapes.c (shapes and slabs), fold.c (what evaluation spares), plan_memory.c (where
+ * activations lie) and graph.c (the backend's plans), and run by run.c. */
 #ifndef PL_GRAPH_PRIVATE_H
 #define PL_GRAPH_PRIVATE_H
 
@@ -19,8 +19,10 @@ enum { PL_NO_SPAN = -1, PL_DATA = -1 };
 struct pl_node {
     struct pl_plan *plan; /* NULL: a view */
     int root;       /* the layer that owns the output's memory; PL_DATA: a view of the input */
-    bool fused;     /* a rectifier that its root's plan computes: a view of it */
+    bool fused;     /* a rectifier or a normalisation that its root's plan computes: a view of it */
     bool relu;      /* such a rectifier follows this layer */
+    const struct pl_layer *norm; /* such a normalisation follows this layer, or NULL */
+    int64_t folded;              /* then: its weights' place in g->folded, before its bias */
     bool need_grad; /* the loss depends on a parameter through this output */
     int y, dy;      /* spans of a root's output and its gradient */
     int dx[PL_MAX_INPUTS];    /* span that backward writes the gradient of an input into, or none */
@@ -53,6 +55,9 @@ struct pl_graph {
     struct pl_span *span;
     size_t arena_bytes;
     char *arena;
+    int64_t folded_elems, fold_host_elems;
+    float *folded, *fold_host; /* of fold.c, on the backend and on the host; NULL: nothing is folded */
+    bool prepared;
     double *layer_ms; /* of pl_graph_time_layers, or NULL */
     const float *last_data; /* for an output that is a view of the input */
 };
@@ -65,6 +70,12 @@ void pl_graph_layer_free(struct pl_layer *l);
 /* shapes.c: shapes from the input on, parameter tensors, their places in the slabs. */
 pl_status pl_graph_shapes(struct pl_graph *g, const struct pl_job_input *input);
 
+/* fold.c: finds normalisations to fold in evaluation. users: how many inputs take an output. Then what
+ * becomes of the operation of the layer before, and of its parameters. */
+void pl_graph_find_folds(struct pl_graph *g, const int *users);
+void pl_graph_fold_op(const struct pl_node *n, struct pl_op *op);
+void pl_graph_fold_io(const struct pl_graph *g, int i, struct pl_io *io);
+
 /* plan_memory.c: spans of activations and gradients by the layers' order; arena_bytes. */
 pl_status pl_graph_plan_memory(struct pl_graph *g);
 /* Gives every span its offset such that spans of overlapping times do not overlap; returns the
@@ -75,6 +86,18 @@ extern bool pl_graph_unplanned;
 
 /* graph.c: gradient memory of its own, unless it has that or the caller's. */
 pl_status pl_graph_make_grads(struct pl_graph *g);
+
+enum { PL_ALIGN_ELEMS = 16 }; /* of tensors in slabs: 64 bytes */
+static inline int64_t pl_aligned(int64_t n) { return (n + PL_ALIGN_ELEMS - 1) / PL_ALIGN_ELEMS * PL_ALIGN_ELEMS; }
+
+/* Whether the layer is computed by an operation of this kind. */
+static inline bool pl_is_op(const struct pl_layer *l, enum pl_op_kind kind)
+{
+    struct pl_op op = {0};
+    if (!l->kind->view)
+        l->kind->op(l, &op);
+    return !l->kind->view && op.kind == kind;
+}
 
 static inline bool pl_is_view(const struct pl_graph *g, int i) { return g->layer[i].kind->view || g->node[i].fused; }
 

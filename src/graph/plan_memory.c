@@ -86,20 +86,26 @@ static int new_span(struct pl_graph *g, int root, int begin, int end)
 static int forward_time(int i) { return i; }
 static int backward_time(const struct pl_graph *g, int i) { return 2 * g->layers - 1 - i; }
 
-static enum pl_op_kind op_kind(const struct pl_layer *l)
+/* The layer whose plan computes what layer i takes. */
+static int computed_by(const struct pl_graph *g, int i)
 {
-    struct pl_op op = {0};
-    l->kind->op(l, &op);
-    return op.kind;
+    int from = g->layer[i].input[0];
+    while (from != PL_DATA && g->node[from].fused)
+        from = g->layer[from].input[0];
+    return from;
 }
 
 /* Layer i is a rectifier, the only user of a layer that the backend can end with one. */
 static bool can_fuse(const struct pl_graph *g, int i, const int *users)
 {
-    int from = g->layer[i].input[0];
-    if (!g->table->fuses_relu || g->layer[i].kind->view || from == PL_DATA || g->layer[from].kind->view)
+    int from = g->layer[i].input[0], by = computed_by(g, i);
+    struct pl_op op = {0};
+    if (!g->table->fuses_relu || !pl_is_op(&g->layer[i], PL_OP_RELU) || from == PL_DATA || users[from] != 1)
         return false;
-    return op_kind(&g->layer[i]) == PL_OP_RELU && users[from] == 1 && g->table->fuses_relu(op_kind(&g->layer[from]));
+    if (g->layer[by].kind->view)
+        return false;
+    g->layer[by].kind->op(&g->layer[by], &op);
+    return g->table->fuses_relu(op.kind);
 }
 
 static pl_status fuse(struct pl_graph *g)
@@ -111,10 +117,12 @@ static pl_status fuse(struct pl_graph *g)
         for (int k = 0; k < g->layer[i].inputs; k++)
             if (g->layer[i].input[k] != PL_DATA)
                 users[g->layer[i].input[k]]++;
+    if (!g->train)
+        pl_graph_find_folds(g, users);
     for (int i = 0; i < g->layers; i++)
         if (can_fuse(g, i, users)) {
+            g->node[computed_by(g, i)].relu = true;
             g->node[i].fused = true;
-            g->node[g->layer[i].input[0]].relu = true;
         }
     pl_free(users);
     return PL_OK;

@@ -23,6 +23,7 @@ static struct pl_io make_io(struct pl_graph *g, const struct pl_graph_batch *b, 
         io.x[k] = value(g, b, pl_input_root(g, i, k));
     for (int k = 0; k < l->params; k++)
         io.p[k] = params + l->param[k].offset;
+    pl_graph_fold_io(g, i, &io);
     if (l->kind->loss)
         io.label = b->label;
     return io;
@@ -35,6 +36,8 @@ static pl_status check_batch(const struct pl_graph *g, const struct pl_graph_bat
                         (long long)b->rows, (long long)g->batch);
     if (train && !g->train)
         return pl_error(PL_ERR_USAGE, "graph", "training on a graph that was made without");
+    if (g->folded && !g->prepared)
+        return pl_error(PL_ERR_USAGE, "graph", "evaluation before pl_graph_prepare");
     return PL_OK;
 }
 

@@ -5,7 +5,6 @@
 
 #include <string.h>
 
-enum { ALIGN_ELEMS = 16 };
 #define MAX_SAMPLE_ELEMS 68719476736.0     /* 2^36: products of shapes stay within int64_t */
 #define MAX_TENSOR_ELEMS 281474976710656.0 /* 2^48 */
 
@@ -48,8 +47,6 @@ static pl_status input_shape(struct pl_graph *g, const struct pl_job_input *inpu
     return PL_OK;
 }
 
-static int64_t aligned(int64_t n) { return (n + ALIGN_ELEMS - 1) / ALIGN_ELEMS * ALIGN_ELEMS; }
-
 /* A tensor of a graph whose slab is another's has the place that it has there. */
 static pl_status shared_place(const struct pl_graph *share, const char *layer, struct pl_param *p)
 {
@@ -84,7 +81,7 @@ static pl_status lay_out_slab(struct pl_graph *g)
                 PL_TRY(shared_place(g->share, g->layer[i].name, p));
             else
                 p->offset = g->elems;
-            g->elems += g->share ? 0 : aligned(elems);
+            g->elems += g->share ? 0 : pl_aligned(elems);
             if (!p->statistic && p->lr_mult != 0)
                 g->weights += elems;
             g->tensor[n++] = (struct pl_tensor){g->layer[i].name, p->name, p};

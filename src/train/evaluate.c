@@ -13,6 +13,7 @@ static pl_status sum_up(struct pl_graph *graph, struct pl_loader *loader, struct
 {
     struct pl_batch *b;
     pl_status s;
+    PL_TRY(pl_graph_prepare(graph));
     PL_TRY(pl_loader_start(loader, 0, 0, true));
     while ((s = pl_loader_next(loader, &b)) == PL_OK) {
         struct pl_graph_batch in = {.rows = b->rows, .data = b->data, .label = b->label, .index = b->index};

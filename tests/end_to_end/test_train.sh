@@ -101,6 +101,18 @@ right = (p["class"][()] == t["label"][()]).mean()
 print("predicted %.6f, evaluated %s" % (right, sys.argv[1]))
 sys.exit(int(abs(right - float(sys.argv[1])) > 1e-6 or abs(p["output"][()].sum(1) - 1).max() > 1e-4))
 PY
+# With batchnorm each evaluation of a run sees the parameters of its step: the last one is what eval says, and predict.
+run 2 folded model=net-bn.yaml train.epochs=3
+ranks 2 "$PACELINE" eval job.yaml model=net-bn.yaml checkpoint.dir=folded >eval-folded.out 2>&1 || { fail "eval with batchnorm failed"; cat eval-folded.out; }
+ranks 1 "$PACELINE" predict job.yaml model=net-bn.yaml checkpoint.dir=folded --out folded.h5 >/dev/null || fail "predict with batchnorm failed"
+/usr/bin/python3 - <<'PY' || fail "evaluations with batchnorm"
+import h5py, json, re, sys
+evals = [e for e in map(json.loads, open("folded/metrics.jsonl")) if e["event"] == "eval"]
+said = float(re.search(r"loss (\S+),", open("eval-folded.out").read())[1])
+right = (h5py.File("folded.h5")["class"][()] == h5py.File("test.h5")["label"][()]).mean()
+print("losses", [e["loss"] for e in evals], "eval", said, "accuracy", evals[-1]["accuracy"], "predicted", right)
+sys.exit(not (abs(evals[-1]["loss"] - said) < 2e-6 < abs(evals[0]["loss"] - said) and abs(right - evals[-1]["accuracy"]) < 1e-6))
+PY
 # An auxiliary head: it is trained and kept, the sum is reported beside the main loss, and evaluation does without it.
 awk '/name: ip1/{print "  - {name: aux, kind: dense, units: 4, init: gaussian}"; print "  - {name: aux_loss, kind: softmax_loss, weight: 0.3}"; sub(/}$/, ", from: pool1}")} {print}' net.yaml >net-aux.yaml
 run 1 heads-1 model=net-aux.yaml train.steps=3 train.global_batch=96 train.eval_every=never

@@ -129,12 +129,14 @@ static void fill_batch(struct net *n, int64_t capacity, int64_t rows)
     n->batch = (struct pl_graph_batch){rows, n->data, n->label, n->index, 5, 9};
 }
 
+static const char *backend = "reference";
+
 static void open_net(struct net *n, const struct model *m, int64_t capacity, int64_t rows,
                      struct pl_graph *share, bool train)
 {
     *n = (struct net){0};
     pl_status s = parse(m, &n->job);
-    n->table = pl_backend_find("reference");
+    n->table = pl_backend_find(backend);
     assert_non_null(n->table);
     if (s == PL_OK)
         s = n->table->open(1, &n->backend);
@@ -160,7 +162,9 @@ static void close_net(struct net *n)
 static struct pl_loss_sums forward(struct net *n, bool train)
 {
     struct pl_loss_sums sums = {0};
-    pl_status s = pl_graph_forward(n->g, &n->batch, train, &sums);
+    pl_status s = n->g->train ? PL_OK : pl_graph_prepare(n->g);
+    if (s == PL_OK)
+        s = pl_graph_forward(n->g, &n->batch, train, &sums);
     if (s != PL_OK)
         fail_msg("forward: %d: %s", s, pl_error_text());
     return sums;
@@ -412,6 +416,94 @@ static void heads_left_out(void **state)
     assert_int_equal(pl_graph_elems(e.g), 80 + 16 + 112 + 16 + 96 + 16);
     close_net(&e);
     close_net(&n);
+}
+
+/* ---- normalisations in evaluation ------------------------------------------------------------- */
+
+static const struct model normalised[] = {
+    {"conv", "[16, 6, 6]", "int", /* with a bias of its own, without, with groups; with and without relu */
+     "    - {name: a, kind: conv, filters: 32, kernel: 3, pad: 1}\n"
+     "    - {name: a_bn, kind: batchnorm, activation: relu}\n"
+     "    - {name: b, kind: conv, filters: 32, kernel: 3, pad: 1, bias: false}\n"
+     "    - {name: b_bn, kind: batchnorm, epsilon: 0.01}\n"
+     "    - {name: c, kind: conv, filters: 16, kernel: 1, groups: 2}\n"
+     "    - {name: c_bn, kind: batchnorm, scale: false, activation: tanh}\n"
+     "    - {name: d, kind: dense, units: 3}\n"
+     "    - {name: loss, kind: softmax_loss}\n"},
+    {"dense", "[6]", "int",
+     "    - {name: a, kind: dense, units: 7}\n"
+     "    - {name: a_bn, kind: batchnorm, activation: relu}\n"
+     "    - {name: b, kind: dense, units: 3, bias: false}\n"
+     "    - {name: b_bn, kind: batchnorm}\n"
+     "    - {name: loss, kind: softmax_loss}\n"},
+    {"shortcuts", "[3, 6, 6]", "int", /* a and b have two readers each, c_bn reads a rectifier */
+     "    - {name: a, kind: conv, filters: 8, kernel: 3, pad: 1, bias: false}\n"
+     "    - {name: a_bn, kind: batchnorm, activation: relu}\n"
+     "    - {name: b, kind: conv, filters: 8, kernel: 3, pad: 1, from: a}\n"
+     "    - {name: b_bn, kind: batchnorm}\n"
+     "    - {name: sum, kind: add, from: [a_bn, b_bn, b], activation: relu}\n"
+     "    - {name: c, kind: conv, filters: 8, kernel: 3, activation: relu}\n"
+     "    - {name: c_bn, kind: batchnorm}\n"
+     "    - {name: e, kind: conv, filters: 8, kernel: 1}\n"
+     "    - {name: e_bn, kind: batchnorm, activation: relu}\n"
+     "    - {name: res, kind: add, from: [e_bn, c_bn], activation: relu}\n"
+     "    - {name: d, kind: dense, units: 3}\n"
+     "    - {name: loss, kind: softmax_loss}\n"},
+};
+static const int folds[] = {3, 2, 1};
+
+/* Parameters as after some training: no scale is 1, no mean 0. */
+static void unsettle(struct net *n, uint64_t seed)
+{
+    const struct pl_tensor *t;
+    struct pl_rng rng = pl_rng_make(seed, 8, 0, 0);
+    int tensors = pl_graph_tensors(n->g, &t);
+    for (int i = 0; i < tensors; i++)
+        for (int64_t k = 0; t[i].param->shape.dims == 1 && k < t[i].param->shape.dim[0]; k++)
+            pl_graph_params(n->g)[t[i].param->offset + k] = (float)(0.3 + pl_rng_uniform(&rng));
+}
+
+static void assert_equal_evaluation(struct net *whole, struct net *folded)
+{
+    struct pl_loss_sums a = forward(whole, false), b = forward(folded, false);
+    assert_true(fabs(a.loss - b.loss) <= 1e-5 * fabs(a.loss));
+    assert_same("output", pl_graph_output(whole->g), pl_graph_output(folded->g),
+                ROWS * pl_shape_row_elems(pl_graph_output_shape(whole->g)), 1e-5);
+}
+
+static void check_folds(const struct model *m, int wanted)
+{
+    struct net whole, folded;
+    open_net(&whole, m, ROWS + 1, ROWS, NULL, true);
+    open_net(&folded, m, ROWS + 1, ROWS, whole.g, false);
+    int found = 0;
+    for (int i = 0; i < folded.g->layers; i++)
+        found += folded.g->node[i].norm != NULL;
+    assert_int_equal(found, wanted);
+    size_t bytes = sizeof(float) * (size_t)pl_graph_elems(whole.g);
+    float *before = pl_alloc(bytes, "test");
+    assert_int_equal(pl_graph_forward(folded.g, &folded.batch, false, &(struct pl_loss_sums){0}), PL_ERR_USAGE);
+    for (uint64_t seed = 1; seed < 4; seed++) {
+        unsettle(&whole, seed);
+        memcpy(before, pl_graph_params(whole.g), bytes);
+        assert_equal_evaluation(&whole, &folded);
+        assert_memory_equal(before, pl_graph_params(whole.g), bytes);
+    }
+    pl_free(before);
+    close_net(&folded);
+    close_net(&whole);
+}
+
+static void normalisations_fold(void **state)
+{
+    (void)state;
+    static const char *const backends[] = {"reference", "cpu"};
+    for (int b = 0; b < 2; b++) {
+        backend = backends[b];
+        for (size_t m = 0; m < sizeof normalised / sizeof normalised[0]; m++)
+            check_folds(&normalised[m], folds[m]);
+    }
+    backend = "reference";
 }
 
 static void versions(void **state)
@@ -675,6 +767,7 @@ int main(void)
         cmocka_unit_test(evaluation_graph),
         cmocka_unit_test(heads_sums),
         cmocka_unit_test(heads_left_out),
+        cmocka_unit_test(normalisations_fold),
         cmocka_unit_test(versions),
         cmocka_unit_test(without_loss),
         cmocka_unit_test(predict_without_label),
