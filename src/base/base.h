@@ -104,6 +104,8 @@ uint64_t pl_rng_below(struct pl_rng *r, uint64_t bound); /* [0, bound), unbiased
 /* FNV-1a, 64 bits; start with PL_HASH_START and chain. Not for strangers. */
 #define PL_HASH_START 0xcbf29ce484222325ull
 uint64_t pl_hash(uint64_t h, const void *data, size_t bytes);
+/* Of large arrays, eight times as fast; bytes: a multiple of 8. Not the same number. */
+uint64_t pl_hash_words(uint64_t h, const void *data, size_t bytes);
 uint32_t pl_crc32(uint32_t crc, const void *data, size_t bytes); /* start with 0 */
 
 /* ---- thread.c: threads, a bounded queue, a pool ------------------------------------------------ */

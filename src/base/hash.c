@@ -1,6 +1,7 @@
 /* FNV-1a for telling things apart, CRC-32 (zlib's) for finding damage. */
 #include "base/base.h"
 
+#include <string.h>
 #include <zlib.h>
 
 uint64_t pl_hash(uint64_t h, const void *data, size_t bytes)
@@ -8,6 +9,18 @@ uint64_t pl_hash(uint64_t h, const void *data, size_t bytes)
     const unsigned char *p = data;
     for (size_t i = 0; i < bytes; i++)
         h = (h ^ p[i]) * 0x100000001b3ull;
+    return h;
+}
+
+uint64_t pl_hash_words(uint64_t h, const void *data, size_t bytes)
+{
+    const char *p = data;
+    for (size_t i = 0; i + 8 <= bytes; i += 8) {
+        uint64_t word;
+        memcpy(&word, p + i, sizeof word);
+        h = (h ^ word) * 0x100000001b3ull;
+        h ^= h >> 32; /* a product carries upwards only */
+    }
     return h;
 }
 

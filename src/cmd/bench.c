@@ -244,7 +244,9 @@ static int run_bench(int argc, char **argv)
     pl_status s = pl_trainer_open(&t, &w, job, true);
     if (s == PL_OK) {
         job->optimizer.lr = 0; /* noise cannot be learnt, only diverge */
-        s = bench(&t, &w, &args, by_layer);
+        s = pl_world_agree(&w, pl_graph_init(t.graph, (uint64_t)job->train.seed));
+        if (s == PL_OK)
+            s = bench(&t, &w, &args, by_layer);
         pl_trainer_close(&t);
     }
     pl_job_destroy(job);

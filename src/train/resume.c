@@ -88,14 +88,16 @@ static pl_status load_checkpoint(struct pl_trainer *t, const char *path)
                             path, (long long)t->state.seed, (long long)t->job->train.seed, (long long)t->state.seed);
         return place_in_order(t, path, samples, global_batch);
     }
-    return t->job->train.init ? pl_checkpoint_load_weights(t->job->train.init, t->graph, pl_graph_params(t->graph)) : PL_OK;
+    if (t->job->train.init)
+        return pl_checkpoint_load_weights(t->job->train.init, t->graph, pl_graph_params(t->graph));
+    return pl_graph_init(t->graph, (uint64_t)t->job->train.seed);
 }
 
 /* All ranks must start from the same bits. */
 static pl_status compare_params(struct pl_trainer *t)
 {
     struct pl_world *w = t->world;
-    uint64_t mine = pl_hash(PL_HASH_START, pl_graph_params(t->graph), (size_t)pl_graph_elems(t->graph) * sizeof(float));
+    uint64_t mine = pl_hash_words(PL_HASH_START, pl_graph_params(t->graph), (size_t)pl_graph_elems(t->graph) * sizeof(float));
     uint64_t first = mine;
     PL_TRY(pl_world_broadcast(w, &first, sizeof first, 0));
     if (first != mine)

@@ -49,12 +49,13 @@ struct pl_step_result {
     bool stop;
 };
 
-/* Opens device, network, exchange and, with `train`, optimizer and sync. Ranks agree inside; on
- * failure everything is closed and the agreed status returned. t keeps pointers to w and job. */
+/* Opens device, network, exchange and, with `train`, optimizer and sync; parameters are 0 until they are
+ * loaded or drawn. Ranks agree inside; on failure everything is closed and the agreed status returned.
+ * t keeps pointers to w and job. */
 pl_status pl_trainer_open(struct pl_trainer *t, struct pl_world *w, const struct pl_job *job, bool train);
 void pl_trainer_close(struct pl_trainer *t);
 
-/* Loads what checkpoint.resume says, or train.init's weights, or nothing; sets the position in the data
+/* Loads what checkpoint.resume says, or train.init's weights, or draws initial values; sets the position in the data
  * order and, where another global batch cuts it now, the run's length. path: the checkpoint's, "" for none.
  * Before it: lengths of epoch and run, train_samples and global_batch of t->state. Ranks agree inside. */
 pl_status pl_trainer_resume(struct pl_trainer *t, char *path, size_t bytes);

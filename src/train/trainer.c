@@ -39,9 +39,7 @@ static pl_status open_network(struct pl_trainer *t, bool train)
     PL_TRY(share_batch(t));
     PL_TRY(open_device(t));
     PL_TRY(pl_graph_create(t->job, t->table, t->backend, t->batch, train, NULL, &t->graph));
-    if (train)
-        PL_TRY(pl_optimizer_create(t->job, t->graph, &t->optimizer));
-    return pl_graph_init(t->graph, (uint64_t)t->job->train.seed);
+    return train ? pl_optimizer_create(t->job, t->graph, &t->optimizer) : PL_OK;
 }
 
 /* The gradient is written where the exchange adds it up. */

@@ -110,6 +110,23 @@ static void test_pool(void **state)
     }
 }
 
+/* Whatever bits differ, signs of two floats too, the hash does. */
+static void test_hash_words(void **state)
+{
+    (void)state;
+    uint64_t data[6] = {1, 2, 3, 4, 5, 6}, start = pl_hash_words(PL_HASH_START, data, sizeof data);
+    assert_true(start == pl_hash_words(pl_hash_words(PL_HASH_START, data, 16), data + 2, 32));
+    for (int a = 0; a < 384; a++)
+        for (int b = 0; b <= a; b++) {
+            data[a / 64] ^= 1ull << a % 64;
+            data[b / 64] ^= a == b ? 0 : 1ull << b % 64;
+            if (pl_hash_words(PL_HASH_START, data, sizeof data) == start)
+                fail_msg("bits %d and %d do not count", a, b);
+            data[b / 64] ^= a == b ? 0 : 1ull << b % 64;
+            data[a / 64] ^= 1ull << a % 64;
+        }
+}
+
 static void test_faults(void **state)
 {
     (void)state;
@@ -131,6 +148,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_philox), cmocka_unit_test(test_crc_and_text),
                                        cmocka_unit_test(test_first_error_stands), cmocka_unit_test(test_queue),
-                                       cmocka_unit_test(test_pool), cmocka_unit_test(test_faults)};
+                                       cmocka_unit_test(test_pool), cmocka_unit_test(test_hash_words),
+                                       cmocka_unit_test(test_faults)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
