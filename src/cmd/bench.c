@@ -1,4 +1,5 @@
 /* paceline bench layers JOB.yaml: where the time of a step goes, layer by layer.
+ * paceline bench data JOB.yaml: how fast the loader alone makes batches of data.train.
  * paceline bench step JOB.yaml: speed of a training step on made-up data, beside the machine's own
  * matrix product measured between the runs with the same threads. Work counted: 2 per multiply-add
  * of convolutions and dense layers, times 3 for training. */
@@ -226,29 +227,119 @@ static pl_status bench(struct pl_trainer *t, struct pl_world *w, const struct pl
     return s;
 }
 
+/* ---- data: the loader alone ----------------------------------------------------------------------- */
+
+struct reading {
+    struct pl_dataset *data;
+    struct pl_loader *loader;
+    int batches;
+    double *ms; /* [batches] from one batch to the next */
+    struct { double ms, rows, read_ms, decode_ms, read_mb; } sum;
+};
+
+static pl_status open_reading(struct reading *r, const struct pl_world *w, const struct pl_job *job, const struct pl_args *args)
+{
+    int steps = 0, rounds = 0;
+    PL_TRY(read_count("steps", args->option_value[0], 10, 1000000, &steps));
+    PL_TRY(read_count("rounds", args->option_value[1], 5, MOST_ROUNDS, &rounds));
+    if (!job->train_set.file)
+        return pl_error(PL_ERR_USAGE, "job", "data.train.file is missing");
+    r->batches = steps * rounds;
+    r->ms = pl_alloc((size_t)r->batches * sizeof *r->ms, "times of batches");
+    if (!r->ms)
+        return PL_ERR_MEMORY;
+    int64_t global = job->train.global_batch > 0 ? job->train.global_batch / job->train.accumulate : job->train.batch * w->ranks;
+    struct pl_loader_options o = {.global_batch = global, .rank = w->rank, .ranks = w->ranks, .seed = (uint64_t)job->train.seed,
+                                  .shuffle = job->train_set.shuffle, .augment = true, .depth = 4};
+    PL_TRY(pl_dataset_open(&job->train_set, &job->input, true, &r->data));
+    return pl_loader_create(r->data, &o, &r->loader);
+}
+
+/* Takes every batch and gives it back at once. */
+static pl_status read_batches(struct reading *r)
+{
+    double begin = pl_now_ms(), before = begin;
+    PL_TRY(pl_loader_start(r->loader, 0, 0, false));
+    for (int i = 0; i < r->batches; i++) {
+        struct pl_batch *b;
+        PL_TRY(pl_loader_next(r->loader, &b));
+        r->sum.rows += (double)b->rows;
+        r->sum.read_ms += b->read_ms;
+        r->sum.decode_ms += b->decode_ms;
+        r->sum.read_mb += (double)b->read_bytes / 1e6;
+        pl_loader_release(r->loader, b);
+        double now = pl_now_ms();
+        r->ms[i] = now - before;
+        before = now;
+    }
+    r->sum.ms = pl_now_ms() - begin;
+    return PL_OK;
+}
+
+/* The slowest rank's time, everybody's samples. */
+static pl_status print_reading(struct reading *r, struct pl_world *w, const struct pl_job *job)
+{
+    double (*all)[5] = pl_alloc((size_t)w->ranks * sizeof *all, "the ranks' times"), slowest = 0, v[5] = {0};
+    PL_TRY(pl_world_agree(w, all ? PL_OK : PL_ERR_MEMORY));
+    pl_status s = pl_world_allgather(w, &r->sum, sizeof r->sum, all);
+    for (int k = 0; s == PL_OK && k < w->ranks; k++) {
+        slowest = all[k][0] > slowest ? all[k][0] : slowest;
+        for (int i = 1; i < 5; i++)
+            v[i] += all[k][i];
+    }
+    if (s == PL_OK && w->rank == 0)
+        printf("{\"model\": \"%s\", \"ranks\": %d, \"batch\": %lld, \"batches\": %d, \"samples_per_s\": %.1f, \"batch_ms\": %.3f, "
+               "\"read_mb_per_s\": %.1f, \"read_ms_a_sample\": %.4f, \"decode_ms_a_sample\": %.4f}\n",
+               job->model_name, w->ranks, (long long)pl_loader_capacity(r->loader), r->batches, v[1] / slowest * 1000,
+               median(r->ms, r->batches), v[4] / slowest * 1000, v[2] / v[1], v[3] / v[1]);
+    pl_free(all);
+    return s;
+}
+
+static pl_status bench_data(struct pl_world *w, const struct pl_job *job, const struct pl_args *args)
+{
+    struct reading r = {0};
+    pl_status s = pl_world_agree(w, open_reading(&r, w, job, args));
+    if (s == PL_OK)
+        s = pl_world_agree(w, read_batches(&r));
+    if (s == PL_OK)
+        s = print_reading(&r, w, job);
+    pl_loader_destroy(r.loader);
+    pl_dataset_close(r.data);
+    pl_free(r.ms);
+    return s;
+}
+
+/* ---- the command ---------------------------------------------------------------------------------- */
+
+static pl_status bench_training(struct pl_world *w, struct pl_job *job, const struct pl_args *args, bool by_layer)
+{
+    struct pl_trainer t;
+    PL_TRY(pl_trainer_open(&t, w, job, true));
+    job->optimizer.lr = 0; /* noise cannot be learnt, only diverge */
+    pl_status s = pl_world_agree(w, pl_graph_init(t.graph, (uint64_t)job->train.seed));
+    if (s == PL_OK)
+        s = bench(&t, w, args, by_layer);
+    pl_trainer_close(&t);
+    return s;
+}
+
 static int run_bench(int argc, char **argv)
 {
     static const char *const options[] = {"steps", "rounds", NULL};
     struct pl_world w;
     struct pl_args args;
     struct pl_job *job;
-    struct pl_trainer t;
     int code = 0;
-    bool by_layer = argc > 0 && strcmp(argv[0], "layers") == 0;
-    if (argc < 1 || (!by_layer && strcmp(argv[0], "step") != 0)) {
-        fprintf(stderr, "paceline: bench knows: step, layers\nusage: %s\n", pl_cmd_bench.usage);
+    const char *what = argc > 0 ? argv[0] : "";
+    bool data = strcmp(what, "data") == 0, by_layer = strcmp(what, "layers") == 0;
+    if (!data && !by_layer && strcmp(what, "step") != 0) {
+        fprintf(stderr, "paceline: bench knows: step, layers, data\nusage: %s\n", pl_cmd_bench.usage);
         return pl_exit_code(PL_ERR_USAGE);
     }
     if (pl_cmd_start(argc - 1, argv + 1, options, &w, &args, &job, &code) < 0)
         return code;
-    pl_status s = pl_trainer_open(&t, &w, job, true);
-    if (s == PL_OK) {
-        job->optimizer.lr = 0; /* noise cannot be learnt, only diverge */
-        s = pl_world_agree(&w, pl_graph_init(t.graph, (uint64_t)job->train.seed));
-        if (s == PL_OK)
-            s = bench(&t, &w, &args, by_layer);
-        pl_trainer_close(&t);
-    }
+    pl_status s = data ? bench_data(&w, job, &args) : bench_training(&w, job, &args, by_layer);
     pl_job_destroy(job);
     pl_args_free(&args);
     return pl_world_finish(&w, s);
@@ -256,10 +347,13 @@ static int run_bench(int argc, char **argv)
 
 const struct pl_command pl_cmd_bench = {
     .name = "bench",
-    .usage = "paceline bench step|layers JOB.yaml [--steps N] [--rounds R] [key=value ...]",
+    .usage = "paceline bench step|layers|data JOB.yaml [--steps N] [--rounds R] [key=value ...]",
     .help = "Times training steps of the job's model on made-up data: medians of R rounds (default 5) of N\n"
             "steps (default 10), each beside the machine's own matrix product (sgemm 2048, same threads).\n"
             "Prints one JSON object. memory_mb: the most that a rank held in training. bench/step does it for all models.\n"
-            "`layers` instead shows where the time of these steps goes, layer by layer.",
+            "`layers` instead shows where the time of these steps goes, layer by layer.\n"
+            "`data` takes R x N batches of data.train from the loader and trains nothing: samples a second over all ranks,\n"
+            "the median time of a batch, what was read from the file, and a sample's share of the loader's time for reading\n"
+            "(with inflating) and for decoding (values, crops). A small set stays in memory: data.train.cache=none reads on.",
     .run = run_bench,
 };

@@ -21,6 +21,8 @@ struct pl_cache {
     int64_t *slot_of;            /* [blocks], -1: not here */
     unsigned char *data, *label; /* behind the slots */
     void *stored_label;          /* [block_rows] labels as stored */
+    double read_ms;              /* since pl_cache_cost, as read_bytes */
+    int64_t read_bytes;
 };
 
 static int64_t slots_needed(const struct pl_dataset *d, bool shuffled)
@@ -207,6 +209,7 @@ static pl_status read_block(struct pl_cache *c, struct slot *s, int64_t block)
     if (first + rows > d->samples)
         rows = d->samples - first;
     PL_TRY(pl_h5_read_rows(d->data, first, rows, d->type, s->data));
+    c->read_bytes += rows * (int64_t)d->row_bytes;
     PL_TRY(check_numbers(c, d->set->data, d->type, s->data, first, rows, d->row_elems));
     return d->label ? read_labels(c, s, first, rows) : PL_OK;
 }
@@ -223,6 +226,22 @@ static int64_t slot_to_use(const struct pl_cache *c)
     return oldest;
 }
 
+static pl_status read_timed(struct pl_cache *c, struct slot *s, int64_t block)
+{
+    double begin = pl_now_ms();
+    pl_status status = read_block(c, s, block);
+    c->read_ms += pl_now_ms() - begin;
+    return status;
+}
+
+void pl_cache_cost(struct pl_cache *c, double *ms, int64_t *bytes)
+{
+    *ms = c->read_ms;
+    *bytes = c->read_bytes;
+    c->read_ms = 0;
+    c->read_bytes = 0;
+}
+
 static pl_status find_block(struct pl_cache *c, int64_t block, struct slot **out)
 {
     if (c->slot_of[block] < 0) {
@@ -231,7 +250,7 @@ static pl_status find_block(struct pl_cache *c, int64_t block, struct slot **out
         if (s->block >= 0)
             c->slot_of[s->block] = -1;
         s->block = -1;
-        PL_TRY(read_block(c, s, block));
+        PL_TRY(read_timed(c, s, block));
         s->block = block;
         c->slot_of[block] = i;
     }

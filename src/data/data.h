@@ -40,6 +40,8 @@ struct pl_batch {
     float *data;             /* [capacity, ...] scaled, normalised, augmented */
     void *label;             /* int32_t[capacity] or float[capacity, K] */
     int64_t *index;          /* [capacity] sample index, -1 for padding */
+    double read_ms, decode_ms; /* what the thread spent on it: blocks read and inflated; values, crops, copies */
+    int64_t read_bytes;      /* of those blocks, inflated */
 };
 
 struct pl_loader_options {

@@ -29,6 +29,8 @@ struct pl_cache;
 pl_status pl_cache_create(struct pl_dataset *d, int64_t classes, bool shuffled,
                           struct pl_cache **out);
 void pl_cache_destroy(struct pl_cache *c);
+/* What reading cost since the last call: time, and bytes when inflated. */
+void pl_cache_cost(struct pl_cache *c, double *ms, int64_t *bytes);
 /* The row as stored and its label as a batch wants it, both checked. Valid until the next call. */
 pl_status pl_cache_row(struct pl_cache *c, int64_t sample, const void **data, const void **label);
 

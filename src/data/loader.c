@@ -115,6 +115,7 @@ int64_t pl_loader_steps(const struct pl_loader *l) { return l->steps; }
 static pl_status fill(struct pl_loader *l, struct pl_batch *b, int64_t epoch, int64_t step)
 {
     int64_t first;
+    double begin = pl_now_ms();
     b->epoch = epoch;
     b->step = step;
     if (pl_fault("loader.read", epoch * l->steps + step))
@@ -135,6 +136,8 @@ static pl_status fill(struct pl_loader *l, struct pl_batch *b, int64_t epoch, in
     memset((char *)b->label + (size_t)b->rows * l->label_bytes, 0, (size_t)rest * l->label_bytes);
     for (int64_t i = b->rows; i < b->capacity; i++)
         b->index[i] = -1;
+    pl_cache_cost(l->cache, &b->read_ms, &b->read_bytes);
+    b->decode_ms = pl_now_ms() - begin - b->read_ms;
     return PL_OK;
 }
 

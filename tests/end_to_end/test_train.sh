@@ -145,4 +145,13 @@ ranks 1 "$PACELINE" predict job.yaml checkpoint.dir=twice-a --set best --out x.h
 [ $? -eq 2 ] && grep -q -- '--set best: train or test' out || { fail "an unknown set was taken"; cat out; }
 "$PACELINE" inspect "twice-a" | grep -q '/params/conv1/weight' || fail "inspect does not show a checkpoint's tensors"
 "$PACELINE" inspect job.yaml | grep -q 'conv1' || fail "inspect does not show a job's layers"
+# The loader by itself: 1000 samples in blocks, each read once in an epoch of 8 batches.
+ranks 1 "$PACELINE" bench data job.yaml train.batch=125 --steps 8 --rounds 1 >bench.json || fail "bench data failed"
+/usr/bin/python3 - <<'PY' || { fail "bench data does not say what it read"; cat bench.json; }
+import json, sys
+b = json.load(open("bench.json"))
+read = b["read_mb_per_s"] / b["samples_per_s"] * 1e6  # bytes of a sample
+print("%.1f bytes read a sample" % read)
+sys.exit(int(b["batches"] != 8 or abs(read - 144) > 1 or not b["batch_ms"] > 0))
+PY
 finish
