@@ -12,6 +12,17 @@ find_package(HDF5 REQUIRED COMPONENTS C)
 target_include_directories(paceline_deps SYSTEM INTERFACE ${HDF5_C_INCLUDE_DIRS})
 target_link_libraries(paceline_deps INTERFACE ${HDF5_C_LIBRARIES})
 
+# libdeflate inflates compressed data sets, zlib where it is missing.
+find_path(DEFLATE_INCLUDE libdeflate.h)
+find_library(DEFLATE_LIBRARY deflate)
+set(PACELINE_HAVE_LIBDEFLATE OFF)
+if(DEFLATE_INCLUDE AND DEFLATE_LIBRARY)
+  set(PACELINE_HAVE_LIBDEFLATE ON)
+  target_include_directories(paceline_deps SYSTEM INTERFACE ${DEFLATE_INCLUDE})
+  target_compile_definitions(paceline_deps INTERFACE PL_HAVE_LIBDEFLATE)
+  target_link_libraries(paceline_deps INTERFACE ${DEFLATE_LIBRARY})
+endif()
+
 # libyaml
 find_path(YAML_INCLUDE yaml.h REQUIRED)
 find_library(YAML_LIBRARY yaml REQUIRED)
@@ -59,4 +70,4 @@ foreach(component CUDA VERBS)
     message(FATAL_ERROR "PACELINE_WITH_${component}=ON: this version has no such component yet")
   endif()
 endforeach()
-message(STATUS "Paceline: BLAS ${BLAS_LIBRARY}, oneDNN ${PACELINE_HAVE_DNNL}, HDF5 ${HDF5_C_LIBRARIES}")
+message(STATUS "Paceline: BLAS ${BLAS_LIBRARY}, oneDNN ${PACELINE_HAVE_DNNL}, libdeflate ${PACELINE_HAVE_LIBDEFLATE}, HDF5 ${HDF5_C_LIBRARIES}")

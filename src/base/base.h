@@ -14,6 +14,15 @@
 
 #define PL_VERSION "0.1.0"
 
+/* One function compiled for several instruction sets, chosen when the program is loaded (an ifunc,
+ * which the sanitizers' start-up cannot bear; clang 14 has no target_clones worth the name). */
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__gnu_linux__) && \
+    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define PL_CLONES __attribute__((target_clones("default", "avx2", "avx512f")))
+#else
+#define PL_CLONES
+#endif
+
 /* ---- status.c: what a function returns, and the one message of a failure -------------------- */
 
 /* 0 is success, a negative value an error whose message was recorded by whoever found it, a positive

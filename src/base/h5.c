@@ -251,9 +251,7 @@ void pl_h5_dataset_close(struct pl_h5ds *d)
     H5Dclose(d->id);
     pl_h5_unlock();
     pl_free(d->name);
-    pl_free(d->decoded);
-    pl_free(d->raw);
-    pl_free(d->other);
+    pl_h5_free_buffers(d);
     pl_free(d);
 }
 

@@ -24,9 +24,11 @@ struct pl_h5ds {
     H5Z_filter_t filter[PL_H5_MAX_FILTERS];
     unsigned shuffle_bytes; /* element size of the shuffle filter */
     size_t chunk_bytes, row_bytes;
-    int64_t cached;         /* chunk in `decoded`; -1: none */
-    unsigned char *decoded, *raw, *other; /* [chunk_bytes + slack] each, made at the first read */
+    int64_t cached;         /* chunk in `kept`; -1: none */
+    unsigned char *kept;    /* [chunk_bytes] */
+    unsigned char *raw, *decoded, *other; /* as stored; between two filters, [chunk_bytes + slack] */
     size_t raw_capacity;
+    struct libdeflate_decompressor *inflater;
 };
 
 /* One mutex around every HDF5 call, whatever the build; also silences HDF5's own printing. */
@@ -41,6 +43,7 @@ hid_t pl_h5_type(enum pl_dtype t);
 pl_status pl_h5_transfer(struct pl_h5ds *d, int64_t first, int64_t rows, enum pl_dtype t, void *p, bool write);
 /* Rows [first, first + rows) by raw chunks. */
 pl_status pl_h5_read_chunks(struct pl_h5ds *d, int64_t first, int64_t rows, unsigned char *out);
+void pl_h5_free_buffers(struct pl_h5ds *d);
 void pl_h5_look_at_filters(struct pl_h5ds *d, hid_t plist); /* lock held */
 
 #endif

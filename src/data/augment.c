@@ -23,18 +23,9 @@ struct pl_augment pl_augment_make(const struct pl_dataset *d, bool random, uint6
     return a;
 }
 
-static void mirror(float *x, int64_t n)
-{
-    for (int64_t i = 0; i < n / 2; i++) {
-        float t = x[i];
-        x[i] = x[n - 1 - i];
-        x[n - 1 - i] = t;
-    }
-}
-
 /* Line y of channel c from column `left` on; what lies outside the stored image is zero. */
 static void take_line(const struct pl_augment *a, const struct pl_decoder *d, const void *row,
-                      int64_t c, int64_t y, int64_t left, float *out)
+                      int64_t c, int64_t y, int64_t left, bool flip, float *out)
 {
     int64_t begin = left < 0 ? -left : 0;
     int64_t end = a->width - left < a->out_width ? a->width - left : a->out_width;
@@ -42,9 +33,10 @@ static void take_line(const struct pl_augment *a, const struct pl_decoder *d, co
         memset(out, 0, (size_t)a->out_width * sizeof *out);
         return;
     }
-    memset(out, 0, (size_t)begin * sizeof *out);
-    pl_decode(d, row, c, (c * a->height + y) * a->width + left + begin, end - begin, out + begin);
-    memset(out + end, 0, (size_t)(a->out_width - end) * sizeof *out);
+    int64_t at = flip ? a->out_width - end : begin, n = end - begin;
+    memset(out, 0, (size_t)at * sizeof *out);
+    pl_decode(d, row, c, (c * a->height + y) * a->width + left + begin, n, flip, out + at);
+    memset(out + at + n, 0, (size_t)(a->out_width - at - n) * sizeof *out);
 }
 
 static int64_t offset(const struct pl_augment *a, struct pl_rng *r, int64_t from, int64_t to)
@@ -62,7 +54,7 @@ void pl_augment(const struct pl_augment *a, const struct pl_decoder *d, const vo
     if (whole && !(a->random && a->pad > 0) && !a->flip) {
         int64_t n = a->height * a->width;
         for (int64_t c = 0; c < a->channels; c++)
-            pl_decode(d, row, c, c * n, n, out + c * n);
+            pl_decode(d, row, c, c * n, n, false, out + c * n);
         return;
     }
     struct pl_rng r = pl_rng_make(a->seed, (uint64_t)epoch, (uint64_t)sample, AUGMENT_STREAM);
@@ -70,9 +62,6 @@ void pl_augment(const struct pl_augment *a, const struct pl_decoder *d, const vo
     int64_t left = offset(a, &r, a->width, a->out_width);
     bool flip = a->flip && (pl_rng_u32(&r) & 1u);
     for (int64_t c = 0; c < a->channels; c++)
-        for (int64_t y = 0; y < a->out_height; y++, out += a->out_width) {
-            take_line(a, d, row, c, top + y, left, out);
-            if (flip)
-                mirror(out, a->out_width);
-        }
+        for (int64_t y = 0; y < a->out_height; y++, out += a->out_width)
+            take_line(a, d, row, c, top + y, left, flip, out);
 }

@@ -35,17 +35,12 @@ void pl_cache_cost(struct pl_cache *c, double *ms, int64_t *bytes);
 pl_status pl_cache_row(struct pl_cache *c, int64_t sample, const void **data, const void **label);
 
 /* decode.c: values. (x * scale - mean[c]) / std[c]. */
-struct pl_decoder {
-    enum pl_dtype type;
-    int64_t channels;
-    float *table;         /* [channels, 256], what each uint8 becomes */
-    float *scale, *shift; /* [channels], other types: x * scale + shift */
-};
+struct pl_decoder;
 pl_status pl_decoder_create(const struct pl_dataset *d, struct pl_decoder **out);
 void pl_decoder_destroy(struct pl_decoder *d);
-/* Elements [from, from + n) of a stored row, all of channel c. */
+/* Elements [from, from + n) of a stored row, all of channel c; mirrored: the last one first. */
 void pl_decode(const struct pl_decoder *d, const void *row, int64_t c, int64_t from, int64_t n,
-               float *out);
+               bool mirrored, float *out);
 
 /* augment.c: places. Which part of the stored image is taken, and whether it is mirrored. */
 struct pl_augment {
