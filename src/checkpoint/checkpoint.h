@@ -11,6 +11,7 @@ struct pl_run_state { /* attributes on /run */
     int64_t samples_seen;
     int64_t global_batch;    /* samples of a step, and of the training set: they cut the data order */
     int64_t train_samples;
+    const char *train_file;  /* the set's name; borrowed, not loaded */
     int64_t seed;
     int ranks;
     bool done;               /* the run's last step */

@@ -242,8 +242,8 @@ static pl_status open_reading(struct reading *r, const struct pl_world *w, const
     int steps = 0, rounds = 0;
     PL_TRY(read_count("steps", args->option_value[0], 10, 1000000, &steps));
     PL_TRY(read_count("rounds", args->option_value[1], 5, MOST_ROUNDS, &rounds));
-    if (!job->train_set.file)
-        return pl_error(PL_ERR_USAGE, "job", "data.train.file is missing");
+    if (!pl_job_set_given(&job->train_set))
+        return pl_error(PL_ERR_USAGE, "job", "data.train.file, or files, is missing");
     r->batches = steps * rounds;
     r->ms = pl_alloc((size_t)r->batches * sizeof *r->ms, "times of batches");
     if (!r->ms)

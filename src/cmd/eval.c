@@ -31,7 +31,7 @@ pl_status pl_cmd_find_set(const struct pl_job *job, const char *given, const str
     if (!train && strcmp(set, "test") != 0)
         return pl_error(PL_ERR_USAGE, "paceline", "--set %s: train or test", set);
     *out = train ? &job->train_set : &job->test_set;
-    return (*out)->file ? PL_OK : pl_error(PL_ERR_USAGE, "job", "data.%s.file is missing", set);
+    return pl_job_set_given(*out) ? PL_OK : pl_error(PL_ERR_USAGE, "job", "data.%s.file, or files, is missing", set);
 }
 
 static pl_status open_parts(struct evaluation *e, const struct pl_job *job, const struct pl_args *args)

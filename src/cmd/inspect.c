@@ -83,7 +83,7 @@ static pl_status inspect_job(const char *path)
     if (s == PL_OK)
         s = pl_graph_create(job, table, backend, 1, true, NULL, &g);
     if (s == PL_OK) {
-        printf("%s: %s %s, %lld parameters, %.2f MFLOP a sample forward\n", path, job->train_set.file ? "a job, model" : "model", job->model_name,
+        printf("%s: %s %s, %lld parameters, %.2f MFLOP a sample forward\n", path, pl_job_set_given(&job->train_set) ? "a job, model" : "model", job->model_name,
                (long long)pl_graph_weights(g), pl_graph_flops(g, 1) / 1e6);
         print_layers(g);
     }

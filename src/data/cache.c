@@ -28,19 +28,22 @@ struct pl_cache {
 static int64_t slots_needed(const struct pl_dataset *d, bool shuffled)
 {
     /* A batch may reach from one window into the next. */
-    int64_t n = shuffled ? d->window_rows / d->block_rows + 3 : 2;
+    int64_t n = shuffled ? d->window_blocks + 2 : 2;
     return d->all_in_memory || n > d->blocks ? d->blocks : n;
 }
+
+/* With a slot for every block, block b has slot b, with room for its own rows. */
+static bool one_each(const struct pl_cache *c) { return c->slots == c->d->blocks; }
 
 static pl_status make_slots(struct pl_cache *c)
 {
     struct pl_dataset *d = c->d;
-    size_t rows, data_bytes, label_bytes;
+    size_t rows = (size_t)d->samples, data_bytes, label_bytes;
     int64_t label_elems = d->want.label_floats ? d->want.label_floats : 1;
-    if (!pl_mul_size((size_t)c->slots, (size_t)d->block_rows, &rows) ||
+    if ((!one_each(c) && !pl_mul_size((size_t)c->slots, (size_t)d->block_rows, &rows)) ||
         !pl_mul_size(rows, d->row_bytes, &data_bytes) ||
         !pl_mul_size(rows, d->label_bytes, &label_bytes))
-        return pl_error(PL_ERR_MEMORY, "data", "%s: too large for this machine", d->set->file);
+        return pl_error(PL_ERR_MEMORY, "data", "%s: too large for this machine", d->name);
     c->slot = pl_alloc((size_t)c->slots * sizeof *c->slot, "the samples' cache");
     c->slot_of = pl_alloc((size_t)d->blocks * sizeof *c->slot_of, "the samples' cache");
     c->data = pl_alloc(data_bytes, "the samples' cache");
@@ -51,7 +54,7 @@ static pl_status make_slots(struct pl_cache *c)
     for (int64_t i = 0; i < d->blocks; i++)
         c->slot_of[i] = -1;
     for (int64_t i = 0; i < c->slots; i++) {
-        size_t first = (size_t)(i * d->block_rows);
+        size_t first = (size_t)(one_each(c) ? d->block_first[i] : i * d->block_rows);
         c->slot[i] = (struct slot){.block = -1,
                                    .data = c->data + first * d->row_bytes,
                                    .label = c->label + first * d->label_bytes};
@@ -143,8 +146,8 @@ static bool any_bad_f64(const double *x, int64_t n)
     return bad != 0;
 }
 
-static pl_status name_bad(const struct pl_cache *c, const char *name, enum pl_dtype t,
-                          const void *p, int64_t first, int64_t rows, int64_t width)
+static pl_status name_bad(const char *path, const char *name, enum pl_dtype t, const void *p,
+                          int64_t first, int64_t rows, int64_t width)
 {
     for (int64_t i = 0; i < rows * width; i++) {
         double x = number_at(t, p, i);
@@ -152,7 +155,7 @@ static pl_status name_bad(const struct pl_cache *c, const char *name, enum pl_dt
             return pl_error(PL_ERR_DATA, "data",
                             "%s:/%s: sample %lld has %s at element %lld\n"
                             "find and replace such values before training",
-                            c->d->set->file, pl_dataset_plain(name), (long long)(first + i / width),
+                            path, pl_dataset_plain(name), (long long)(first + i / width),
                             isnan(x)   ? "NaN"
                             : isinf(x) ? "an infinity"
                                        : "a value beyond float32",
@@ -161,16 +164,16 @@ static pl_status name_bad(const struct pl_cache *c, const char *name, enum pl_dt
     return PL_OK;
 }
 
-static pl_status check_numbers(const struct pl_cache *c, const char *name, enum pl_dtype t,
-                               const void *p, int64_t first, int64_t rows, int64_t width)
+static pl_status check_numbers(const char *path, const char *name, enum pl_dtype t, const void *p,
+                               int64_t first, int64_t rows, int64_t width)
 {
     bool bad = (t == PL_F32 && any_bad_f32(p, rows * width)) ||
                (t == PL_F64 && any_bad_f64(p, rows * width));
-    return bad ? name_bad(c, name, t, p, first, rows, width) : PL_OK;
+    return bad ? name_bad(path, name, t, p, first, rows, width) : PL_OK;
 }
 
-static pl_status take_classes(const struct pl_cache *c, enum pl_dtype t, int64_t first,
-                              int64_t rows, int32_t *out)
+static pl_status take_classes(const struct pl_cache *c, const char *path, enum pl_dtype t,
+                              int64_t first, int64_t rows, int32_t *out)
 {
     int64_t most = c->classes > 0 ? c->classes - 1 : INT32_MAX;
     for (int64_t i = 0; i < rows; i++) {
@@ -179,23 +182,24 @@ static pl_status take_classes(const struct pl_cache *c, enum pl_dtype t, int64_t
             return pl_error(PL_ERR_DATA, "data",
                             "%s:/%s: sample %lld has label %lld, wanted 0..%lld"
                             "\nthe model's last layer says how many classes there are",
-                            c->d->set->file, pl_dataset_plain(c->d->set->label),
+                            path, pl_dataset_plain(c->d->set->label),
                             (long long)(first + i), (long long)v, (long long)most);
         out[i] = (int32_t)v;
     }
     return PL_OK;
 }
 
-/* Labels are read as stored, so that a message shows what the file has. */
-static pl_status read_labels(struct pl_cache *c, struct slot *s, int64_t first, int64_t rows)
+/* Labels are read as stored, so that a message shows what the file has. first: in the file. */
+static pl_status read_labels(struct pl_cache *c, const struct pl_part *p, struct slot *s,
+                             int64_t first, int64_t rows)
 {
     struct pl_dataset *d = c->d;
-    enum pl_dtype t = pl_h5_dataset_info(d->label)->dtype;
+    enum pl_dtype t = pl_h5_dataset_info(p->label)->dtype;
     int64_t width = d->want.label_floats;
-    PL_TRY(pl_h5_read_rows(d->label, first, rows, t, c->stored_label));
+    PL_TRY(pl_h5_read_rows(p->label, first, rows, t, c->stored_label));
     if (width == 0)
-        return take_classes(c, t, first, rows, (int32_t *)(void *)s->label);
-    PL_TRY(check_numbers(c, d->set->label, t, c->stored_label, first, rows, width));
+        return take_classes(c, p->path, t, first, rows, (int32_t *)(void *)s->label);
+    PL_TRY(check_numbers(p->path, d->set->label, t, c->stored_label, first, rows, width));
     float *out = (float *)(void *)s->label;
     for (int64_t i = 0; i < rows * width; i++)
         out[i] = (float)number_at(t, c->stored_label, i);
@@ -205,18 +209,20 @@ static pl_status read_labels(struct pl_cache *c, struct slot *s, int64_t first, 
 static pl_status read_block(struct pl_cache *c, struct slot *s, int64_t block)
 {
     struct pl_dataset *d = c->d;
-    int64_t first = block * d->block_rows, rows = d->block_rows;
-    if (first + rows > d->samples)
-        rows = d->samples - first;
-    PL_TRY(pl_h5_read_rows(d->data, first, rows, d->type, s->data));
+    const struct pl_part *p = pl_dataset_part(d, d->block_first[block]);
+    int64_t first = d->block_first[block] - p->first;
+    int64_t rows = d->block_first[block + 1] - d->block_first[block];
+    PL_TRY(pl_h5_read_rows(p->data, first, rows, d->type, s->data));
     c->read_bytes += rows * (int64_t)d->row_bytes;
-    PL_TRY(check_numbers(c, d->set->data, d->type, s->data, first, rows, d->row_elems));
-    return d->label ? read_labels(c, s, first, rows) : PL_OK;
+    PL_TRY(check_numbers(p->path, d->set->data, d->type, s->data, first, rows, d->row_elems));
+    return p->label ? read_labels(c, p, s, first, rows) : PL_OK;
 }
 
-static int64_t slot_to_use(const struct pl_cache *c)
+static int64_t slot_to_use(const struct pl_cache *c, int64_t block)
 {
     int64_t oldest = 0;
+    if (one_each(c))
+        return block;
     for (int64_t i = 0; i < c->slots; i++) {
         if (c->slot[i].block < 0)
             return i;
@@ -245,7 +251,7 @@ void pl_cache_cost(struct pl_cache *c, double *ms, int64_t *bytes)
 static pl_status find_block(struct pl_cache *c, int64_t block, struct slot **out)
 {
     if (c->slot_of[block] < 0) {
-        int64_t i = slot_to_use(c);
+        int64_t i = slot_to_use(c, block);
         struct slot *s = &c->slot[i];
         if (s->block >= 0)
             c->slot_of[s->block] = -1;
@@ -262,8 +268,9 @@ static pl_status find_block(struct pl_cache *c, int64_t block, struct slot **out
 pl_status pl_cache_row(struct pl_cache *c, int64_t sample, const void **data, const void **label)
 {
     struct slot *s = NULL;
-    size_t within = (size_t)(sample % c->d->block_rows);
-    PL_TRY(find_block(c, sample / c->d->block_rows, &s));
+    int64_t block = pl_dataset_block(c->d, sample);
+    size_t within = (size_t)(sample - c->d->block_first[block]);
+    PL_TRY(find_block(c, block, &s));
     *data = s->data + within * c->d->row_bytes;
     *label = s->label + within * c->d->label_bytes;
     return PL_OK;

@@ -7,23 +7,27 @@
 /* ---- dataset.c ---------------------------------------------------------------------------------- */
 
 struct pl_dataset;
-/* Opens and checks a set against the model's input: shapes, types, lengths of data and label. want is
+/* Opens and checks a set, all its files, against the model's input: shapes, types, lengths of data and label. want is
  * one sample as the network takes it (after crop). PL_ERR_DATA naming file, dataset, index. `set` must
  * outlive the set. One loader at a time reads it. labels false: the file needs none, batches have 0. */
 pl_status pl_dataset_open(const struct pl_job_set *set, const struct pl_job_input *want, bool labels,
                           struct pl_dataset **out);
 void pl_dataset_close(struct pl_dataset *d);
+/* What it is called in a message and told by when a run goes on: the file's path, or for several files
+ * "FIRST and 11 more files [HASH of their names and lengths]". */
+const char *pl_dataset_name(const struct pl_dataset *d);
+uint64_t pl_dataset_identity(const struct pl_dataset *d); /* the hash, of one file too: ranks compare it */
 int64_t pl_dataset_samples(const struct pl_dataset *d); /* limit applied */
 
 /* ---- sampler.c: who reads what, when ----------------------------------------------------------- */
 
 /* The order of an epoch is a pure function of (seed, epoch) and the data set, the same on any number
- * of ranks: chunks are permuted, then samples within a window of at least window_rows. Global batch s is
- * entries [s * G, (s + 1) * G) of the order; rank r takes the sub-range [r * B, (r + 1) * B) of it,
+ * of ranks: chunks are permuted, then samples within windows of window_chunks. Chunk i is samples
+ * [first[i], first[i + 1]). Global batch s is entries [s * G, (s + 1) * G) of the order; rank r takes the sub-range [r * B, (r + 1) * B) of it,
  * B = ceil(G / ranks); the last batch may be short, down to none on the last ranks. */
 struct pl_sampler;
-struct pl_sampler *pl_sampler_create(int64_t samples, int64_t chunk_rows, int64_t window_rows,
-                                     bool shuffle, uint64_t seed);
+struct pl_sampler *pl_sampler_create(int64_t chunks, const int64_t *first /* [chunks + 1] */,
+                                     int64_t window_chunks, bool shuffle, uint64_t seed);
 void pl_sampler_destroy(struct pl_sampler *s);
 /* Writes the sample indices of positions [first, first + n) of the epoch's order. */
 pl_status pl_sampler_order(struct pl_sampler *s, int64_t epoch, int64_t first, int64_t n, int64_t *index);

@@ -5,23 +5,45 @@
 
 #include "data/data.h"
 
+struct pl_part { /* one file of a set */
+    char *path;
+    struct pl_h5 *file;
+    struct pl_h5ds *data, *label; /* label NULL: not asked for */
+    int64_t first, samples;       /* of the set's; what a limit leaves */
+    int64_t first_block, block_rows;
+};
+
 struct pl_dataset {
     const struct pl_job_set *set; /* borrowed */
     struct pl_job_input want;
-    struct pl_h5 *file;
-    struct pl_h5ds *data, *label; /* label NULL: not asked for */
+    char *name;
+    uint64_t identity;
+    int parts;
+    struct pl_part *part;
     int64_t samples;
-    enum pl_dtype type; /* of data, in the file and in the cache */
+    enum pl_dtype type; /* of data, in the files and in the cache */
     int64_t raw[3];     /* channels, height, width as stored (1 where there are fewer) */
     int64_t row_elems;  /* as stored */
     size_t row_bytes;
-    size_t label_bytes;         /* of one label in a batch: int32_t or float[K] */
-    int64_t block_rows, blocks; /* what is read at once: whole chunks where there are chunks */
-    int64_t window_rows;        /* within which samples are shuffled */
+    size_t label_bytes; /* of one label in a batch: int32_t or float[K] */
+    /* What is read at once: runs of rows of one file, whole chunks where there are chunks. */
+    int64_t blocks, *block_first; /* [blocks + 1] */
+    int64_t block_rows;           /* of the longest */
+    int64_t window_blocks;        /* within which samples are shuffled */
     bool all_in_memory;
 };
+struct pl_part *pl_dataset_part(const struct pl_dataset *d, int64_t sample);
+int64_t pl_dataset_block(const struct pl_dataset *d, int64_t sample);
 /* A dataset's name for "FILE:/NAME", which may have been given with the slash. */
 const char *pl_dataset_plain(const char *name);
+
+/* files.c: the paths that a set names, patterns expanded; owner: the caller, pl_files_free. */
+struct pl_files {
+    int n;
+    char **path;
+};
+pl_status pl_files_find(const struct pl_job_set *set, struct pl_files *out);
+void pl_files_free(struct pl_files *f);
 
 /* cache.c. `shuffled` says whether rows come window by window or one after the other. One thread.
  */

@@ -51,7 +51,7 @@ static pl_status create(struct pl_loader *l)
     l->steps = pl_sampler_steps(d->samples, l->o.global_batch);
     l->label_bytes = d->label_bytes;
     l->sampler =
-        pl_sampler_create(d->samples, d->block_rows, d->window_rows, l->o.shuffle, l->o.seed);
+        pl_sampler_create(d->blocks, d->block_first, d->window_blocks, l->o.shuffle, l->o.seed);
     if (!l->sampler)
         return PL_ERR_MEMORY;
     PL_TRY(pl_decoder_create(d, &l->decoder));
@@ -120,7 +120,7 @@ static pl_status fill(struct pl_loader *l, struct pl_batch *b, int64_t epoch, in
     b->step = step;
     if (pl_fault("loader.read", epoch * l->steps + step))
         return pl_error(PL_ERR_DATA, "data",
-                        "%s: step %lld of epoch %lld: debug.fault at loader.read", l->d->set->file,
+                        "%s: step %lld of epoch %lld: debug.fault at loader.read", pl_dataset_name(l->d),
                         (long long)step, (long long)epoch);
     pl_sampler_share(l->d->samples, l->o.global_batch, step, l->o.rank, l->o.ranks, &first,
                      &b->rows);
@@ -205,7 +205,7 @@ pl_status pl_loader_next(struct pl_loader *l, struct pl_batch **out)
     void *item = NULL;
     *out = NULL;
     if (!l->running)
-        return pl_error(PL_ERR_USAGE, "data", "the loader of %s was not started", l->d->set->file);
+        return pl_error(PL_ERR_USAGE, "data", "the loader of %s was not started", pl_dataset_name(l->d));
     if (all_lent(l))
         return pl_error(PL_ERR_USAGE, "data", "all %d batches are lent: release one first",
                         l->batches);

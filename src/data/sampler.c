@@ -9,7 +9,8 @@
 #define WINDOW_STREAM 0x817Du
 
 struct pl_sampler {
-    int64_t samples, chunk_rows, chunks, window_chunks;
+    int64_t samples, chunks, window_chunks;
+    int64_t *first; /* [chunks + 1], where each begins */
     bool shuffle;
     uint64_t seed;
     int64_t epoch;  /* of chunk[]; -1: none */
@@ -19,26 +20,35 @@ struct pl_sampler {
     int64_t *order; /* samples of the window */
 };
 
-struct pl_sampler *pl_sampler_create(int64_t samples, int64_t chunk_rows, int64_t window_rows,
+/* Of any window, whichever chunks are in it. */
+static int64_t most_rows(const struct pl_sampler *s)
+{
+    int64_t most = 0;
+    for (int64_t i = 0; i < s->chunks; i++)
+        if (s->first[i + 1] - s->first[i] > most)
+            most = s->first[i + 1] - s->first[i];
+    return most * s->window_chunks < s->samples ? most * s->window_chunks : s->samples;
+}
+
+struct pl_sampler *pl_sampler_create(int64_t chunks, const int64_t *first, int64_t window_chunks,
                                      bool shuffle, uint64_t seed)
 {
     struct pl_sampler *s = pl_alloc(sizeof *s, "a sampler");
     if (!s)
         return NULL;
-    chunk_rows = chunk_rows < 1 ? 1 : chunk_rows;
-    window_rows = window_rows < 1 ? 1 : window_rows;
-    *s = (struct pl_sampler){.samples = samples,
-                             .chunk_rows = chunk_rows,
-                             .chunks = (samples + chunk_rows - 1) / chunk_rows,
+    *s = (struct pl_sampler){.samples = first[chunks],
+                             .chunks = chunks,
+                             .window_chunks = window_chunks < chunks ? window_chunks : chunks,
                              .shuffle = shuffle,
                              .seed = seed,
                              .epoch = -1,
                              .window = -1};
-    s->window_chunks = (window_rows + chunk_rows - 1) / chunk_rows;
-    if (s->window_chunks > s->chunks)
-        s->window_chunks = s->chunks;
-    s->chunk = pl_alloc((size_t)s->chunks * sizeof *s->chunk, "a sampler");
-    s->order = pl_alloc((size_t)(s->window_chunks * chunk_rows) * sizeof *s->order, "a sampler");
+    s->chunk = pl_alloc((size_t)chunks * sizeof *s->chunk, "a sampler");
+    s->first = pl_alloc((size_t)(chunks + 1) * sizeof *s->first, "a sampler");
+    if (s->first) {
+        memcpy(s->first, first, (size_t)(chunks + 1) * sizeof *first);
+        s->order = pl_alloc((size_t)most_rows(s) * sizeof *s->order, "a sampler");
+    }
     if (!s->chunk || !s->order) {
         pl_sampler_destroy(s);
         return NULL;
@@ -51,6 +61,7 @@ void pl_sampler_destroy(struct pl_sampler *s)
     if (!s)
         return;
     pl_free(s->chunk);
+    pl_free(s->first);
     pl_free(s->order);
     pl_free(s);
 }
@@ -74,11 +85,10 @@ static void set_epoch(struct pl_sampler *s, int64_t epoch)
     s->window = -1;
 }
 
-/* The short chunk at the set's end may stand anywhere in the order. */
+/* A short chunk may stand anywhere in the order. */
 static int64_t rows_of(const struct pl_sampler *s, int64_t chunk)
 {
-    int64_t first = chunk * s->chunk_rows;
-    return first + s->chunk_rows > s->samples ? s->samples - first : s->chunk_rows;
+    return s->first[chunk + 1] - s->first[chunk];
 }
 
 static int64_t window_rows(const struct pl_sampler *s, int64_t window)
@@ -94,7 +104,7 @@ static void set_window(struct pl_sampler *s, int64_t window, int64_t first)
     int64_t n = 0, end = (window + 1) * s->window_chunks;
     for (int64_t i = window * s->window_chunks; i < end && i < s->chunks; i++)
         for (int64_t row = 0; row < rows_of(s, s->chunk[i]); row++)
-            s->order[n++] = s->chunk[i] * s->chunk_rows + row;
+            s->order[n++] = s->first[s->chunk[i]] + row;
     permute(s->order, n,
             pl_rng_make(s->seed, (uint64_t)s->epoch + 1, (uint64_t)window, WINDOW_STREAM));
     s->window = window;

@@ -21,7 +21,8 @@ enum pl_key_type {
 #define PL_LIST_MAX 16
 struct pl_ints { int n; int64_t v[PL_LIST_MAX]; };
 struct pl_doubles { int n; double v[PL_LIST_MAX]; };
-struct pl_texts { int n; char *v[PL_LIST_MAX]; };
+#define PL_TEXTS_MAX 256
+struct pl_texts { int n; char *v[PL_TEXTS_MAX]; };
 enum pl_unit { PL_NEVER, PL_STEPS, PL_EPOCHS, PL_MS };
 struct pl_period { double n; enum pl_unit unit; };
 
@@ -49,7 +50,8 @@ struct pl_job_input { /* input: {data: [1, 28, 28], label: int}; label: int (a c
     int64_t label_floats; /* 0: an integer class */
 };
 struct pl_job_set { /* one of data.train, data.test */
-    char *file;              /* resolved path; NULL: no such set */
+    char *file;              /* resolved path; NULL: none, or files */
+    struct pl_texts files;   /* resolved paths and patterns, one set in this order */
     char *data, *label;      /* dataset names */
     double scale;
     struct pl_doubles mean, std; /* per channel, in scaled units' input: (x*scale - mean) / std */
@@ -111,6 +113,8 @@ void pl_job_layer_config_free(const struct pl_key *keys, void *config);
 /* "file:line:column: text" as the error, at a layer. Returns PL_ERR_USAGE. */
 pl_status pl_job_layer_error(const struct pl_job_layer *l, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
+
+bool pl_job_set_given(const struct pl_job_set *s); /* by file or files */
 
 /* "auto" or the name that exchange.transport gives. */
 const char *pl_job_transport_name(const struct pl_job *j);

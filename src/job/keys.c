@@ -18,6 +18,7 @@
 
 #define SET_KEYS(set, member, shuffle_)                                                                   \
     TEXT(set ".file", member.file, "HDF5 file with the samples"),                                         \
+    {.name = set ".files", .type = PL_KEY_TEXTS, .offset = AT(member.files), .help = "several, one set in this order; a pattern (*, ?, [a-z]) stands for what it matches, sorted"}, \
     TEXT_OR(set ".data", member.data, "data", "dataset of the inputs, [N, ...]"),                         \
     TEXT_OR(set ".label", member.label, "label", "dataset of the labels, [N] or [N, K]"),                 \
     DOUBLE(set ".scale", member.scale, "1", 0, 0, "inputs are multiplied by this"),                       \
@@ -89,7 +90,7 @@ const struct pl_key pl_job_keys[] = {
 
 /* Keys of the design that no code acts on yet: refused by name. */
 const char *const pl_job_later[] = {
-    "data.train.files", "data.test.files", "data.stage", "data.threads", "train.reproducible", "train.micro_shards",
+    "data.stage", "data.threads", "train.reproducible", "train.micro_shards",
     "sync.grace", "sync.suspect_after", "sync.lost_after", "sync.tau", "sync.n_fetch", "sync.n_push", "sync.max_staleness",
     "sync.warmup", "exchange.compress", "exchange.channels", "exchange.interface", "split.pipeline",
     "split.tensor", "split.microbatches", "split.at", "split.optimizer", "device.memory_limit", "report.timeline",

@@ -11,7 +11,10 @@
 /* ---- overrides ---------------------------------------------------------------------------------- */
 
 /* What stands on the command line replaces what stands in the file, the other way to say it too. */
-static const char *const either_or[][2] = {{"train.epochs", "train.steps"}, {"train.batch", "train.global_batch"}};
+static const char *const either_or[][2] = {{"train.epochs", "train.steps"},
+                                              {"train.batch", "train.global_batch"},
+                                              {"data.train.file", "data.train.files"},
+                                              {"data.test.file", "data.test.files"}};
 
 static struct pl_node *descend(struct pl_node *root, const char *path, bool make, const char **last)
 {
@@ -53,7 +56,7 @@ static pl_status override(struct pl_node *root, const char *text)
         return pl_error(PL_ERR_USAGE, "job", "command line, %s: a model is not overridden in parts; give model=FILE", text);
     char *path = pl_strdupf("%.*s", (int)(equals - text), text), *where = pl_strdupf("command line, %s", text);
     pl_status s = pl_node_parse(equals + 1, strlen(equals + 1), where, &value);
-    for (size_t i = 0; s == PL_OK && i < 2; i++)
+    for (size_t i = 0; s == PL_OK && i < sizeof either_or / sizeof *either_or; i++)
         for (int side = 0; side < 2; side++)
             if (strcmp(path, either_or[i][side]) == 0 && (map = descend(root, either_or[i][1 - side], false, &last))) {
                 struct pl_node *other = pl_node_get(map, last);
@@ -136,12 +139,10 @@ static pl_status walk(struct pl_job *j, const struct pl_node *map, const char *p
 /* ---- paths -------------------------------------------------------------------------------------- */
 
 /* Makes a read path absolute, in the tree, so that the job's text holds wherever it is read again. */
-static pl_status resolve(struct pl_node *root, const char *key)
+static pl_status resolve_path(struct pl_node *n)
 {
-    const char *last;
-    struct pl_node *map = descend(root, key, false, &last), *n = map ? pl_node_get(map, last) : NULL;
     char cwd[4096];
-    if (!n || n->kind != PL_SCALAR || !*n->text || strcmp(n->text, "none") == 0)
+    if (n->kind != PL_SCALAR || !*n->text || strcmp(n->text, "none") == 0)
         return PL_OK;
     char *path = n->line > 0 ? pl_path_beside(n->file, n->text) : pl_strdup(n->text);
     if (path && path[0] != '/' && getcwd(cwd, sizeof cwd)) {
@@ -154,6 +155,16 @@ static pl_status resolve(struct pl_node *root, const char *key)
     pl_free(n->text);
     n->text = path;
     return PL_OK;
+}
+
+/* A path, or each of a list. */
+static pl_status resolve(struct pl_node *root, const char *key)
+{
+    const char *last;
+    struct pl_node *map = descend(root, key, false, &last), *n = map ? pl_node_get(map, last) : NULL;
+    for (int i = 0; n && n->kind == PL_LIST && i < n->n; i++)
+        PL_TRY(resolve_path(n->child[i]));
+    return n ? resolve_path(n) : PL_OK;
 }
 
 static pl_status load_model(struct pl_node *root)
@@ -182,6 +193,8 @@ static pl_status load_model(struct pl_node *root)
     return pl_node_put(root, "model", model);
 }
 
+bool pl_job_set_given(const struct pl_job_set *s) { return s->file || s->files.n > 0; }
+
 /* ---- checks over several keys -------------------------------------------------------------------- */
 
 static const struct pl_node *at_key(const struct pl_job *j, const char *key)
@@ -191,12 +204,27 @@ static const struct pl_node *at_key(const struct pl_job *j, const char *key)
     return n ? n : j->root;
 }
 
+/* `files: none`, as with `file`. */
+static void take_none_away(struct pl_texts *files)
+{
+    if (files->n == 1 && strcmp(files->v[0], "none") == 0) {
+        pl_free(files->v[0]);
+        files->n = 0;
+    }
+}
+
 static pl_status check(struct pl_job *j)
 {
+    take_none_away(&j->train_set.files);
+    take_none_away(&j->test_set.files);
     if (j->train.epochs > 0 && j->train.steps > 0)
         return pl_node_error(at_key(j, "train.steps"), "train.epochs and train.steps are both given; one is enough");
     if (j->train.batch > 0 && j->train.global_batch > 0)
         return pl_node_error(at_key(j, "train.global_batch"), "train.batch and train.global_batch are both given; one is enough");
+    if (j->train_set.file && j->train_set.files.n > 0)
+        return pl_node_error(at_key(j, "data.train.files"), "data.train.file and data.train.files are both given; one is enough");
+    if (j->test_set.file && j->test_set.files.n > 0)
+        return pl_node_error(at_key(j, "data.test.files"), "data.test.file and data.test.files are both given; one is enough");
     if (j->train.epochs <= 0 && j->train.steps <= 0)
         return pl_node_error(at_key(j, "train"), "train.epochs or train.steps is missing");
     if (j->train.batch <= 0 && j->train.global_batch <= 0)
@@ -210,7 +238,7 @@ static pl_status check(struct pl_job *j)
     if (j->train.eval_every.unit == PL_MS)
         return pl_node_error(at_key(j, "train.eval_every"), "train.eval_every is counted in steps or epochs");
     j->train.stop_on = !isinf(j->train.stop_above) || !isinf(j->train.stop_below);
-    if (j->train.stop_on && !j->test_set.file)
+    if (j->train.stop_on && !pl_job_set_given(&j->test_set))
         return pl_node_error(at_key(j, "train.stop"), "train.stop needs data.test to be evaluated");
     return PL_OK;
 }
@@ -219,7 +247,7 @@ static pl_status check(struct pl_job *j)
 
 static pl_status fill(struct pl_job *j)
 {
-    static const char *const read_paths[] = {"data.train.file", "data.test.file", "train.init"};
+    static const char *const read_paths[] = {"data.train.file", "data.train.files", "data.test.file", "data.test.files", "train.init"};
     if (j->root->kind != PL_MAP)
         return pl_node_error(j->root, "a job file is a map of keys");
     PL_TRY(load_model(j->root));

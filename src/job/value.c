@@ -140,7 +140,11 @@ static bool set_scalar(const struct pl_key *k, const char *s, void *v, int index
         pl_free(*(char **)v);
         *(char **)v = !k->def && strcmp(s, "none") == 0 ? NULL : pl_strdup(s);
         return true;
-    case PL_KEY_TEXTS: ((struct pl_texts *)v)->v[index] = pl_strdup(s); return true;
+    case PL_KEY_TEXTS:
+        if (!*s)
+            return false;
+        ((struct pl_texts *)v)->v[index] = pl_strdup(s);
+        return true;
     case PL_KEY_PERIOD: return to_period(s, v) && (*number = ((struct pl_period *)v)->n, true);
     case PL_KEY_MS: return to_ms(s, v) && (*number = *(double *)v, true);
     case PL_KEY_CHOICE: return (*(int *)v = to_choice(k->choices, s)) >= 0;
@@ -193,8 +197,9 @@ pl_status pl_value_set(const struct pl_key *k, const struct pl_node *n, void *ba
         return set_one(k, n, v, 0);
     pl_value_free(k, base);
     int count = n->kind == PL_LIST ? n->n : 1;
-    if (count > PL_LIST_MAX)
-        return pl_node_error(n, "%s: %d entries, at most %d", k->name, count, PL_LIST_MAX);
+    int most = k->type == PL_KEY_TEXTS ? PL_TEXTS_MAX : PL_LIST_MAX;
+    if (count > most)
+        return pl_node_error(n, "%s: %d entries, at most %d", k->name, count, most);
     *list_count(v) = 0;
     for (int i = 0; i < count; i++) {
         PL_TRY(set_one(k, n->kind == PL_LIST ? n->child[i] : n, v, i));

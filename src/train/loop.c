@@ -30,15 +30,27 @@ static void loader_release(void *arg, struct pl_batch *b) { pl_loader_release(ar
 static pl_status open_data(struct run *r)
 {
     const struct pl_job *job = r->t.job;
-    if (!job->train_set.file)
-        return pl_error(PL_ERR_USAGE, "job", "data.train.file is missing");
+    if (!pl_job_set_given(&job->train_set))
+        return pl_error(PL_ERR_USAGE, "job", "data.train.file, or files, is missing");
     PL_TRY(pl_dataset_open(&job->train_set, &job->input, true, &r->train_data));
-    if (job->test_set.file)
+    if (pl_job_set_given(&job->test_set))
         PL_TRY(pl_dataset_open(&job->test_set, &job->input, true, &r->test_data));
     int64_t samples = pl_dataset_samples(r->train_data);
     if (samples < r->t.world->ranks)
         return pl_error(PL_ERR_DATA, "data", "%s: %lld samples for %d ranks\nstart fewer ranks",
-                        job->train_set.file, (long long)samples, r->t.world->ranks);
+                        pl_dataset_name(r->train_data), (long long)samples, r->t.world->ranks);
+    return PL_OK;
+}
+
+/* A pattern may match other files on another node. */
+static pl_status compare_data(struct run *r, struct pl_dataset *d)
+{
+    if (!d)
+        return PL_OK;
+    uint64_t mine = pl_dataset_identity(d), first = mine;
+    PL_TRY(pl_world_broadcast(r->t.world, &first, sizeof first, 0));
+    if (first != mine)
+        return pl_error(PL_ERR_DATA, "data", "%s: this rank finds other files than rank 0, or files of other lengths", pl_dataset_name(d));
     return PL_OK;
 }
 
@@ -69,6 +81,7 @@ static pl_status plan_length(struct run *r)
     t->total_steps = t->job->train.steps > 0 ? t->job->train.steps : (int64_t)ceil(steps - 1e-9);
     t->state.train_samples = pl_dataset_samples(r->train_data);
     t->state.global_batch = t->micro_global * k;
+    t->state.train_file = pl_dataset_name(r->train_data);
     return PL_OK;
 }
 
@@ -91,6 +104,8 @@ static pl_status set_up(struct run *r, struct pl_world *w, const struct pl_job *
     r->saved_step = -1;
     PL_TRY(pl_trainer_open(&r->t, w, job, true));
     PL_TRY(pl_world_agree(w, open_data(r)));
+    PL_TRY(pl_world_agree(w, compare_data(r, r->train_data)));
+    PL_TRY(pl_world_agree(w, compare_data(r, r->test_data)));
     PL_TRY(pl_world_agree(w, open_loaders(r)));
     PL_TRY(pl_world_agree(w, plan_length(r)));
     PL_TRY(pl_trainer_resume(&r->t, path, bytes));

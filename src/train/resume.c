@@ -6,17 +6,17 @@
 
 /* Continued by itself, a run has the data that it had; a file of another name is most likely of another
  * job, whose checkpoint.dir was left as it was. */
-static pl_status same_data(const struct pl_job *job, const char *path)
+static pl_status same_data(const char *now, const char *path)
 {
     char *file;
     PL_TRY(pl_checkpoint_text(path, "train_file", &file));
-    const char *was = strrchr(file, '/'), *is = strrchr(job->train_set.file, '/');
+    const char *was = strrchr(file, '/'), *is = strrchr(now, '/');
     pl_status s = PL_OK;
-    if (strcmp(was ? was + 1 : file, is ? is + 1 : job->train_set.file) != 0)
+    if (strcmp(was ? was + 1 : file, is ? is + 1 : now) != 0)
         s = pl_error(PL_ERR_CHECKPOINT, "checkpoint",
                      "%s was trained on %s, the job says %s\n"
                      "give another checkpoint.dir, or if the data is the same under another name checkpoint.resume=%s",
-                     path, file, job->train_set.file, path);
+                     path, file, now, path);
     pl_free(file);
     return s;
 }
@@ -42,7 +42,7 @@ static pl_status choose_checkpoint(struct pl_trainer *t, char *path, size_t byte
     else if (!found && !automatic && !never)
         s = pl_error(PL_ERR_CHECKPOINT, "checkpoint", "no whole checkpoint in %s", dir);
     else if (found && automatic)
-        s = same_data(job, found);
+        s = same_data(t->state.train_file, found);
     if (s == PL_OK && found)
         snprintf(path, bytes, "%s", found);
     pl_free(found);
@@ -58,7 +58,7 @@ static pl_status place_in_order(struct pl_trainer *t, const char *path, int64_t 
         return pl_error(PL_ERR_CHECKPOINT, "checkpoint",
                         "%s was trained on %lld samples, %s has %lld\n"
                         "give the same data, or another checkpoint.dir with train.init=%s to start from its weights",
-                        path, (long long)t->state.train_samples, t->job->train_set.file, (long long)samples, path);
+                        path, (long long)t->state.train_samples, t->state.train_file, (long long)samples, path);
     if (t->state.epoch_step > 0 && done % t->micro_global != 0)
         return pl_error(PL_ERR_CHECKPOINT, "checkpoint",
                         "saved after %lld samples of the epoch, which is no multiple of this run's global batch of %lld\n"

@@ -57,7 +57,7 @@ void pl_trainer_close(struct pl_trainer *t);
 
 /* Loads what checkpoint.resume says, or train.init's weights, or draws initial values; sets the position in the data
  * order and, where another global batch cuts it now, the run's length. path: the checkpoint's, "" for none.
- * Before it: lengths of epoch and run, train_samples and global_batch of t->state. Ranks agree inside. */
+ * Before it: lengths of epoch and run, train_samples, train_file and global_batch of t->state. Ranks agree inside. */
 pl_status pl_trainer_resume(struct pl_trainer *t, char *path, size_t bytes);
 
 /* One step of the design's section 2. PL_ERR_NOT_FINITE is returned on all ranks together; any other

@@ -145,6 +145,29 @@ ranks 1 "$PACELINE" predict job.yaml checkpoint.dir=twice-a --set best --out x.h
 [ $? -eq 2 ] && grep -q -- '--set best: train or test' out || { fail "an unknown set was taken"; cat out; }
 "$PACELINE" inspect "twice-a" | grep -q '/params/conv1/weight' || fail "inspect does not show a checkpoint's tensors"
 "$PACELINE" inspect job.yaml | grep -q 'conv1' || fail "inspect does not show a job's layers"
+# One set in three files, of which a pattern names two: the same step on 1 to 3 ranks, every sample once an epoch;
+# a run goes on with the same files only.
+mkdir -p parts
+/usr/bin/python3 - <<'PY'
+import h5py
+f = h5py.File("train.h5")
+for i, (a, b) in enumerate(((0, 400), (400, 450), (450, 1000))):
+    with h5py.File("parts/%d.h5" % i, "w") as p:
+        p.create_dataset("data", data=f["data"][a:b], chunks=(16, 1, 12, 12), compression="gzip")
+        p["label"] = f["label"][a:b]
+PY
+files="data.train.files=[parts/0.h5, 'parts/[12].h5']"
+for n in 1 2 3; do run $n files-$n "$files" train.steps=1 train.global_batch=190 train.eval_every=never; done
+for n in 2 3; do compare files-1 files-$n 1e-6 1e-5; done
+run 3 files-epoch "$files" train.epochs=1 train.eval_every=never
+seen=$(/usr/bin/python3 -c "import h5py,sys; print(h5py.File(sys.argv[1])['run'].attrs['samples_seen'])" "$(model files-epoch)")
+[ "$seen" = 1000 ] || fail "$seen samples of 1000 in three files were read in an epoch"
+run 2 files-straight "$files" train.steps=12 train.eval_every=never
+run 2 files-resumed "$files" train.steps=5 train.eval_every=never
+train 2 job.yaml checkpoint.dir=files-resumed report.dir=files-resumed "data.train.files=[parts/1.h5, 'parts/[02].h5']" train.steps=12 >out 2>&1
+[ $? -eq 6 ] && grep -q "was trained on $PWD/parts/0.h5 and 2 more files" out || { fail "another order of files was taken"; cat out; }
+run 2 files-resumed "$files" train.steps=12 train.eval_every=never
+compare files-straight files-resumed 0 0 exact
 # The loader by itself: 1000 samples in blocks, each read once in an epoch of 8 batches.
 ranks 1 "$PACELINE" bench data job.yaml train.batch=125 --steps 8 --rounds 1 >bench.json || fail "bench data failed"
 /usr/bin/python3 - <<'PY' || { fail "bench data does not say what it read"; cat bench.json; }

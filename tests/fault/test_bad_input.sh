@@ -23,6 +23,11 @@ expect 3 "has NaN at element 0" 3 job.yaml "$(data nan.h5)" # every rank may rea
 mkfifo pipe.h5
 expect 3 "pipe.h5: not a regular file" 3 job.yaml "$(data pipe.h5)"
 expect 3 "2 samples for 3 ranks" 3 job.yaml "$(data two.h5)"
+files() { echo "data.train.files=[$1]"; }
+expect 3 "other-*.h5: no file matches" 3 job.yaml "$(files 'train.h5, other-*.h5')"
+expect 3 "$PWD/nan.h5:/data: is float32 [N, 1, 12, 12], in $PWD/train.h5 it is uint8 [N, 1, 12, 12]" 3 job.yaml "$(files 'train.h5, nan.h5')"
+expect 3 "$PWD/label.h5:/label: sample 300 has label 7, wanted 0..3" 3 job.yaml "$(files 'train.h5, label.h5')" data.train.shuffle=false
+expect 2 "data.train.file and data.train.files are both given" 3 job.yaml "$(data train.h5)" "$(files train.h5)"
 say job file
 printf 'model: net.yaml\ntrain: {epohcs: 3}\n' >unknown.yaml
 expect 2 "unknown.yaml:2:9: unknown key train.epohcs" 3 unknown.yaml
@@ -53,6 +58,7 @@ expect 6 "was trained on 600 samples" 3 job.yaml data.train.limit=300
 expect 6 "was trained with optimizer.kind momentum, the job says adam" 3 job.yaml optimizer.kind=adam
 cp test.h5 elsewhere.h5
 expect 6 "was trained on $PWD/train.h5, the job says" 3 job.yaml "$(data elsewhere.h5)"
+expect 6 "was trained on $PWD/train.h5, the job says $PWD/two.h5 and 1 more file [" 3 job.yaml "$(files 'two.h5, train.h5')"
 "$PACELINE" eval job.yaml >/dev/full 2>out
 [ $? -eq 6 ] && grep -q "standard output cannot be written" out || { fail "eval into a full disk was taken for well"; cat out; }
 "$PACELINE" predict job.yaml data.test.file=nan.h5 --out predicted.h5 >out 2>&1

@@ -26,6 +26,7 @@ struct made {
     enum pl_dtype type, label_type;
     int64_t label_floats, chunk;
     int deflate;
+    int64_t start; /* element e of sample i is value(start + i, e) */
     int64_t bad_sample; /* with bad_at: its first element or label is `bad` */
     enum { NOWHERE, IN_DATA, IN_LABEL } bad_at;
     double bad;
@@ -41,7 +42,7 @@ static void write_dataset(struct pl_h5 *f, const struct made *m, const char *nam
         elems *= full[k + 1] = dim[k];
     double *rows = calloc((size_t)(n * elems), sizeof *rows);
     for (int64_t at = 0; at < n * elems; at++) {
-        rows[at] = classes ? (double)(at % 10) : value(at / elems, at % elems);
+        rows[at] = classes ? (double)((m->start + at) % 10) : value(m->start + at / elems, at % elems);
         if (bad && at == m->bad_sample * elems)
             rows[at] = m->bad;
     }
@@ -85,7 +86,8 @@ static void begin(struct run *r, struct pl_job_set set, const struct pl_job_inpu
     if (pl_dataset_open(&r->set, want, true, &r->d) != PL_OK)
         fail_msg("%s", pl_error_text());
     r->d->all_in_memory = r->d->all_in_memory && (window == 0 || set.cache == 1);
-    r->d->window_rows = window ? window : r->d->window_rows;
+    if (window && window / r->d->block_rows < r->d->blocks)
+        r->d->window_blocks = (window + r->d->block_rows - 1) / r->d->block_rows;
     o.ranks = o.ranks ? o.ranks : 1;
     o.depth = o.depth ? o.depth : 2;
     assert_int_equal(pl_loader_create(r->d, &o, &r->l), PL_OK);
@@ -308,7 +310,7 @@ static void check_shares(struct pl_job_set set, int64_t n, int64_t global, int r
         assert_int_equal(pl_loader_start(run[r].l, 4, 0, true), PL_OK);
     }
     const struct pl_dataset *d = run->d;
-    struct pl_sampler *s = pl_sampler_create(n, d->block_rows, d->window_rows, true, 3);
+    struct pl_sampler *s = pl_sampler_create(d->blocks, d->block_first, d->window_blocks, true, 3);
     assert_int_equal(pl_sampler_order(s, 4, 0, n, order), PL_OK);
     for (int64_t step = 0; step < pl_loader_steps(run[0].l); step++)
         for (int r = 0; r < ranks; r++) {
@@ -345,7 +347,7 @@ TEST(restarts)
     struct pl_rng r = pl_rng_make(1, 2, 3, 4);
     begin(&run, make_bytes(90, 8), &images, 64, 0,
           LOAD(.global_batch = 8, .shuffle = true, .classes = 10, .depth = 3));
-    struct pl_sampler *order = pl_sampler_create(90, run.d->block_rows, 64, true, 0);
+    struct pl_sampler *order = pl_sampler_create(run.d->blocks, run.d->block_first, run.d->window_blocks, true, 0);
     for (int i = 0; i < 300; i++) {
         int64_t index[8], epoch = pl_rng_u32(&r) % 3, step = pl_rng_u32(&r) % 12;
         assert_int_equal(pl_loader_start(run.l, epoch, step, i % 3 == 0), PL_OK);
@@ -466,6 +468,102 @@ TEST(augments_alike_on_any_ranks)
     done(&set);
 }
 
+/* One set in three files, as numbers and a pattern name them: sample i is what it is in one file. */
+static struct pl_job_set make_three(struct made m)
+{
+    static int count;
+    static const int64_t rows[] = {23, 40, 7};
+    static const char *const names[] = {"%s/part-%d.h5", "%s/part-%d-b.h5", "%s/part-%d-c.h5"};
+    struct pl_job_set set = {.data = "data", .label = "label", .scale = 1};
+    for (int i = 0; i < 3; i++) {
+        m.n = rows[i];
+        struct pl_job_set one = make(m);
+        char *path = pl_strdupf(names[i], folder, count);
+        assert_int_equal(rename(one.file, path), 0);
+        pl_free(one.file);
+        if (i < 1)
+            set.files.v[set.files.n++] = path;
+        else
+            pl_free(path);
+        m.start += rows[i];
+    }
+    set.files.v[set.files.n++] = pl_strdupf("%s/part-%d-?.h5", folder, count++);
+    set.mean = (struct pl_doubles){2, {0, 0}}, set.std = (struct pl_doubles){2, {1, 1}};
+    return set;
+}
+
+static void done_three(struct pl_job_set *set)
+{
+    struct pl_files f;
+    assert_int_equal(pl_files_find(set, &f), PL_OK);
+    for (int i = 0; i < f.n; i++)
+        unlink(f.path[i]);
+    pl_files_free(&f);
+    for (int i = 0; i < set->files.n; i++)
+        pl_free(set->files.v[i]);
+}
+
+TEST(several_files)
+{
+    static const int64_t chunks[] = {0, 4, 40};
+    for (int i = 0; i < 3; i++)
+        for (int64_t limit = 0; limit <= 50; limit += 25) {
+            struct pl_job_set set = make_three(
+                MADE(.type = PL_U8, .label_type = PL_U8, .chunk = chunks[i] < 7 ? chunks[i] : 7, .deflate = i));
+            set.limit = limit;
+            for (int shuffle = 0; shuffle < 2; shuffle++)
+                for (set.cache = 1; set.cache < 3; set.cache++) {
+                    struct run r;
+                    begin(&r, set, &images, 16, 0,
+                          LOAD(.global_batch = 16, .shuffle = shuffle, .classes = 10));
+                    int64_t n = limit ? limit : 70;
+                    assert_int_equal(pl_dataset_samples(r.d), n);
+                    assert_non_null(strstr(pl_dataset_name(r.d), ".h5 and 2 more files ["));
+                    check_epochs(r.l, &set, n, 2);
+                    end(&r, false);
+                }
+            if (!limit)
+                for (int ranks = 1; ranks <= 4; ranks++)
+                    check_shares(set, 70, 16, ranks);
+            done_three(&set);
+        }
+}
+
+TEST(bad_lists_of_files)
+{
+    struct made m = {.n = 20, .type = PL_U8, .label_type = PL_U8};
+    struct pl_job_set a = make(m), b, set = {.data = "data", .label = "label", .scale = 1};
+    char pattern[96], words[200];
+    snprintf(pattern, sizeof pattern, "%s/none-*.h5", folder);
+    set.files = (struct pl_texts){2, {a.file, pattern}};
+    refuse(set, &images, "none-*.h5: no file matches\na relative pattern counts");
+    set.files.v[1] = a.file;
+    refuse(set, &images, ".h5: is twice in files");
+    m.type = PL_F32;
+    b = make(m);
+    set.files.v[1] = b.file;
+    snprintf(words, sizeof words, "%s:/data: is float32 [N, 2, 3, 4], in %s it is uint8 [N, 2, 3, 4]\nthe files of a set", b.file, a.file);
+    refuse(set, &images, words);
+    done(&b);
+    m.type = PL_U8, m.label_type = PL_I64;
+    b = make(m);
+    set.files.v[1] = b.file;
+    snprintf(words, sizeof words, "%s:/label: is int64 [N], in %s it is uint8 [N]", b.file, a.file);
+    refuse(set, &images, words);
+    done(&b);
+    m.label_type = PL_U8, m.bad_at = IN_LABEL, m.bad_sample = 17, m.bad = 10;
+    b = make(m);
+    set.files.v[1] = b.file;
+    struct run r;
+    struct pl_batch *batch;
+    begin(&r, set, &images, 0, 0, LOAD(.global_batch = 40, .classes = 10));
+    snprintf(words, sizeof words, "%s:/label: sample 17 has label 10", b.file); /* its number in the file */
+    expect(pl_loader_next(r.l, &batch), words);
+    end(&r, false);
+    done(&a);
+    done(&b);
+}
+
 static int make_folder(void **state __attribute__((unused)))
 {
     snprintf(folder, sizeof folder, "/tmp/paceline-data-XXXXXX");
@@ -494,6 +592,8 @@ int main(void)
                                        cmocka_unit_test(cache_modes_agree),
                                        cmocka_unit_test(steps_allocate_nothing),
                                        cmocka_unit_test(faults_come_out_of_next),
-                                       cmocka_unit_test(augments_alike_on_any_ranks)};
+                                       cmocka_unit_test(augments_alike_on_any_ranks),
+                                       cmocka_unit_test(several_files),
+                                       cmocka_unit_test(bad_lists_of_files)};
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }

@@ -61,6 +61,8 @@ static void test_places(void **state)
     refused(MODEL DATA "train: {steps: 5}\ntrain.steps: 6\n", "job.yaml:9:1: train.steps: in a file keys stand below each other");
     refused(MODEL DATA TRAIN "---\ntrain: {steps: 6}\n", "a second YAML document");
     refused(MODEL DATA TRAIN "...\n}\n", "not YAML");
+    refused(MODEL "data: {train: {file: a.h5, files: [b.h5]}}\n" TRAIN, "data.train.file and data.train.files are both given");
+    refused(MODEL "data: {test: {files: [b.h5, '']}}\n" TRAIN, "data.test.files: wanted a text or a list of texts, found \"\"");
     refused("a: &a [1,1,1,1,1,1,1,1,1]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\n"
             "e: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: &f [*e,*e,*e,*e,*e,*e,*e,*e,*e]\ng: [*f,*f,*f,*f,*f,*f,*f,*f,*f]\n", "more than 100000 entries");
 }
@@ -164,6 +166,18 @@ static void test_overrides(void **state)
     assert_int_equal(pl_job_read(path, 3, without, &j), PL_OK);
     assert_true(!j->checkpoint.dir && !j->train.init && !j->test_set.file);
     pl_job_destroy(j);
+
+    char *files[] = {"data.train.files=[c.h5, 'd/*.h5']", "data.test.files=none"};
+    char *first = pl_strdupf("%s/c.h5", cwd), *second = pl_strdupf("%s/d/*.h5", cwd);
+    assert_int_equal(pl_job_read(path, 2, files, &j), PL_OK);
+    assert_null(j->train_set.file); /* what the command line says replaces the other way to say it */
+    assert_int_equal(j->train_set.files.n, 2);
+    assert_string_equal(j->train_set.files.v[0], first);
+    assert_string_equal(j->train_set.files.v[1], second);
+    assert_false(pl_job_set_given(&j->test_set));
+    pl_job_destroy(j);
+    pl_free(first);
+    pl_free(second);
 
     char *map[] = {"data.train={file: sub/c.h5, scale: 0.5}"};
     char *below = pl_strdupf("%s/sub/c.h5", cwd);

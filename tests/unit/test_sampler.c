@@ -11,7 +11,11 @@
 static struct pl_sampler *make(int64_t n, int64_t chunk, int64_t window, bool shuffle,
                                uint64_t seed)
 {
-    struct pl_sampler *s = pl_sampler_create(n, chunk, window, shuffle, seed);
+    int64_t chunks = (n + chunk - 1) / chunk, *first = calloc((size_t)chunks + 1, sizeof *first);
+    for (int64_t i = 0; i <= chunks; i++)
+        first[i] = i * chunk < n ? i * chunk : n;
+    struct pl_sampler *s = pl_sampler_create(chunks, first, (window + chunk - 1) / chunk, shuffle, seed);
+    free(first);
     assert_non_null(s);
     return s;
 }
