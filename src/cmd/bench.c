@@ -299,7 +299,10 @@ static pl_status print_reading(struct reading *r, struct pl_world *w, const stru
 static pl_status bench_data(struct pl_world *w, const struct pl_job *job, const struct pl_args *args)
 {
     struct reading r = {0};
-    pl_status s = pl_world_agree(w, open_reading(&r, w, job, args));
+    const struct pl_job_set *set = &job->train_set;
+    pl_status s = pl_stage(w, job->data.stage, &set, 1);
+    if (s == PL_OK)
+        s = pl_world_agree(w, open_reading(&r, w, job, args));
     if (s == PL_OK)
         s = pl_world_agree(w, read_batches(&r));
     if (s == PL_OK)

@@ -34,10 +34,8 @@ pl_status pl_cmd_find_set(const struct pl_job *job, const char *given, const str
     return pl_job_set_given(*out) ? PL_OK : pl_error(PL_ERR_USAGE, "job", "data.%s.file, or files, is missing", set);
 }
 
-static pl_status open_parts(struct evaluation *e, const struct pl_job *job, const struct pl_args *args)
+static pl_status open_parts(struct evaluation *e, const struct pl_job *job, const struct pl_job_set *source, const struct pl_args *args)
 {
-    const struct pl_job_set *source = NULL;
-    PL_TRY(pl_cmd_find_set(job, args->option_value[1], &source));
     PL_TRY(pl_cmd_find_weights(job, args->option_value[0], &e->path));
     PL_TRY(pl_dataset_open(source, &job->input, true, &e->data));
     PL_TRY(pl_trainer_eval_loader(&e->t, e->data, &e->loader));
@@ -48,9 +46,13 @@ static pl_status evaluate(struct pl_world *w, const struct pl_job *job, const st
 {
     struct evaluation e = {0};
     struct pl_evaluation r;
-    pl_status s = pl_trainer_open(&e.t, w, job, false);
-    PL_TRY(s);
-    s = pl_world_agree(w, open_parts(&e, job, args));
+    const struct pl_job_set *source = NULL;
+    PL_TRY(pl_trainer_open(&e.t, w, job, false));
+    pl_status s = pl_world_agree(w, pl_cmd_find_set(job, args->option_value[1], &source));
+    if (s == PL_OK)
+        s = pl_stage(w, job->data.stage, &source, 1);
+    if (s == PL_OK)
+        s = pl_world_agree(w, open_parts(&e, job, source, args));
     if (s == PL_OK) {
         s = pl_trainer_evaluate(&e.t, e.t.graph, e.loader, &r);
         if (s < 0)

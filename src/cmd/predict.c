@@ -78,6 +78,7 @@ static pl_status open_parts(struct prediction *p, const struct pl_job *job, cons
     pl_status s = pl_checkpoint_load_weights(path, p->t.graph, pl_graph_params(p->t.graph));
     pl_free(path);
     PL_TRY(s);
+    PL_TRY(pl_stage(p->t.world, job->data.stage, &set, 1));
     PL_TRY(pl_dataset_open(set, &job->input, false, &p->data));
     PL_TRY(pl_trainer_eval_loader(&p->t, p->data, &p->loader));
     return make_file(p, args->option_value[2]);

@@ -3,6 +3,14 @@
 #define PL_DATA_H
 
 #include "job/job.h"
+#include "world/world.h"
+
+/* ---- stage.c ------------------------------------------------------------------------------------ */
+
+/* Copies the files of the sets to `dir` on each node, unless they are there already (data.stage; NULL: does
+ * nothing), after which pl_dataset_open reads the copies. They stay for the next run. Collective: ranks
+ * agree inside. PL_ERR_DATA naming the file; room is checked before. */
+pl_status pl_stage(struct pl_world *w, const char *dir, const struct pl_job_set *const *set, int sets);
 
 /* ---- dataset.c ---------------------------------------------------------------------------------- */
 

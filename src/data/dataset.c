@@ -281,7 +281,8 @@ static pl_status open_parts(struct pl_dataset *d, const struct pl_files *files, 
         return PL_ERR_MEMORY;
     for (d->parts = 0; d->parts < files->n;) {
         struct pl_part *p = &d->part[d->parts++];
-        p->path = pl_strdup(files->path[d->parts - 1]);
+        const char *path = files->path[d->parts - 1], *stage = d->set->stage;
+        p->path = stage ? pl_stage_path(stage, path) : pl_strdup(path);
         PL_TRY(p->path ? open_part(d, p, labels) : PL_ERR_MEMORY);
     }
     return PL_OK;

@@ -43,7 +43,11 @@ struct pl_files {
     char **path;
 };
 pl_status pl_files_find(const struct pl_job_set *set, struct pl_files *out);
+pl_status pl_files_join(struct pl_files *f, const struct pl_files *more); /* what is in both once */
 void pl_files_free(struct pl_files *f);
+
+/* stage.c: where the copy of a file is; owner: the caller. */
+char *pl_stage_path(const char *dir, const char *path);
 
 /* cache.c. `shuffled` says whether rows come window by window or one after the other. One thread.
  */

@@ -73,6 +73,18 @@ pl_status pl_files_find(const struct pl_job_set *set, struct pl_files *out)
     return s;
 }
 
+pl_status pl_files_join(struct pl_files *f, const struct pl_files *more)
+{
+    for (int i = 0; i < more->n; i++) {
+        bool there = false;
+        for (int k = 0; k < f->n && !there; k++)
+            there = strcmp(f->path[k], more->path[i]) == 0;
+        if (!there)
+            PL_TRY(add(f, more->path[i]));
+    }
+    return PL_OK;
+}
+
 void pl_files_free(struct pl_files *f)
 {
     for (int i = 0; i < f->n; i++)

@@ -51,6 +51,7 @@ struct pl_job_input { /* input: {data: [1, 28, 28], label: int}; label: int (a c
 };
 struct pl_job_set { /* one of data.train, data.test */
     char *file;              /* resolved path; NULL: none, or files */
+    const char *stage;       /* data.stage; borrowed, NULL: read where the files are */
     struct pl_texts files;   /* resolved paths and patterns, one set in this order */
     char *data, *label;      /* dataset names */
     double scale;
@@ -77,6 +78,7 @@ struct pl_job {
     struct pl_job_input input;
     int layers; struct pl_job_layer *layer;
     struct pl_job_set train_set, test_set;
+    struct { char *stage; } data;
     struct {
         double epochs; int64_t steps;       /* exactly one > 0 */
         int64_t batch, global_batch;        /* exactly one > 0 */

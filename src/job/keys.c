@@ -34,6 +34,7 @@
 const struct pl_key pl_job_keys[] = {
     SET_KEYS("data.train", train_set, "true"),
     SET_KEYS("data.test", test_set, "false"),
+    TEXT("data.stage", data.stage, "node-local directory: files are copied there first and stay for the next run"),
     DOUBLE("train.epochs", train.epochs, NULL, 1e-9, MANY, "length of the run; or train.steps"),
     INT("train.steps", train.steps, NULL, 1, MANY, "length of the run; or train.epochs"),
     INT("train.batch", train.batch, NULL, 1, MANY, "samples of a step on each replica (64); or train.global_batch"),
@@ -90,7 +91,7 @@ const struct pl_key pl_job_keys[] = {
 
 /* Keys of the design that no code acts on yet: refused by name. */
 const char *const pl_job_later[] = {
-    "data.stage", "data.threads", "train.reproducible", "train.micro_shards",
+    "data.threads", "train.reproducible", "train.micro_shards",
     "sync.grace", "sync.suspect_after", "sync.lost_after", "sync.tau", "sync.n_fetch", "sync.n_push", "sync.max_staleness",
     "sync.warmup", "exchange.compress", "exchange.channels", "exchange.interface", "split.pipeline",
     "split.tensor", "split.microbatches", "split.at", "split.optimizer", "device.memory_limit", "report.timeline",

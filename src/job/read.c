@@ -217,6 +217,7 @@ static pl_status check(struct pl_job *j)
 {
     take_none_away(&j->train_set.files);
     take_none_away(&j->test_set.files);
+    j->train_set.stage = j->test_set.stage = j->data.stage;
     if (j->train.epochs > 0 && j->train.steps > 0)
         return pl_node_error(at_key(j, "train.steps"), "train.epochs and train.steps are both given; one is enough");
     if (j->train.batch > 0 && j->train.global_batch > 0)

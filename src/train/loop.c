@@ -27,6 +27,13 @@ static void loader_release(void *arg, struct pl_batch *b) { pl_loader_release(ar
 
 /* ---- set-up ------------------------------------------------------------------------------------- */
 
+static pl_status stage_data(struct run *r)
+{
+    const struct pl_job *job = r->t.job;
+    const struct pl_job_set *set[] = {&job->train_set, &job->test_set};
+    return pl_stage(r->t.world, job->data.stage, set, 2);
+}
+
 static pl_status open_data(struct run *r)
 {
     const struct pl_job *job = r->t.job;
@@ -103,6 +110,7 @@ static pl_status set_up(struct run *r, struct pl_world *w, const struct pl_job *
     r->root = w->rank == 0;
     r->saved_step = -1;
     PL_TRY(pl_trainer_open(&r->t, w, job, true));
+    PL_TRY(stage_data(r));
     PL_TRY(pl_world_agree(w, open_data(r)));
     PL_TRY(pl_world_agree(w, compare_data(r, r->train_data)));
     PL_TRY(pl_world_agree(w, compare_data(r, r->test_data)));

@@ -168,6 +168,24 @@ train 2 job.yaml checkpoint.dir=files-resumed report.dir=files-resumed "data.tra
 [ $? -eq 6 ] && grep -q "was trained on $PWD/parts/0.h5 and 2 more files" out || { fail "another order of files was taken"; cat out; }
 run 2 files-resumed "$files" train.steps=12 train.eval_every=never
 compare files-straight files-resumed 0 0 exact
+# Staged: the same bits, copies that the next run uses, a changed file copied again; two jobs at the same time; what a
+# killed job left goes, what a living one writes stays.
+run 2 unstaged "$files" train.steps=6 train.eval_every=never
+mkdir stage && echo left >stage/.staging-1-there-aaaaaa
+( flock 9; sleep 20 ) 9>stage/.staging-2-there-bbbbbb & holder=$!
+( run 2 staged-b "$files" train.steps=6 train.eval_every=never data.stage=stage ) &
+run 2 staged-a "$files" train.steps=6 train.eval_every=never data.stage=stage
+wait $!
+compare unstaged staged-a 0 0 exact
+compare unstaged staged-b 0 0 exact
+grep -q 'staged to stage: [0-4] files* copied' staged-a.log && grep -q 'staged to stage: [0-4] files* copied' staged-b.log || fail "no word of what was staged"
+[ "$(ls -A stage | sed 's/^[0-9a-f]\{8\}-//' | sort | tr '\n' ' ')" = ".staging-2-there-bbbbbb 0.h5 1.h5 2.h5 test.h5 " ] || fail "the staging directory holds $(ls -A stage)"
+kill $holder
+touch -d '2020-01-01' parts/1.h5
+run 3 staged-c "$files" train.steps=1 train.eval_every=never data.stage=stage
+grep -q 'staged to stage: 1 file copied, .*; 3 there already' staged-c.log || { fail "a changed file was not staged again, or more"; grep staged staged-c.log; }
+run 2 staged-a "$files" train.steps=9 train.eval_every=never data.stage=stage
+ranks 2 "$PACELINE" eval job.yaml checkpoint.dir=staged-a data.stage=stage 2>&1 | grep -q 'staged to stage: 0 files copied, .*; 1 there already' || fail "eval does not read staged files"
 # The loader by itself: 1000 samples in blocks, each read once in an epoch of 8 batches.
 ranks 1 "$PACELINE" bench data job.yaml train.batch=125 --steps 8 --rounds 1 >bench.json || fail "bench data failed"
 /usr/bin/python3 - <<'PY' || { fail "bench data does not say what it read"; cat bench.json; }

@@ -28,6 +28,14 @@ expect 3 "other-*.h5: no file matches" 3 job.yaml "$(files 'train.h5, other-*.h5
 expect 3 "$PWD/nan.h5:/data: is float32 [N, 1, 12, 12], in $PWD/train.h5 it is uint8 [N, 1, 12, 12]" 3 job.yaml "$(files 'train.h5, nan.h5')"
 expect 3 "$PWD/label.h5:/label: sample 300 has label 7, wanted 0..3" 3 job.yaml "$(files 'train.h5, label.h5')" data.train.shuffle=false
 expect 2 "data.train.file and data.train.files are both given" 3 job.yaml "$(data train.h5)" "$(files train.h5)"
+say staging
+touch blocked
+expect 3 "blocked/stage: cannot be made" 3 job.yaml data.stage=blocked/stage
+expect 3 "missing.h5: cannot be read: No such file" 3 job.yaml data.stage=stage "$(data missing.h5)"
+expect 3 "text.h5: not an HDF5 file" 3 job.yaml data.stage=stage "$(data text.h5)"
+# One rank fails, another copies at that time: all end, nothing half-copied is left.
+expect 3 "$PWD/test.h5: debug.fault at stage.copy" 3 job.yaml data.stage=stage/new debug.fault=stage.copy@rank=1:fail
+[ "$(ls -A stage/new | sed 's/^[0-9a-f]*-//')" = train.h5 ] || fail "the staging directory holds $(ls -A stage/new)"
 say job file
 printf 'model: net.yaml\ntrain: {epohcs: 3}\n' >unknown.yaml
 expect 2 "unknown.yaml:2:9: unknown key train.epohcs" 3 unknown.yaml

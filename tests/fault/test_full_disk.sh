@@ -29,4 +29,10 @@ for size in 120k 156k 204k 252k; do
     [ -z "$(ls -A small/c | grep writing)" ] || fail "$size: a half-written checkpoint is left"
     umount small
 done
+# Too little room to stage is known before anything is copied.
+mount -t tmpfs -o size=16k none small || fail "tmpfs cannot be mounted again"
+train 2 job.yaml checkpoint.dir=none report.dir=none data.stage=small >out 2>&1
+[ $? -eq 3 ] && [ "$(grep -c 'small: 0.[0-9]* MB are to be staged, 0.016 MB are free: 0.[0-9]* MB are missing' out)" -eq 1 ] || { fail "staged into 16 kB"; cat out; }
+[ -z "$(ls -A small)" ] || fail "something was staged into 16 kB: $(ls -A small)"
+umount small
 finish
