@@ -26,9 +26,10 @@ home() { # home PATTERN ALLOWED-REGEX
 home 'mpi\.h' '^src/(world/|transport/mpi/)'
 home 'hdf5' '^src/base/h5'
 home 'cblas|oneapi|omp\.h' '^src/backend/cpu/'
+home 'turbojpeg' '^src/data/'
 home 'yaml' '^src/job/'
 for room in src/*/; do
     r=$(basename "$room")
-    grep -nE '#include <(mpi|hdf5|cblas|oneapi|yaml|cuda|infiniband)' "$room$r.h" 2>/dev/null && bad=1
+    grep -nE '#include <(mpi|hdf5|cblas|oneapi|yaml|turbojpeg|cuda|infiniband)' "$room$r.h" 2>/dev/null && bad=1
 done
 exit $bad

@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """A folder of images, one sub-folder a class (as torchvision's ImageFolder reads it), to an HDF5 set: `data` uint8
 [N, 3, S, S], `label` int32 [N]. Classes are numbered in the order of their names, which stand in the label's attribute
-`classes`. Each image is scaled so that its shorter side is S, and its centre cut to a square; the order is shuffled."""
+`classes`. Each image is scaled so that its shorter side is S, and its centre cut to a square; the order is shuffled.
+--jpeg stores the JPEG files as they are, several times smaller than pixels, which a run then decodes, scales and crops."""
 import argparse
+import io
 import os
 import sys
 from collections import deque
@@ -21,7 +23,8 @@ ATTRIBUTE_CLASSES = 4000    # more names need the file format of HDF5 1.8
 
 a = argparse.ArgumentParser(description=__doc__)
 a.add_argument("folder"), a.add_argument("out")
-a.add_argument("--size", type=int, default=256, metavar="S", help="side of the stored images (256)")
+a.add_argument("--size", type=int, metavar="S", help="side of the stored images (256)")
+a.add_argument("--jpeg", action="store_true", help="store the bytes of JPEG files, whatever their size")
 a.add_argument("--classes-from", metavar="SET", help="number the classes as this set does, as a test set must")
 a.add_argument("--seed", type=int, default=1, help="of the shuffled order (1)")
 a.add_argument("--compress", action="store_true", help="with gzip: smaller, slower to read")
@@ -29,6 +32,9 @@ a.add_argument("--skip-broken", action="store_true", help="leave out images that
 a.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="that decode images (all cores)")
 a.add_argument("--force", action="store_true")
 a = a.parse_args()
+if a.jpeg and (a.size or a.compress):
+    stop("--jpeg stores files as they are: no --size, no --compress")
+a.size = 256 if a.size is None else a.size
 if a.size < 1 or a.threads < 1:
     stop("--size and --threads must be at least 1")
 
@@ -59,9 +65,22 @@ def images_of(folder):
     return paths
 
 
+def read_jpeg(path):
+    """The file's bytes, once they have been decoded: what is broken is known now."""
+    with open(path, "rb") as f:
+        raw = f.read()
+    with Image.open(io.BytesIO(raw)) as image:
+        if image.format != "JPEG":
+            return "%s: is %s inside, not JPEG" % (path, image.format)
+        image.load()
+    return np.frombuffer(raw, np.uint8)
+
+
 def read_image(path):
-    """[3, S, S], or the reason why there is none. The bilinear filter widens when it makes an image smaller."""
+    """[3, S, S], or with --jpeg the bytes, or the reason why there is none. The bilinear filter widens when it makes an image smaller."""
     try:
+        if a.jpeg:
+            return read_jpeg(path)
         with Image.open(path) as image:
             image = image.convert("RGB")
         w, h = image.size
@@ -85,6 +104,15 @@ def read_all(pool, images):
         yield future.result(), label
 
 
+def store(data, first, images):
+    """h5py takes arrays of different lengths one by one."""
+    if a.jpeg:
+        for i, image in enumerate(images):
+            data[first + i] = image
+    else:
+        data[first:first + len(images)] = images
+
+
 try:
     folders = sorted(e.name for e in os.scandir(a.folder) if e.is_dir() and not e.name.startswith("."))
 except OSError as e:
@@ -99,11 +127,16 @@ rows = max(1, min(len(images), 512, CHUNK_BYTES // (3 * a.size * a.size)))
 libver = "v108" if len(classes) > ATTRIBUTE_CLASSES else None
 stored = waiting = broken = 0  # waiting: images in chunk
 with new_file(a.out, a.force, libver=libver) as f, ThreadPoolExecutor(a.threads) as pool:
-    shape = (len(images), 3, a.size, a.size)
-    data = f.create_dataset("data", shape, np.uint8, chunks=(rows,) + shape[1:], maxshape=shape,
-                            **({"compression": "gzip", "compression_opts": 1} if a.compress else {}))
+    if a.jpeg:
+        data = f.create_dataset("data", (len(images),), h5py.vlen_dtype(np.uint8), chunks=(min(len(images), 4096),), maxshape=(len(images),))
+        data.attrs["encoding"] = "jpeg"
+        chunk = np.empty(rows, object)
+    else:
+        shape = (len(images), 3, a.size, a.size)
+        data = f.create_dataset("data", shape, np.uint8, chunks=(rows,) + shape[1:], maxshape=shape,
+                                **({"compression": "gzip", "compression_opts": 1} if a.compress else {}))
+        chunk = np.zeros((rows,) + shape[1:], np.uint8)
     labels = np.zeros(len(images), np.int32)
-    chunk = np.zeros((rows,) + shape[1:], np.uint8)
     for done, (pixels, label) in enumerate(read_all(pool, (images[i] for i in order)), 1):
         if isinstance(pixels, str):
             if not a.skip_broken:
@@ -114,15 +147,16 @@ with new_file(a.out, a.force, libver=libver) as f, ThreadPoolExecutor(a.threads)
             chunk[waiting], labels[stored + waiting] = pixels, label
             waiting += 1
         if waiting == rows:
-            data[stored:stored + rows] = chunk
+            store(data, stored, chunk)
             stored, waiting = stored + rows, 0
         if done % 20000 == 0:
             print("%d of %d images" % (done, len(images)), file=sys.stderr)
-    data[stored:stored + waiting] = chunk[:waiting]
+    store(data, stored, chunk[:waiting])
     stored += waiting
     if stored == 0:
         stop("%s: not one image could be read" % a.folder)
     data.resize(stored, 0)
     f.create_dataset("label", data=labels[:stored]).attrs["classes"] = classes
 skipped = ", %d broken images skipped" % broken if a.skip_broken else ""
-print("%s: data %s uint8, label int32, %d classes%s" % (a.out, [stored, *shape[1:]], len(classes), skipped))
+what = "%d JPEG images" % stored if a.jpeg else "data %s uint8" % [stored, *shape[1:]]
+print("%s: %s, label int32, %d classes%s" % (a.out, what, len(classes), skipped))

@@ -180,6 +180,7 @@ const char *pl_dtype_name(enum pl_dtype t);
 #define PL_MAX_DIMS 8
 struct pl_h5_info {
     enum pl_dtype dtype;          /* of the memory type nearest to what is stored */
+    bool bytes_each;              /* dtype PL_OTHER: every element is a variable number of uint8 */
     bool native;                  /* stored exactly as dtype in this machine's byte order */
     int dims;
     int64_t dim[PL_MAX_DIMS];     /* extent */
@@ -204,6 +205,10 @@ const struct pl_h5_info *pl_h5_dataset_info(const struct pl_h5ds *d);
 /* Rows [first, first + rows) along the first dimension, converted to `to`, into out (dense). Chunked
  * data goes by raw chunks where it can, the filters undone outside the lock, the last chunk cached. */
 pl_status pl_h5_read_rows(struct pl_h5ds *d, int64_t first, int64_t rows, enum pl_dtype to, void *out);
+/* Elements [first, first + rows) of bytes_each, one behind the other in *out, which grows as needed (pl_free);
+ * element first + i is bytes [offset[i], offset[i + 1]). */
+pl_status pl_h5_read_bytes(struct pl_h5ds *d, int64_t first, int64_t rows, unsigned char **out, size_t *capacity,
+                           size_t *offset /* [rows + 1] */);
 /* Makes a dataset (groups in between too). chunk_rows 0: contiguous; deflate 0: none. */
 pl_status pl_h5_make_dataset(struct pl_h5 *f, const char *name, enum pl_dtype t, int dims,
                              const int64_t *dim, int64_t chunk_rows, int deflate,
@@ -221,6 +226,6 @@ pl_status pl_h5_get_text(struct pl_h5 *f, const char *name, const char *attr, ch
 /* Calls visit(arg, path, is_dataset) for everything below `name`, in name order. */
 pl_status pl_h5_walk(struct pl_h5 *f, const char *name,
                      void (*visit)(void *arg, const char *path, bool is_dataset), void *arg);
-const char *pl_h5_version(void);
+const char *pl_h5_version(void); /* and what undoes deflate */
 
 #endif

@@ -99,6 +99,16 @@ static enum pl_dtype nearest_type(hid_t type)
     return sign ? PL_I64 : PL_U64;
 }
 
+static bool is_bytes_each(hid_t type)
+{
+    if (H5Tget_class(type) != H5T_VLEN)
+        return false;
+    hid_t of = H5Tget_super(type);
+    bool yes = H5Tget_class(of) == H5T_INTEGER && H5Tget_size(of) == 1 && H5Tget_sign(of) == H5T_SGN_NONE;
+    H5Tclose(of);
+    return yes;
+}
+
 pl_status pl_h5_open(const char *path, const char *room, pl_status err, struct pl_h5 **out)
 {
     struct pl_h5 *f = pl_alloc(sizeof *f, "an HDF5 file");
@@ -192,6 +202,7 @@ static bool look(struct pl_h5ds *d)
     i->dims = H5Sget_simple_extent_ndims(space);
     bool fine = i->dims >= 1 && i->dims <= PL_MAX_DIMS && H5Sget_simple_extent_dims(space, dim, NULL) >= 0;
     i->dtype = nearest_type(type);
+    i->bytes_each = is_bytes_each(type);
     i->native = i->dtype != PL_OTHER && H5Tequal(type, pl_h5_type(i->dtype)) > 0;
     i->chunked = H5Pget_layout(plist) == H5D_CHUNKED;
     if (fine && i->chunked)
@@ -295,6 +306,50 @@ pl_status pl_h5_read_rows(struct pl_h5ds *d, int64_t first, int64_t rows, enum p
     return pl_h5_transfer(d, first, rows, to, out, false);
 }
 
+/* HDF5 gives every element memory of its own: taken over and freed. Lock held. */
+static bool gather(const hvl_t *element, int64_t rows, unsigned char **out, size_t *capacity, size_t *offset)
+{
+    offset[0] = 0;
+    for (int64_t i = 0; i < rows; i++)
+        offset[i + 1] = offset[i] + element[i].len;
+    if (offset[rows] > *capacity) {
+        pl_free(*out);
+        *capacity = offset[rows] + offset[rows] / 4;
+        *out = pl_alloc(*capacity, "stored bytes");
+        if (!*out)
+            *capacity = 0;
+    }
+    for (int64_t i = 0; *out && i < rows; i++)
+        if (element[i].len > 0)
+            memcpy(*out + offset[i], element[i].p, element[i].len);
+    return *out || offset[rows] == 0;
+}
+
+pl_status pl_h5_read_bytes(struct pl_h5ds *d, int64_t first, int64_t rows, unsigned char **out, size_t *capacity, size_t *offset)
+{
+    hsize_t start = (hsize_t)first, count = (hsize_t)rows;
+    hvl_t *element = pl_alloc((size_t)rows * sizeof *element, "stored bytes");
+    if (!element)
+        return PL_ERR_MEMORY;
+    pl_h5_lock();
+    hid_t type = H5Tvlen_create(H5T_NATIVE_UINT8), file = H5Dget_space(d->id), memory = H5Screate_simple(1, &count, NULL);
+    herr_t code = H5Sselect_hyperslab(file, H5S_SELECT_SET, &start, NULL, &count, NULL);
+    if (code >= 0)
+        code = H5Dread(d->id, type, memory, file, H5P_DEFAULT, element);
+    pl_status s = code < 0 ? pl_h5_failed(d->file, d->name, "cannot be read") : PL_OK;
+    if (s < 0)
+        pl_h5_lock();
+    else if (!gather(element, rows, out, capacity, offset))
+        s = PL_ERR_MEMORY;
+    H5Dvlen_reclaim(type, memory, H5P_DEFAULT, element); /* what a failed read left too: the rest is zero */
+    H5Tclose(type);
+    H5Sclose(file);
+    H5Sclose(memory);
+    pl_h5_unlock();
+    pl_free(element);
+    return s;
+}
+
 const char *pl_h5_version(void)
 {
     static char text[64];
@@ -307,6 +362,6 @@ const char *pl_h5_version(void)
 #else
     const char *kind = "serial";
 #endif
-    snprintf(text, sizeof text, "%u.%u.%u, %s", a, b, c, kind);
+    snprintf(text, sizeof text, "%u.%u.%u, %s; %s", a, b, c, kind, pl_h5_inflater);
     return text;
 }

@@ -13,6 +13,12 @@
 
 #define SLACK 64 /* a checksum may follow the data inside the deflated stream */
 
+#ifdef PL_HAVE_LIBDEFLATE
+const char pl_h5_inflater[] = "libdeflate";
+#else
+const char pl_h5_inflater[] = "zlib";
+#endif
+
 static bool whole_rows(const struct pl_h5_info *i)
 {
     for (int k = 1; k < i->dims; k++)

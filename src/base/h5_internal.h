@@ -41,6 +41,7 @@ pl_status pl_h5_failed(struct pl_h5 *f, const char *name, const char *what);
 void pl_h5_abandon(struct pl_h5 *f);
 hid_t pl_h5_type(enum pl_dtype t);
 pl_status pl_h5_transfer(struct pl_h5ds *d, int64_t first, int64_t rows, enum pl_dtype t, void *p, bool write);
+extern const char pl_h5_inflater[]; /* "zlib", "libdeflate" */
 /* Rows [first, first + rows) by raw chunks. */
 pl_status pl_h5_read_chunks(struct pl_h5ds *d, int64_t first, int64_t rows, unsigned char *out);
 void pl_h5_free_buffers(struct pl_h5ds *d);

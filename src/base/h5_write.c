@@ -188,19 +188,34 @@ pl_status pl_h5_get_double(struct pl_h5 *f, const char *name, const char *attr, 
     return get_attribute(f, name, attr, H5T_NATIVE_DOUBLE, v);
 }
 
+/* Texts of variable length, as they are written here and by h5py, and of a fixed one. */
 pl_status pl_h5_get_text(struct pl_h5 *f, const char *name, const char *attr, char **v)
 {
-    char *text = NULL;
     pl_h5_lock();
-    hid_t type = text_type();
+    hid_t object = open_object(f, name, false), a = object >= 0 ? H5Aopen(object, attr, H5P_DEFAULT) : -1;
+    hid_t type = a >= 0 ? H5Aget_type(a) : -1;
+    bool fixed = type >= 0 && H5Tget_class(type) == H5T_STRING && H5Tis_variable_str(type) == 0;
+    size_t bytes = fixed ? H5Tget_size(type) : 0;
+    H5Eclear2(H5E_DEFAULT);
+    if (object >= 0)
+        H5Oclose(object);
+    if (a >= 0)
+        H5Aclose(a);
+    if (type >= 0 && !fixed)
+        H5Tclose(type);
+    if (!fixed)
+        type = text_type();
     pl_h5_unlock();
-    pl_status s = get_attribute(f, name, attr, type, &text);
+    char *text = fixed ? pl_alloc(bytes + 1, "a text") : NULL;
+    pl_status s = fixed && !text ? PL_ERR_MEMORY : get_attribute(f, name, attr, type, fixed ? (void *)text : &text);
     pl_h5_lock();
     H5Tclose(type);
-    if (s == PL_OK) {
+    if (s == PL_OK)
         *v = pl_strdup(text);
+    if (fixed)
+        pl_free(text);
+    else if (s == PL_OK)
         H5free_memory(text);
-    }
     pl_h5_unlock();
     return s < 0 ? s : *v ? PL_OK : PL_ERR_MEMORY;
 }

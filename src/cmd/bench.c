@@ -250,7 +250,7 @@ static pl_status open_reading(struct reading *r, const struct pl_world *w, const
         return PL_ERR_MEMORY;
     int64_t global = job->train.global_batch > 0 ? job->train.global_batch / job->train.accumulate : job->train.batch * w->ranks;
     struct pl_loader_options o = {.global_batch = global, .rank = w->rank, .ranks = w->ranks, .seed = (uint64_t)job->train.seed,
-                                  .shuffle = job->train_set.shuffle, .augment = true, .depth = 4};
+                                  .shuffle = job->train_set.shuffle, .augment = true, .depth = 4, .threads = (int)job->data.threads};
     PL_TRY(pl_dataset_open(&job->train_set, &job->input, true, &r->data));
     return pl_loader_create(r->data, &o, &r->loader);
 }
@@ -288,9 +288,9 @@ static pl_status print_reading(struct reading *r, struct pl_world *w, const stru
             v[i] += all[k][i];
     }
     if (s == PL_OK && w->rank == 0)
-        printf("{\"model\": \"%s\", \"ranks\": %d, \"batch\": %lld, \"batches\": %d, \"samples_per_s\": %.1f, \"batch_ms\": %.3f, "
+        printf("{\"model\": \"%s\", \"ranks\": %d, \"threads\": %d, \"batch\": %lld, \"batches\": %d, \"samples_per_s\": %.1f, \"batch_ms\": %.3f, "
                "\"read_mb_per_s\": %.1f, \"read_ms_a_sample\": %.4f, \"decode_ms_a_sample\": %.4f}\n",
-               job->model_name, w->ranks, (long long)pl_loader_capacity(r->loader), r->batches, v[1] / slowest * 1000,
+               job->model_name, w->ranks, (int)job->data.threads, (long long)pl_loader_capacity(r->loader), r->batches, v[1] / slowest * 1000,
                median(r->ms, r->batches), v[4] / slowest * 1000, v[2] / v[1], v[3] / v[1]);
     pl_free(all);
     return s;

@@ -15,6 +15,7 @@ static void print_components(void)
         printf("%s ", (*b)->name);
     printf("(cuda: not built)\n");
     printf("hdf5          %s\n", pl_h5_version());
+    printf("jpeg          %s\n", pl_jpeg_available() ? "TurboJPEG" : "not built: sets of JPEG images are refused (libturbojpeg0-dev)");
 }
 
 static void print_transports(const struct pl_world *w)

@@ -23,7 +23,7 @@ static void visit(void *arg, const char *path, bool is_dataset)
         return;
     }
     const struct pl_h5_info *i = pl_h5_dataset_info(d);
-    printf("  %-44s %-8s ", path, pl_dtype_name(i->dtype));
+    printf("  %-44s %-8s ", path, i->bytes_each ? "bytes" : pl_dtype_name(i->dtype));
     print_dims(i);
     if (i->chunked)
         printf(", chunks of %lld rows", (long long)i->chunk[0]);

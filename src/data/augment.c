@@ -15,7 +15,8 @@ struct pl_augment pl_augment_make(const struct pl_dataset *d, bool random, uint6
                            .height = image ? d->raw[1] : 1,
                            .width = image ? d->raw[2] : d->row_elems,
                            .pad = d->set->pad,
-                           .random = random,
+                           .resize = pl_dataset_resize(d),
+                           .random = random && crop, /* without a crop there is no choice of place */
                            .flip = random && d->set->flip,
                            .seed = seed};
     a.out_height = crop ? d->set->crop : a.height;
@@ -47,6 +48,16 @@ static int64_t offset(const struct pl_augment *a, struct pl_rng *r, int64_t from
     return (room > 0 ? (int64_t)pl_rng_below(r, (uint64_t)room + 1) : 0) - a->pad;
 }
 
+struct pl_place pl_augment_place(const struct pl_augment *a, int64_t height, int64_t width,
+                                 int64_t epoch, int64_t sample)
+{
+    struct pl_rng r = pl_rng_make(a->seed, (uint64_t)epoch, (uint64_t)sample, AUGMENT_STREAM);
+    struct pl_place p = {.top = offset(a, &r, height, a->out_height)};
+    p.left = offset(a, &r, width, a->out_width);
+    p.flip = a->flip && (pl_rng_u32(&r) & 1u);
+    return p;
+}
+
 void pl_augment(const struct pl_augment *a, const struct pl_decoder *d, const void *row,
                 int64_t epoch, int64_t sample, float *out)
 {
@@ -57,11 +68,8 @@ void pl_augment(const struct pl_augment *a, const struct pl_decoder *d, const vo
             pl_decode(d, row, c, c * n, n, false, out + c * n);
         return;
     }
-    struct pl_rng r = pl_rng_make(a->seed, (uint64_t)epoch, (uint64_t)sample, AUGMENT_STREAM);
-    int64_t top = offset(a, &r, a->height, a->out_height);
-    int64_t left = offset(a, &r, a->width, a->out_width);
-    bool flip = a->flip && (pl_rng_u32(&r) & 1u);
+    struct pl_place p = pl_augment_place(a, a->height, a->width, epoch, sample);
     for (int64_t c = 0; c < a->channels; c++)
         for (int64_t y = 0; y < a->out_height; y++, out += a->out_width)
-            take_line(a, d, row, c, top + y, left, flip, out);
+            take_line(a, d, row, c, p.top + y, p.left, p.flip, out);
 }

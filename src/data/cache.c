@@ -1,7 +1,8 @@
 /* Blocks of rows as the file has them: all where the set is to stay in memory, otherwise as many as
  * a shuffle window touches, the least recently used giving way, so that a block is read once a
  * window however its rows are mixed. Values are checked once, when their block is read. All memory
- * is taken at the start. One thread. */
+ * is taken at the start, but for images of differing lengths, whose slots grow to what they meet. One
+ * thread. */
 #include "data/dataset.h"
 
 #include <float.h>
@@ -11,12 +12,13 @@
 struct slot {
     int64_t block, used;  /* block -1: empty */
     unsigned char *data;  /* [block_rows] rows as stored */
+    size_t capacity, *offset; /* encoded: bytes of data, its own; [block_rows + 1] where each begins */
     unsigned char *label; /* [block_rows] as a batch wants them */
 };
 
 struct pl_cache {
     struct pl_dataset *d;
-    int64_t classes, slots, clock;
+    int64_t classes, slots, clock, released; /* released: blocks used later are still borrowed */
     struct slot *slot;
     int64_t *slot_of;            /* [blocks], -1: not here */
     unsigned char *data, *label; /* behind the slots */
@@ -38,10 +40,10 @@ static bool one_each(const struct pl_cache *c) { return c->slots == c->d->blocks
 static pl_status make_slots(struct pl_cache *c)
 {
     struct pl_dataset *d = c->d;
-    size_t rows = (size_t)d->samples, data_bytes, label_bytes;
+    size_t rows = (size_t)d->samples, row = d->encoded ? 0 : d->row_bytes, data_bytes, label_bytes;
     int64_t label_elems = d->want.label_floats ? d->want.label_floats : 1;
     if ((!one_each(c) && !pl_mul_size((size_t)c->slots, (size_t)d->block_rows, &rows)) ||
-        !pl_mul_size(rows, d->row_bytes, &data_bytes) ||
+        !pl_mul_size(rows, row, &data_bytes) ||
         !pl_mul_size(rows, d->label_bytes, &label_bytes))
         return pl_error(PL_ERR_MEMORY, "data", "%s: too large for this machine", d->name);
     c->slot = pl_alloc((size_t)c->slots * sizeof *c->slot, "the samples' cache");
@@ -56,8 +58,12 @@ static pl_status make_slots(struct pl_cache *c)
     for (int64_t i = 0; i < c->slots; i++) {
         size_t first = (size_t)(one_each(c) ? d->block_first[i] : i * d->block_rows);
         c->slot[i] = (struct slot){.block = -1,
-                                   .data = c->data + first * d->row_bytes,
+                                   .data = d->encoded ? NULL : c->data + first * row,
                                    .label = c->label + first * d->label_bytes};
+        if (d->encoded)
+            c->slot[i].offset = pl_alloc((size_t)(d->block_rows + 1) * sizeof(size_t), "the samples' cache");
+        if (d->encoded && !c->slot[i].offset)
+            return PL_ERR_MEMORY;
     }
     return PL_OK;
 }
@@ -83,6 +89,10 @@ void pl_cache_destroy(struct pl_cache *c)
 {
     if (!c)
         return;
+    for (int64_t i = 0; c->slot && c->d->encoded && i < c->slots; i++) {
+        pl_free(c->slot[i].data);
+        pl_free(c->slot[i].offset);
+    }
     pl_free(c->slot);
     pl_free(c->slot_of);
     pl_free(c->data);
@@ -212,9 +222,14 @@ static pl_status read_block(struct pl_cache *c, struct slot *s, int64_t block)
     const struct pl_part *p = pl_dataset_part(d, d->block_first[block]);
     int64_t first = d->block_first[block] - p->first;
     int64_t rows = d->block_first[block + 1] - d->block_first[block];
-    PL_TRY(pl_h5_read_rows(p->data, first, rows, d->type, s->data));
-    c->read_bytes += rows * (int64_t)d->row_bytes;
-    PL_TRY(check_numbers(p->path, d->set->data, d->type, s->data, first, rows, d->row_elems));
+    if (d->encoded) {
+        PL_TRY(pl_h5_read_bytes(p->data, first, rows, &s->data, &s->capacity, s->offset));
+        c->read_bytes += (int64_t)s->offset[rows];
+    } else {
+        PL_TRY(pl_h5_read_rows(p->data, first, rows, d->type, s->data));
+        c->read_bytes += rows * (int64_t)d->row_bytes;
+        PL_TRY(check_numbers(p->path, d->set->data, d->type, s->data, first, rows, d->row_elems));
+    }
     return p->label ? read_labels(c, p, s, first, rows) : PL_OK;
 }
 
@@ -253,6 +268,8 @@ static pl_status find_block(struct pl_cache *c, int64_t block, struct slot **out
     if (c->slot_of[block] < 0) {
         int64_t i = slot_to_use(c, block);
         struct slot *s = &c->slot[i];
+        if (s->block >= 0 && s->used > c->released)
+            return PL_END;
         if (s->block >= 0)
             c->slot_of[s->block] = -1;
         s->block = -1;
@@ -265,13 +282,20 @@ static pl_status find_block(struct pl_cache *c, int64_t block, struct slot **out
     return PL_OK;
 }
 
-pl_status pl_cache_row(struct pl_cache *c, int64_t sample, const void **data, const void **label)
+void pl_cache_release(struct pl_cache *c) { c->released = c->clock; }
+
+pl_status pl_cache_row(struct pl_cache *c, int64_t sample, struct pl_row *out)
 {
+    const struct pl_dataset *d = c->d;
     struct slot *s = NULL;
-    int64_t block = pl_dataset_block(c->d, sample);
-    size_t within = (size_t)(sample - c->d->block_first[block]);
-    PL_TRY(find_block(c, block, &s));
-    *data = s->data + within * c->d->row_bytes;
-    *label = s->label + within * c->d->label_bytes;
+    int64_t block = pl_dataset_block(d, sample);
+    size_t within = (size_t)(sample - d->block_first[block]);
+    pl_status status = find_block(c, block, &s);
+    if (status != PL_OK)
+        return status;
+    size_t begin = d->encoded ? s->offset[within] : within * d->row_bytes;
+    *out = (struct pl_row){.data = s->data + begin,
+                           .bytes = d->encoded ? s->offset[within + 1] - begin : d->row_bytes,
+                           .label = s->label + within * d->label_bytes};
     return PL_OK;
 }

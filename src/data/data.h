@@ -27,6 +27,9 @@ const char *pl_dataset_name(const struct pl_dataset *d);
 uint64_t pl_dataset_identity(const struct pl_dataset *d); /* the hash, of one file too: ranks compare it */
 int64_t pl_dataset_samples(const struct pl_dataset *d); /* limit applied */
 
+/* ---- jpeg.c: whether sets of JPEG images can be read -------------------------------------------- */
+bool pl_jpeg_available(void);
+
 /* ---- sampler.c: who reads what, when ----------------------------------------------------------- */
 
 /* The order of an epoch is a pure function of (seed, epoch) and the data set, the same on any number
@@ -63,9 +66,10 @@ struct pl_loader_options {
     bool shuffle, augment;   /* random crop and flip; otherwise the centre crop */
     int64_t classes;         /* labels must be below this; 0: floats */
     int depth;               /* batches read ahead */
+    int threads;             /* that decode, the loader's own included (1) */
 };
 
-/* Starts the thread. The set must outlive the loader. */
+/* Order and bits of the batches are the same with any number of threads. Starts the thread. The set must outlive the loader. */
 struct pl_loader;
 pl_status pl_loader_create(struct pl_dataset *d, const struct pl_loader_options *o, struct pl_loader **out);
 void pl_loader_destroy(struct pl_loader *l);

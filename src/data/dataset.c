@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define IN_MEMORY_BYTES (1LL << 30)
@@ -47,6 +48,17 @@ static pl_status check_augment(const struct pl_dataset *d)
     const char *path = d->part[0].path;
     const int64_t *out = d->want.dim;
     int64_t height = d->raw[1] + 2 * s->pad, width = d->raw[2] + 2 * s->pad;
+    int64_t resize = pl_dataset_resize(d);
+    if (s->resize > 0 && !d->encoded)
+        return pl_error(PL_ERR_DATA, "data",
+                        "%s: augment.resize is for JPEG images, /%s holds pixels\nleave it out", path,
+                        pl_dataset_plain(s->data));
+    if (d->encoded)
+        height = width = resize + 2 * s->pad;
+    if (d->encoded && (out[1] > height || out[2] > width))
+        return pl_error(PL_ERR_DATA, "data",
+                        "%s: augment.resize is %lld, the model's input %lldx%lld\nraise it", path,
+                        (long long)resize, (long long)out[1], (long long)out[2]);
     if (s->crop == 0 && !s->flip && s->pad == 0)
         return PL_OK;
     if (d->want.dims != 3)
@@ -73,11 +85,57 @@ static pl_status check_augment(const struct pl_dataset *d)
     return PL_OK;
 }
 
+static bool says_jpeg(const struct pl_dataset *d, const struct pl_part *p)
+{
+    char *text = NULL;
+    bool yes = pl_h5_get_text(p->file, d->set->data, "encoding", &text) == PL_OK && strcmp(text, "jpeg") == 0;
+    pl_error_clear(); /* no such attribute */
+    pl_free(text);
+    return yes;
+}
+
+/* Bytes of images whose sizes are seen one by one as they are decoded. */
+static pl_status check_encoded(const struct pl_dataset *d, const struct pl_part *p)
+{
+    const struct pl_h5_info *i = pl_h5_dataset_info(p->data);
+    const struct pl_job_input *w = &d->want;
+    const char *name = pl_dataset_plain(d->set->data);
+    if (i->dims != 1 || !says_jpeg(d, p))
+        return pl_error(PL_ERR_DATA, "data",
+                        "%s:/%s: variable-length bytes are taken for images where they are [N] and the "
+                        "attribute encoding is \"jpeg\"\nwrite it so",
+                        p->path, name);
+    if (!pl_jpeg_available())
+        return pl_error(PL_ERR_DATA, "data",
+                        "%s:/%s: JPEG images, which this build cannot decode\n"
+                        "build it with TurboJPEG (libturbojpeg0-dev), or store pixels",
+                        p->path, name);
+    if (w->dims != 3 || (w->dim[0] != 1 && w->dim[0] != 3))
+        return pl_error(PL_ERR_DATA, "data",
+                        "%s:/%s: JPEG images have 1 or 3 channels, the model's input is not [1 or 3, "
+                        "height, width]\nchange the model's input.data",
+                        p->path, name);
+    if (i->dim[0] == 0)
+        return pl_error(PL_ERR_DATA, "data", "%s:/%s: has no samples", p->path, name);
+    return PL_OK;
+}
+
+/* Without a word of it: 256 for a crop of 224, as images_to_hdf5.py stores, and in proportion. */
+int64_t pl_dataset_resize(const struct pl_dataset *d)
+{
+    const int64_t *out = d->want.dim;
+    if (!d->encoded || d->set->resize > 0)
+        return d->encoded ? d->set->resize : 0;
+    return d->set->crop > 0 ? (16 * d->set->crop + 7) / 14 : out[1] > out[2] ? out[1] : out[2];
+}
+
 static pl_status check_inputs(struct pl_dataset *d, const struct pl_part *p)
 {
     const struct pl_h5_info *i = pl_h5_dataset_info(p->data);
     const struct pl_job_input *w = &d->want;
     int64_t elems = 1;
+    if (i->bytes_each)
+        return check_encoded(d, p);
     for (int k = 1; k < i->dims; k++)
         elems *= i->dim[k];
     bool fits = i->dims == w->dims + 1;
@@ -121,7 +179,7 @@ static pl_status check_alike(const struct pl_part *p, const struct pl_h5ds *mine
 {
     const struct pl_h5_info *i = pl_h5_dataset_info(mine), *o = pl_h5_dataset_info(others);
     char here[200], there[200];
-    bool alike = i->dtype == o->dtype && i->dims == o->dims;
+    bool alike = i->dtype == o->dtype && i->bytes_each == o->bytes_each && i->dims == o->dims;
     for (int k = 1; alike && k < i->dims; k++)
         alike = i->dim[k] == o->dim[k];
     if (alike)
@@ -167,7 +225,7 @@ static int64_t rows_of_block(const struct pl_dataset *d, const struct pl_part *p
     const struct pl_h5_info *i = pl_h5_dataset_info(p->data);
     int64_t rows = BLOCK_BYTES / (int64_t)d->row_bytes;
     rows = rows < 1 ? 1 : rows > 512 ? 512 : rows;
-    if (i->chunked)
+    if (i->chunked && !d->encoded)
         rows = i->chunk[0] < 32 ? i->chunk[0] * ((31 + i->chunk[0]) / i->chunk[0]) : i->chunk[0];
     return rows < p->samples || p->samples == 0 ? rows : p->samples;
 }
@@ -288,16 +346,36 @@ static pl_status open_parts(struct pl_dataset *d, const struct pl_files *files, 
     return PL_OK;
 }
 
-static void take_shape(struct pl_dataset *d)
+static pl_status take_mean_bytes(struct pl_dataset *d)
+{
+    int64_t bytes = 0, rows = 0;
+    for (int i = 0; i < d->parts; i++) {
+        struct stat st;
+        if (stat(d->part[i].path, &st) != 0)
+            return pl_error(PL_ERR_DATA, "data", "%s: %s", d->part[i].path, strerror(errno));
+        bytes += (int64_t)st.st_size;
+        rows += pl_h5_dataset_info(d->part[i].data)->dim[0];
+    }
+    d->row_bytes = bytes > rows ? (size_t)(bytes / rows) : 1;
+    return PL_OK;
+}
+
+static pl_status take_shape(struct pl_dataset *d)
 {
     const struct pl_h5_info *i = pl_h5_dataset_info(d->part[0].data);
+    const int64_t *dim = i->dim + 1;
+    int dims = i->dims - 1;
+    d->encoded = i->bytes_each;
+    if (d->encoded)
+        dim = d->want.dim, dims = 3;
     d->row_elems = 1;
-    for (int k = 1; k < i->dims; k++)
-        d->row_elems *= i->dim[k];
+    for (int k = 0; k < dims; k++)
+        d->row_elems *= dim[k];
     for (int k = 0; k < 3; k++)
-        d->raw[k] = k + 1 < i->dims ? i->dim[k + 1] : 1;
-    d->type = i->dtype;
+        d->raw[k] = k < dims ? dim[k] : 1;
+    d->type = d->encoded ? PL_U8 : i->dtype;
     d->row_bytes = (size_t)d->row_elems * pl_dtype_bytes(d->type);
+    return d->encoded ? take_mean_bytes(d) : PL_OK;
 }
 
 static void share_samples(struct pl_dataset *d)
@@ -330,7 +408,7 @@ static pl_status take_name(struct pl_dataset *d, const struct pl_files *files)
 static pl_status open_set(struct pl_dataset *d, const struct pl_files *files, bool labels)
 {
     PL_TRY(open_parts(d, files, labels));
-    take_shape(d);
+    PL_TRY(take_shape(d));
     PL_TRY(check_augment(d));
     PL_TRY(check_values(d, "mean", &d->set->mean));
     PL_TRY(check_values(d, "std", &d->set->std));

@@ -68,6 +68,12 @@ pl_status pl_decoder_create(const struct pl_dataset *s, struct pl_decoder **out)
 
 void pl_decoder_destroy(struct pl_decoder *d) { pl_free(d); }
 
+void pl_decoder_values(const struct pl_decoder *d, int64_t c, float *scale, float *shift)
+{
+    *scale = d->channel[c].scale;
+    *shift = d->channel[c].shift;
+}
+
 void pl_decode(const struct pl_decoder *d, const void *row, int64_t c, int64_t from, int64_t n,
                bool mirrored, float *out)
 {

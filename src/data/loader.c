@@ -1,11 +1,16 @@
 /* The thread that reads ahead: it fills batches with this rank's share of the global batches, in
- * order, and hands them over through a queue; the main thread hands them back empty. Its errors
- * come out where the batch was awaited. */
+ * order, and hands them over through a queue; the main thread hands them back empty. It reads alone and
+ * decodes with the team's help. Its errors come out where the batch was awaited. */
 #include "data/dataset.h"
 
 #include <string.h>
 
 struct pl_loader {
+    struct pl_team *team;
+    struct pl_jpeg **jpeg; /* [threads]; NULL: the set is not encoded */
+    struct pl_row *row;    /* [capacity], read and not decoded yet: those from `decoded` on */
+    int64_t decoded;
+    struct { pthread_mutex_t lock; int64_t row; char text[256]; } bad; /* the first row that cannot be decoded; -1: none */
     struct pl_dataset *d;
     struct pl_loader_options o;
     struct pl_sampler *sampler;
@@ -44,6 +49,23 @@ static pl_status make_batches(struct pl_loader *l)
     return PL_OK;
 }
 
+static pl_status make_team(struct pl_loader *l)
+{
+    if (l->o.threads < 1)
+        l->o.threads = 1;
+    l->row = pl_alloc((size_t)l->capacity * sizeof *l->row, "rows of a batch");
+    if (!l->row)
+        return PL_ERR_MEMORY;
+    if (l->d->encoded) {
+        l->jpeg = pl_alloc((size_t)l->o.threads * sizeof *l->jpeg, "decoders");
+        if (!l->jpeg)
+            return PL_ERR_MEMORY;
+        for (int i = 0; i < l->o.threads; i++)
+            PL_TRY(pl_jpeg_create(&l->jpeg[i]));
+    }
+    return pl_team_create(l->o.threads, &l->team);
+}
+
 static pl_status create(struct pl_loader *l)
 {
     struct pl_dataset *d = l->d;
@@ -58,6 +80,7 @@ static pl_status create(struct pl_loader *l)
     l->augment = pl_augment_make(d, l->o.augment, l->o.seed);
     l->out_elems = l->augment.channels * l->augment.out_height * l->augment.out_width;
     PL_TRY(pl_cache_create(d, l->o.classes, l->o.shuffle, &l->cache));
+    PL_TRY(make_team(l));
     return make_batches(l);
 }
 
@@ -69,6 +92,7 @@ pl_status pl_loader_create(struct pl_dataset *d, const struct pl_loader_options 
         return PL_ERR_MEMORY;
     l->d = d;
     l->o = *o;
+    pthread_mutex_init(&l->bad.lock, NULL);
     pl_status s = create(l);
     if (s < 0)
         pl_loader_destroy(l);
@@ -103,6 +127,12 @@ void pl_loader_destroy(struct pl_loader *l)
     }
     pl_free(l->batch);
     pl_free(l->lent);
+    pl_free(l->row);
+    pl_team_destroy(l->team);
+    for (int i = 0; l->jpeg && i < l->o.threads; i++)
+        pl_jpeg_destroy(l->jpeg[i]);
+    pl_free(l->jpeg);
+    pthread_mutex_destroy(&l->bad.lock);
     pl_cache_destroy(l->cache);
     pl_decoder_destroy(l->decoder);
     pl_sampler_destroy(l->sampler);
@@ -111,6 +141,67 @@ void pl_loader_destroy(struct pl_loader *l)
 
 int64_t pl_loader_capacity(const struct pl_loader *l) { return l->capacity; }
 int64_t pl_loader_steps(const struct pl_loader *l) { return l->steps; }
+
+struct decoding {
+    struct pl_loader *l;
+    struct pl_batch *b;
+};
+
+static void note_bad(struct pl_loader *l, int64_t row, const char *text)
+{
+    pthread_mutex_lock(&l->bad.lock);
+    if (l->bad.row < 0 || row < l->bad.row) {
+        l->bad.row = row;
+        snprintf(l->bad.text, sizeof l->bad.text, "%s", text);
+    }
+    pthread_mutex_unlock(&l->bad.lock);
+}
+
+static void decode_row(void *arg, int worker, int64_t i)
+{
+    const struct decoding *w = arg;
+    struct pl_loader *l = w->l;
+    int64_t row = l->decoded + i, sample = w->b->index[row];
+    float *out = w->b->data + row * l->out_elems;
+    if (!l->jpeg) {
+        pl_augment(&l->augment, l->decoder, l->row[row].data, w->b->epoch, sample, out);
+        return;
+    }
+    const char *wrong = pl_jpeg_decode(l->jpeg[worker], &l->augment, l->decoder, &l->row[row], w->b->epoch, sample, out);
+    if (wrong)
+        note_bad(l, row, wrong);
+}
+
+/* Rows up to `end` of the batch; the cache may have theirs back. */
+static pl_status decode_until(struct pl_loader *l, struct pl_batch *b, int64_t end)
+{
+    struct decoding w = {l, b};
+    l->bad.row = -1;
+    pl_team_run(l->team, end - l->decoded, decode_row, &w);
+    l->decoded = end;
+    pl_cache_release(l->cache);
+    if (l->bad.row < 0)
+        return PL_OK;
+    int64_t sample = b->index[l->bad.row];
+    const struct pl_part *p = pl_dataset_part(l->d, sample);
+    return pl_error(PL_ERR_DATA, "data", "%s:/%s: sample %lld cannot be decoded: %s\nreplace the image, or write the set without it",
+                    p->path, pl_dataset_plain(l->d->set->data), (long long)(sample - p->first), l->bad.text);
+}
+
+static pl_status read_rows(struct pl_loader *l, struct pl_batch *b)
+{
+    l->decoded = 0;
+    for (int64_t i = 0; i < b->rows; i++) {
+        pl_status s = pl_cache_row(l->cache, b->index[i], &l->row[i]);
+        if (s == PL_END) {
+            PL_TRY(decode_until(l, b, i));
+            s = pl_cache_row(l->cache, b->index[i], &l->row[i]);
+        }
+        PL_TRY(s);
+        memcpy((char *)b->label + (size_t)i * l->label_bytes, l->row[i].label, l->label_bytes);
+    }
+    return decode_until(l, b, b->rows);
+}
 
 static pl_status fill(struct pl_loader *l, struct pl_batch *b, int64_t epoch, int64_t step)
 {
@@ -125,12 +216,7 @@ static pl_status fill(struct pl_loader *l, struct pl_batch *b, int64_t epoch, in
     pl_sampler_share(l->d->samples, l->o.global_batch, step, l->o.rank, l->o.ranks, &first,
                      &b->rows);
     PL_TRY(pl_sampler_order(l->sampler, epoch, first, b->rows, b->index));
-    for (int64_t i = 0; i < b->rows; i++) {
-        const void *row, *label;
-        PL_TRY(pl_cache_row(l->cache, b->index[i], &row, &label));
-        pl_augment(&l->augment, l->decoder, row, epoch, b->index[i], b->data + i * l->out_elems);
-        memcpy((char *)b->label + (size_t)i * l->label_bytes, label, l->label_bytes);
-    }
+    PL_TRY(read_rows(l, b));
     int64_t rest = b->capacity - b->rows;
     memset(b->data + b->rows * l->out_elems, 0, (size_t)(rest * l->out_elems) * sizeof(float));
     memset((char *)b->label + (size_t)b->rows * l->label_bytes, 0, (size_t)rest * l->label_bytes);

@@ -59,6 +59,7 @@ struct pl_job_set { /* one of data.train, data.test */
     bool shuffle;
     int cache;               /* 0 auto, 1 memory, 2 none */
     bool flip; int64_t crop; int64_t pad; /* augment.flip, .crop (side), .pad (zeros on each side before the crop) */
+    int64_t resize;          /* augment.resize: shorter side of a JPEG image before the crop; 0: by the crop */
     int64_t limit;           /* first n samples only; 0: all */
 };
 
@@ -78,7 +79,7 @@ struct pl_job {
     struct pl_job_input input;
     int layers; struct pl_job_layer *layer;
     struct pl_job_set train_set, test_set;
-    struct { char *stage; } data;
+    struct { char *stage; int64_t threads; } data; /* threads: of each loader */
     struct {
         double epochs; int64_t steps;       /* exactly one > 0 */
         int64_t batch, global_batch;        /* exactly one > 0 */

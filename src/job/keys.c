@@ -28,6 +28,7 @@
     CHOICE(set ".cache", member.cache, "auto", "auto|memory|none", "keep the samples in memory"),         \
     BOOL(set ".augment.flip", member.flip, "false", "mirror left and right at random"),                   \
     INT(set ".augment.crop", member.crop, "0", 0, MANY, "side of a random crop (the centre in evaluation); 0: none"), \
+    INT(set ".augment.resize", member.resize, "0", 0, 65500, "shorter side of a JPEG image before the crop; 0: 8/7 of crop, or the input's"), \
     INT(set ".augment.pad", member.pad, "0", 0, MANY, "zeros added on each side before the crop"),        \
     INT(set ".limit", member.limit, "0", 0, MANY, "only the first so many samples; 0: all")
 
@@ -35,6 +36,7 @@ const struct pl_key pl_job_keys[] = {
     SET_KEYS("data.train", train_set, "true"),
     SET_KEYS("data.test", test_set, "false"),
     TEXT("data.stage", data.stage, "node-local directory: files are copied there first and stay for the next run"),
+    INT("data.threads", data.threads, "1", 1, 256, "that decode the samples of a rank, the loader's own included"),
     DOUBLE("train.epochs", train.epochs, NULL, 1e-9, MANY, "length of the run; or train.steps"),
     INT("train.steps", train.steps, NULL, 1, MANY, "length of the run; or train.epochs"),
     INT("train.batch", train.batch, NULL, 1, MANY, "samples of a step on each replica (64); or train.global_batch"),
@@ -91,7 +93,7 @@ const struct pl_key pl_job_keys[] = {
 
 /* Keys of the design that no code acts on yet: refused by name. */
 const char *const pl_job_later[] = {
-    "data.threads", "train.reproducible", "train.micro_shards",
+    "train.reproducible", "train.micro_shards",
     "sync.grace", "sync.suspect_after", "sync.lost_after", "sync.tau", "sync.n_fetch", "sync.n_push", "sync.max_staleness",
     "sync.warmup", "exchange.compress", "exchange.channels", "exchange.interface", "split.pipeline",
     "split.tensor", "split.microbatches", "split.at", "split.optimizer", "device.memory_limit", "report.timeline",

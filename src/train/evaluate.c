@@ -5,7 +5,7 @@ pl_status pl_trainer_eval_loader(struct pl_trainer *t, struct pl_dataset *d, str
 {
     struct pl_loader_options o = {.global_batch = t->batch * t->world->ranks, .rank = t->world->rank,
                                   .ranks = t->world->ranks, .seed = (uint64_t)t->job->train.seed,
-                                  .classes = pl_graph_classes(t->graph), .depth = 2};
+                                  .classes = pl_graph_classes(t->graph), .depth = 2, .threads = (int)t->job->data.threads};
     return pl_loader_create(d, &o, out);
 }
 

@@ -67,7 +67,8 @@ static pl_status open_loaders(struct run *r)
     struct pl_loader_options o = {.global_batch = t->micro_global, .rank = t->world->rank,
                                   .ranks = t->world->ranks, .seed = (uint64_t)t->job->train.seed,
                                   .shuffle = t->job->train_set.shuffle, .augment = true,
-                                  .classes = pl_graph_classes(t->graph), .depth = 4};
+                                  .classes = pl_graph_classes(t->graph), .depth = 4,
+                                  .threads = (int)t->job->data.threads};
     PL_TRY(pl_loader_create(r->train_data, &o, &r->loader));
     t->source = (struct pl_source){.next = loader_next, .release = loader_release, .arg = r->loader,
                                    .epoch_steps = pl_loader_steps(r->loader)};

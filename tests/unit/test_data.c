@@ -9,6 +9,10 @@
 #include <string.h>
 #include <unistd.h>
 #include <cmocka.h>
+#ifdef PL_HAVE_JPEG
+#include <hdf5.h>
+#include <turbojpeg.h>
+#endif
 
 #define TEST(name) static void name(void **state __attribute__((unused)))
 
@@ -564,6 +568,178 @@ TEST(bad_lists_of_files)
     done(&b);
 }
 
+#ifdef PL_HAVE_JPEG
+/* What image i of a file is: its size, and pixel (x, y) of channel c. Some are grey, some CMYK. */
+typedef int pixel_fn(int i, int x, int y, int c);
+static int flat(int i, int x, int y, int c) { return (void)x, (void)y, 40 + (i * 37 + c * 60) % 160; }
+static int ramp(int i, int x, int y, int c) { return (void)i, c == 0 ? x : c == 1 ? 2 * y : 120; }
+
+static hvl_t compress(int i, int width, int height, int format, pixel_fn *pixel)
+{
+    tjhandle tj = tjInitCompress();
+    unsigned char *image = calloc((size_t)(width * height), 4), *p = image, *out = NULL;
+    unsigned long bytes = 0;
+    for (int y = 0; y < height; y++)
+        for (int x = 0; x < width; x++)
+            for (int c = 0; c < tjPixelSize[format]; c++)
+                *p++ = c == 3 ? 255 : (unsigned char)pixel(i, x, y, c);
+    int grey = format == TJPF_GRAY ? TJSAMP_GRAY : TJSAMP_444;
+    assert_int_equal(tjCompress2(tj, image, width, 0, height, format, &out, &bytes, grey, 98, 0), 0);
+    hvl_t v = {.len = bytes, .p = malloc(bytes)};
+    memcpy(v.p, out, bytes);
+    tjFree(out);
+    tjDestroy(tj);
+    free(image);
+    return v;
+}
+
+struct jpegs {
+    int n, start, width, height; /* width 0: each of its own size */
+    bool colours;                /* grey and CMYK among them */
+    pixel_fn *pixel;
+    int broken;                  /* cut short; 0: none */
+    const char *encoding; /* "jpeg" unless given */
+};
+
+static struct pl_job_set make_jpegs(struct jpegs m)
+{
+    static int count;
+    char *path = pl_strdupf("%s/jpeg-%d.h5", folder, count++);
+    hvl_t image[100];
+    uint8_t label[100];
+    for (int i = 0; i < m.n; i++) {
+        int k = m.start + i, format = !m.colours || k % 3 == 0 ? TJPF_RGB : k % 3 == 1 ? TJPF_GRAY : TJPF_CMYK;
+        image[i] = compress(k, m.width ? m.width : 33 + k * 7, m.width ? m.height : 90 - k, format, m.pixel);
+        image[i].len = m.broken && i == m.broken ? image[i].len / 2 : image[i].len;
+        label[i] = (uint8_t)(k % 10);
+    }
+    hsize_t n = (hsize_t)m.n;
+    hid_t f = H5Fcreate(path, H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT), space = H5Screate_simple(1, &n, NULL);
+    hid_t type = H5Tvlen_create(H5T_NATIVE_UINT8), text = H5Tcopy(H5T_C_S1), scalar = H5Screate(H5S_SCALAR);
+    hid_t d = H5Dcreate2(f, "data", type, space, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
+    hid_t l = H5Dcreate2(f, "label", H5T_NATIVE_UINT8, space, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
+    assert_true(H5Dwrite(d, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, image) >= 0);
+    assert_true(H5Dwrite(l, H5T_NATIVE_UINT8, H5S_ALL, H5S_ALL, H5P_DEFAULT, label) >= 0);
+    const char *encoding = m.encoding ? m.encoding : "jpeg";
+    H5Tset_size(text, strlen(encoding)); /* of a fixed length, as some write it */
+    hid_t a = H5Acreate2(d, "encoding", text, scalar, H5P_DEFAULT, H5P_DEFAULT);
+    assert_true(H5Awrite(a, text, encoding) >= 0);
+    H5Aclose(a);
+    H5Sclose(space), H5Sclose(scalar), H5Tclose(type), H5Tclose(text), H5Dclose(d), H5Dclose(l), H5Fclose(f);
+    for (int i = 0; i < m.n; i++)
+        free(image[i].p);
+    return (struct pl_job_set){.file = path, .data = "data", .label = "label", .scale = 1};
+}
+#define JPEGS(...) make_jpegs((struct jpegs){__VA_ARGS__})
+
+static const struct pl_job_input colour = {.dims = 3, .dim = {3, 24, 24}}, grey = {.dims = 3, .dim = {1, 24, 24}};
+
+static int flat_wanted(int k, int c, int64_t channels, bool colours)
+{
+    int rgb[3];
+    for (int i = 0; i < 3; i++)
+        rgb[i] = flat(k, 0, 0, colours && k % 3 == 1 ? 0 : i);
+    return channels == 3 ? rgb[c] : (int)(0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2] + 0.5);
+}
+
+/* Images of one colour each keep it, whatever their size and kind, through crop, mirror and values. */
+TEST(jpeg_colours)
+{
+    for (int channels = 1; channels <= 3; channels += 2) {
+        struct pl_job_set set = JPEGS(.n = 40, .pixel = flat, .colours = true);
+        set.crop = 24, set.flip = true, set.scale = 0.5, set.mean = (struct pl_doubles){1, {3}};
+        struct run r;
+        begin(&r, set, channels == 3 ? &colour : &grey, 0, 0,
+              LOAD(.global_batch = 40, .shuffle = true, .augment = true, .classes = 10, .threads = 2));
+        struct pl_batch *b = next(r.l);
+        for (int64_t i = 0; i < 40; i++)
+            for (int64_t e = 0; e < channels * 576; e++) {
+                double want = 0.5 * flat_wanted((int)b->index[i], (int)(e / 576), channels, true) - 3;
+                double got = (double)b->data[i * channels * 576 + e];
+                if (fabs(got - want) > 1.6)
+                    fail_msg("image %d element %d: %g, wanted %g", (int)b->index[i], (int)e, got, want);
+            }
+        end(&r, true);
+    }
+}
+
+/* Where pixels go: the centre of an image scaled by 1/2, by 3/10 and by 6/5, which JPEG itself cannot. */
+TEST(jpeg_places)
+{
+    static const int resize[] = {50, 30, 120};
+    for (int k = 0; k < 3; k++) {
+        struct pl_job_set set = JPEGS(.n = 2, .pixel = ramp, .width = 200, .height = 100);
+        set.crop = 24, set.resize = resize[k];
+        struct run r;
+        begin(&r, set, &colour, 0, 0, LOAD(.global_batch = 2, .classes = 10));
+        struct pl_batch *b = next(r.l);
+        double scale = 100.0 / resize[k];
+        for (int e = 0; e < 2 * 576; e++) {
+            int c = e / 576, at = c == 0 ? e % 24 : e % 576 / 24, side = resize[k] * (c == 0 ? 2 : 1);
+            double want = (((side - 24) / 2 + at + 0.5) * scale - 0.5) * (c == 0 ? 1 : 2);
+            if (fabs((double)b->data[e] - want) > 3)
+                fail_msg("resize %d channel %d at %d: %g, wanted %g", resize[k], c, at, (double)b->data[e], want);
+        }
+        end(&r, true);
+    }
+}
+
+/* Any number of threads, a cache that must give blocks back within a batch, padding: the same bits. */
+TEST(jpeg_threads_agree)
+{
+    struct pl_job_set set = {.data = "data", .label = "label", .scale = 1}, part[3];
+    for (int i = 0; i < 3; i++) {
+        part[i] = JPEGS(.n = 20, .start = 20 * i, .pixel = i == 1 ? ramp : flat, .colours = i != 1, .width = i == 1 ? 70 : 0, .height = 60);
+        set.files.v[set.files.n++] = part[i].file;
+    }
+    set.crop = 24, set.flip = true, set.pad = 4, set.cache = 2;
+    struct run r[3];
+    for (int k = 0; k < 3; k++) {
+        begin(&r[k], set, &colour, 0, 0,
+              LOAD(.global_batch = 60, .shuffle = false, .augment = true, .classes = 10, .threads = 1 + 2 * k));
+        assert_false(r[k].d->all_in_memory);
+        assert_int_equal(r[k].d->blocks, 3);
+    }
+    for (int step = 0; step < 3; step++) {
+        struct pl_batch *b[3];
+        for (int k = 0; k < 3; k++) {
+            b[k] = next(r[k].l);
+            assert_memory_equal(b[k]->data, b[0]->data, 60 * 3 * 576 * sizeof(float));
+            assert_memory_equal(b[k]->label, b[0]->label, 60 * sizeof(int32_t));
+        }
+        for (int k = 0; k < 3; k++)
+            pl_loader_release(r[k].l, b[k]);
+    }
+    for (int k = 0; k < 3; k++)
+        end(&r[k], false), done(&part[k]);
+}
+
+TEST(bad_jpegs)
+{
+    struct pl_job_set set = JPEGS(.n = 40, .pixel = ramp, .width = 70, .height = 60, .broken = 17);
+    struct pl_job_input want = {.dims = 3, .dim = {2, 24, 24}};
+    struct run r;
+    struct pl_batch *b;
+    begin(&r, set, &colour, 0, 0, LOAD(.global_batch = 40, .classes = 10, .threads = 3));
+    char words[200];
+    snprintf(words, sizeof words, "%s:/data: sample 17 cannot be decoded: ", set.file);
+    expect(pl_loader_next(r.l, &b), words);
+    end(&r, false);
+    refuse(set, &want, ":/data: JPEG images have 1 or 3 channels");
+    struct pl_job_set low = set;
+    low.resize = 20;
+    refuse(low, &colour, "augment.resize is 20, the model's input 24x24");
+    done(&set);
+    set = JPEGS(.n = 4, .pixel = flat, .encoding = "png");
+    refuse(set, &colour, "variable-length bytes are taken for images where they are [N] and the attribute encoding");
+    done(&set);
+    set = make_bytes(5, 0);
+    set.resize = 4;
+    refuse(set, &images, "augment.resize is for JPEG images, /data holds pixels");
+    done(&set);
+}
+#endif
+
 static int make_folder(void **state __attribute__((unused)))
 {
     snprintf(folder, sizeof folder, "/tmp/paceline-data-XXXXXX");
@@ -594,6 +770,12 @@ int main(void)
                                        cmocka_unit_test(faults_come_out_of_next),
                                        cmocka_unit_test(augments_alike_on_any_ranks),
                                        cmocka_unit_test(several_files),
+#ifdef PL_HAVE_JPEG
+                                       cmocka_unit_test(jpeg_colours),
+                                       cmocka_unit_test(jpeg_places),
+                                       cmocka_unit_test(jpeg_threads_agree),
+                                       cmocka_unit_test(bad_jpegs),
+#endif
                                        cmocka_unit_test(bad_lists_of_files)};
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }
