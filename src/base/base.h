@@ -105,7 +105,7 @@ struct pl_rng {
 struct pl_rng pl_rng_make(uint64_t seed, uint64_t a, uint64_t b, uint32_t c);
 uint32_t pl_rng_u32(struct pl_rng *r);
 double pl_rng_uniform(struct pl_rng *r);                 /* [0, 1) */
-double pl_rng_normal(struct pl_rng *r);                  /* mean 0, deviation 1 */
+void pl_rng_normals(struct pl_rng *r, float *out, int64_t n); /* mean 0, deviation 1 */
 uint64_t pl_rng_below(struct pl_rng *r, uint64_t bound); /* [0, bound), unbiased; bound > 0 */
 
 /* ---- hash.c ------------------------------------------------------------------------------------- */

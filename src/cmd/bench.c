@@ -45,8 +45,7 @@ static pl_status made_up_make(struct made_up *m, const struct pl_trainer *t)
     m->batch.index = pl_alloc((size_t)t->batch * sizeof(int64_t), "bench indices");
     if (!m->batch.data || !m->batch.label || !m->batch.index)
         return PL_ERR_MEMORY;
-    for (int64_t i = 0; i < t->batch * row; i++)
-        m->batch.data[i] = (float)pl_rng_normal(&r);
+    pl_rng_normals(&r, m->batch.data, t->batch * row);
     for (int64_t i = 0; i < t->batch * wide && classes > 0; i++)
         ((int32_t *)m->batch.label)[i] = (int32_t)pl_rng_below(&r, (uint64_t)classes);
     for (int64_t i = 0; i < t->batch; i++)

@@ -36,9 +36,6 @@ static double draw(const struct fill *f, struct pl_rng *r)
     case PL_INIT_XAVIER:
     case PL_INIT_UNIFORM:
         return f->size * (2 * pl_rng_uniform(r) - 1);
-    case PL_INIT_HE:
-    case PL_INIT_GAUSSIAN:
-        return f->size * pl_rng_normal(r);
     default:
         return f->size;
     }
@@ -50,8 +47,11 @@ static void fill_blocks(void *arg, int64_t begin, int64_t end)
     for (int64_t b = begin; b < end; b++) {
         struct pl_rng r = pl_rng_make(f->seed, f->tensor, (uint64_t)b, STREAM);
         int64_t last = (b + 1) * BLOCK < f->elems ? (b + 1) * BLOCK : f->elems;
+        bool normal = f->kind == PL_INIT_HE || f->kind == PL_INIT_GAUSSIAN;
+        if (normal)
+            pl_rng_normals(&r, f->w + b * BLOCK, last - b * BLOCK);
         for (int64_t i = b * BLOCK; i < last; i++)
-            f->w[i] = (float)draw(f, &r);
+            f->w[i] = (float)(normal ? f->size * f->w[i] : draw(f, &r));
     }
 }
 

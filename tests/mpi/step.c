@@ -58,8 +58,7 @@ static void fill_batch(const struct pl_trainer *t)
     batch.data = pl_alloc((size_t)(t->batch * row) * sizeof(float), "test");
     batch.label = pl_alloc((size_t)t->batch * sizeof(int32_t), "test");
     batch.index = pl_alloc((size_t)t->batch * sizeof(int64_t), "test");
-    for (int64_t i = 0; i < batch.rows * row; i++)
-        batch.data[i] = (float)pl_rng_normal(&r);
+    pl_rng_normals(&r, batch.data, batch.rows * row);
     for (int64_t i = 0; i < batch.rows; i++)
         ((int32_t *)batch.label)[i] = (int32_t)pl_rng_below(&r, 10);
 }

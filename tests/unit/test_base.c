@@ -2,6 +2,7 @@
  * over the pool, fault points, distances. */
 #include "base/base.h"
 
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -19,14 +20,18 @@ static void test_philox(void **state)
         assert_int_equal(pl_rng_u32(&r), wanted[i]);
     struct pl_rng a = pl_rng_make(1, 2, 3, 4), b = pl_rng_make(1, 3, 2, 4);
     assert_int_not_equal(pl_rng_u32(&a), pl_rng_u32(&b));
-    double sum = 0, squares = 0;
-    for (int i = 0; i < 100000; i++) {
-        double v = pl_rng_normal(&a);
-        sum += v, squares += v * v;
+    enum { MANY = 99999 };
+    static float v[MANY + 1];
+    double sum = 0, squares = 0, fourth = 0, pairs = 0;
+    v[MANY] = 17;
+    pl_rng_normals(&a, v, MANY);
+    assert_true(v[MANY] == 17);
+    for (int i = 0; i < MANY; i++) {
+        sum += v[i], squares += v[i] * v[i], fourth += pow(v[i], 4);
+        pairs += i % 2 == 0 && i + 1 < MANY ? v[i] * v[i + 1] : 0;
         assert_true(pl_rng_below(&b, 7) < 7);
     }
-    assert_true(sum / 1e5 < 0.02 && sum / 1e5 > -0.02);
-    assert_true(squares / 1e5 > 0.98 && squares / 1e5 < 1.02);
+    assert_true(fabs(sum / MANY) < 0.02 && fabs(squares / MANY - 1) < 0.02 && fabs(fourth / MANY - 3) < 0.15 && fabs(2 * pairs / MANY) < 0.03);
 }
 
 static void test_crc_and_text(void **state)

@@ -30,8 +30,7 @@ struct trial {
 static float *noise(const struct pl_shape *s)
 {
     float *v = calloc((size_t)pl_shape_elems(s) + 1, sizeof *v);
-    for (int64_t i = 0; i < pl_shape_elems(s); i++)
-        v[i] = (float)pl_rng_normal(&rng);
+    pl_rng_normals(&rng, v, pl_shape_elems(s));
     return v;
 }
 
