@@ -9,7 +9,7 @@ struct job {
     float *out; /* y or dx */
 };
 
-PL_CPU_CLONES
+PL_CLONES
 static void relu_forward(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const float *x = ((struct job *)arg)->x;
@@ -18,7 +18,7 @@ static void relu_forward(void *arg, int part, int64_t begin, int64_t end) {
         y[i] = x[i] < 0.0f ? 0.0f : x[i];
 }
 
-PL_CPU_CLONES
+PL_CLONES
 static void relu_backward(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const struct job *j = arg;
@@ -28,7 +28,7 @@ static void relu_backward(void *arg, int part, int64_t begin, int64_t end) {
         dx[i] = y[i] > 0.0f ? dy[i] : 0.0f;
 }
 
-PL_CPU_CLONES
+PL_CLONES
 static void sigmoid_forward(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const float *x = ((struct job *)arg)->x;
@@ -37,7 +37,7 @@ static void sigmoid_forward(void *arg, int part, int64_t begin, int64_t end) {
         y[i] = pl_vsigmoid(x[i]);
 }
 
-PL_CPU_CLONES
+PL_CLONES
 static void sigmoid_backward(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const struct job *j = arg;
@@ -47,7 +47,7 @@ static void sigmoid_backward(void *arg, int part, int64_t begin, int64_t end) {
         dx[i] = dy[i] * y[i] * (1.0f - y[i]);
 }
 
-PL_CPU_CLONES
+PL_CLONES
 static void tanh_forward(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const float *x = ((struct job *)arg)->x;
@@ -56,7 +56,7 @@ static void tanh_forward(void *arg, int part, int64_t begin, int64_t end) {
         y[i] = pl_vtanh(x[i]);
 }
 
-PL_CPU_CLONES
+PL_CLONES
 static void tanh_backward(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const struct job *j = arg;

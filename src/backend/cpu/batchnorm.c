@@ -207,7 +207,7 @@ static void statistics(const struct job *j, int64_t begin, int64_t end) {
     }
 }
 
-PL_CPU_CLONES
+PL_CLONES
 static void forward_channels(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const struct job *j = arg;
@@ -299,7 +299,7 @@ static inline void backward_rows(const struct state *s, const struct pl_io *io, 
     }
 }
 
-PL_CPU_CLONES
+PL_CLONES
 static void backward_channels(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const struct job *j = arg;

@@ -159,7 +159,7 @@ static float *part_weights(const struct run *r, int part, bool bias) {
     return bias ? w + s->groups * s->out * s->depth : w;
 }
 
-PL_CPU_CLONES
+PL_CLONES
 static void sum_planes(const float *dy, int64_t channels, int64_t plane, float *db) {
     for (int64_t o = 0; o < channels; o++) {
         float lane[16] = {0};
@@ -207,7 +207,7 @@ struct merge {
     bool bias;
 };
 
-PL_CPU_CLONES
+PL_CLONES
 static void merge_part(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const struct merge *m = arg;

@@ -395,7 +395,7 @@ struct sum {
     float *to;
 };
 
-PL_CPU_CLONES
+PL_CLONES
 static void add(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const struct sum *j = arg;

@@ -163,7 +163,7 @@ WITHIN void cut_out(const float *plane, int64_t h, int64_t w, int64_t row, int64
 }
 
 /* Tiles [begin, end) of the block: their patches to V */
-PL_CPU_FMA_CLONES
+PL_FMA_CLONES
 static void patches_part(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const struct pass *p = arg;
@@ -189,7 +189,7 @@ static void patches_part(void *arg, int part, int64_t begin, int64_t end) {
 }
 
 /* Blocks of eight filters [begin, end) to U, [panel, depth, 16] at each point */
-PL_CPU_FMA_CLONES
+PL_FMA_CLONES
 static void filters_part(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const struct pass *p = arg;
@@ -216,7 +216,7 @@ static void filters_part(void *arg, int part, int64_t begin, int64_t end) {
 }
 
 /* Items [begin, end) of points x panels: M = V U */
-PL_CPU_FMA_CLONES
+PL_FMA_CLONES
 static void products_part(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const struct pass *p = arg;
@@ -232,7 +232,7 @@ static void products_part(void *arg, int part, int64_t begin, int64_t end) {
 }
 
 /* Tiles [begin, end) of the block: from M to the output, cut off at its edges */
-PL_CPU_FMA_CLONES
+PL_FMA_CLONES
 static void outputs_part(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const struct pass *p = arg;
@@ -310,7 +310,7 @@ bool pl_cpu_winograd_data(struct pl_cpu_winograd *g, const struct pl_io *io) {
 }
 
 /* Tiles [begin, end) of the block: their gradients to W */
-PL_CPU_FMA_CLONES
+PL_FMA_CLONES
 static void gradients_part(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const struct pass *p = arg;
@@ -339,7 +339,7 @@ static void gradients_part(void *arg, int part, int64_t begin, int64_t end) {
 }
 
 /* Items [begin, end) of points x panels of input channels: dU (+)= W^T V */
-PL_CPU_FMA_CLONES
+PL_FMA_CLONES
 static void weights_part(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const struct pass *p = arg;
@@ -355,7 +355,7 @@ static void weights_part(void *arg, int part, int64_t begin, int64_t end) {
 }
 
 /* Output channels [begin, end): dw from dU. A tile's value at point (1, 1) is the sum of its dy. */
-PL_CPU_FMA_CLONES
+PL_FMA_CLONES
 static void filter_gradients_part(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const struct pass *p = arg;

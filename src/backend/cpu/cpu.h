@@ -12,17 +12,6 @@
 
 extern const struct pl_backend_table pl_backend_cpu;
 
-/* One function compiled for several instruction sets, chosen when the program is loaded (an ifunc,
- * which the sanitizers' start-up cannot bear; clang 14 has no target_clones worth the name). */
-#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__gnu_linux__) && \
-    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-#define PL_CPU_CLONES __attribute__((target_clones("default", "avx2", "avx512f")))
-#define PL_CPU_FMA_CLONES __attribute__((target_clones("default", "fma"))) /* vectors of eight floats, products added in one */
-#else
-#define PL_CPU_CLONES
-#define PL_CPU_FMA_CLONES
-#endif
-
 struct pl_cpu_dnnl; /* dnnl.c: oneDNN's engine and stream */
 
 struct pl_backend {

@@ -32,7 +32,7 @@ struct bias_job {
     float *y;          /* [N, O] */
 };
 
-PL_CPU_CLONES
+PL_CLONES
 static void bias_rows(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const struct bias_job *j = arg;
@@ -59,7 +59,7 @@ static pl_status forward(struct pl_plan *p, const struct pl_io *io) {
     return PL_OK;
 }
 
-PL_CPU_CLONES
+PL_CLONES
 static void bias_gradient(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const struct sum_job *j = arg;

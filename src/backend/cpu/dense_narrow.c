@@ -35,7 +35,7 @@ pl_status pl_cpu_dense_narrow_plan(const struct pl_plan *p, bool *narrow) {
 }
 
 /* Inputs [begin, end) of all samples to [panel, in, 16] */
-PL_CPU_FMA_CLONES
+PL_FMA_CLONES
 static void pack_samples(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const struct job *j = arg;
@@ -57,7 +57,7 @@ WITHIN void ahead(const struct job *j, int64_t o, int64_t last, int64_t k, int64
 }
 
 /* Units [begin, end) * 6 of Y^T, then turned into Y */
-PL_CPU_FMA_CLONES
+PL_FMA_CLONES
 static void forward_part(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const struct job *j = arg;
@@ -77,7 +77,7 @@ static void forward_part(void *arg, int part, int64_t begin, int64_t end) {
 }
 
 /* Panels [begin, end) of 16 inputs, [panel, n, 16] */
-PL_CPU_FMA_CLONES
+PL_FMA_CLONES
 static void pack_inputs(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const struct job *j = arg;
@@ -106,7 +106,7 @@ static void pack_units(void *arg, int part, int64_t begin, int64_t end) {
 }
 
 /* Units [begin, end) * 6 of dW */
-PL_CPU_FMA_CLONES
+PL_FMA_CLONES
 static void weights_part(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const struct job *j = arg;

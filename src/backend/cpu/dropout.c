@@ -41,7 +41,7 @@ static void destroy(struct pl_plan *p) {
     pl_free(s);
 }
 
-PL_CPU_CLONES
+PL_CLONES
 static void mask_row(const uint8_t *keep, float scale, int64_t n, const float *in, float *out) {
     for (int64_t i = 0; i < n; i++)
         out[i] = keep[i] ? in[i] * scale : 0.0f;

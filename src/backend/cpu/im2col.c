@@ -98,7 +98,7 @@ static inline void tap_copy(const struct pl_cpu_window *w, const float *x, const
     }
 }
 
-PL_CPU_CLONES
+PL_CLONES
 void pl_cpu_im2col(const struct pl_cpu_window *w, const float *x, int64_t first, int64_t last,
                    float *col) {
     int64_t row = (last - first) * w->ow;
@@ -125,7 +125,7 @@ static inline void tap_add(const struct pl_cpu_window *w, const float *restrict 
     }
 }
 
-PL_CPU_CLONES
+PL_CLONES
 void pl_cpu_col2im_add(const struct pl_cpu_window *w, const float *col, int64_t first,
                        int64_t last, float *x) {
     int64_t row = (last - first) * w->ow;

@@ -60,7 +60,7 @@ static pl_status concat_backward(struct pl_plan *p, const struct pl_io *io) {
     return PL_OK;
 }
 
-PL_CPU_CLONES
+PL_CLONES
 static void add_forward_part(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const struct job *j = arg;
@@ -88,7 +88,7 @@ static inline void masked(const float *y, const float *dy, float *dx, int64_t be
     }
 }
 
-PL_CPU_CLONES
+PL_CLONES
 static void add_backward_part(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const struct job *j = arg;

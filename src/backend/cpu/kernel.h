@@ -1,6 +1,6 @@
 /* kernel: a tile of a matrix product in registers, six rows by two vectors of eight columns, as on all
  * processors with 16 vector registers (Goto and van de Geijn 2008; BLIS). Written in the compiler's own
- * vectors: a function with PL_CPU_FMA_CLONES around it becomes what the processor has. The files that
+ * vectors: a function with PL_FMA_CLONES around it becomes what the processor has. The files that
  * use it are compiled with -ffp-contract=fast, else a product would be rounded before it is added. */
 #ifndef PL_CPU_KERNEL_H
 #define PL_CPU_KERNEL_H

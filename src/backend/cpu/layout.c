@@ -87,7 +87,7 @@ static inline void copy_blocks(const struct copy *c, int64_t block, int64_t begi
     }
 }
 
-PL_CPU_CLONES
+PL_CLONES
 static void copy_part(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const struct copy *c = arg;

@@ -78,7 +78,7 @@ static inline void window(const struct state *l, int64_t c, int64_t before, int6
     *last = c + after >= l->channels ? l->channels - 1 : c + after;
 }
 
-PL_CPU_CLONES
+PL_CLONES
 static void forward_strips(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const struct job *j = arg;
@@ -110,7 +110,7 @@ static void forward_strips(void *arg, int part, int64_t begin, int64_t end) {
 }
 
 /* dx = dy s^-beta - 2 beta weight x (sum of dy y / s over channels whose window has this one) */
-PL_CPU_CLONES
+PL_CLONES
 static void backward_strips(void *arg, int part, int64_t begin, int64_t end) {
     const struct job *j = arg;
     const struct state *l = j->l;
@@ -164,7 +164,7 @@ static inline void sums_of(const struct state *l, const float *line, float *sum)
             sum[c] += line[c + q];
 }
 
-PL_CPU_CLONES
+PL_CLONES
 static void forward_pixels(void *arg, int part, int64_t begin, int64_t end) {
     const struct job *j = arg;
     const struct state *l = j->l;
@@ -186,7 +186,7 @@ static void forward_pixels(void *arg, int part, int64_t begin, int64_t end) {
     }
 }
 
-PL_CPU_CLONES
+PL_CLONES
 static void backward_pixels(void *arg, int part, int64_t begin, int64_t end) {
     const struct job *j = arg;
     const struct state *l = j->l;

@@ -271,7 +271,7 @@ static bool is_2x2(const struct pl_cpu_window *w) {
            w->dh == 1 && w->dw == 1 && 2 * w->oh <= w->h && 2 * w->ow <= w->w;
 }
 
-PL_CPU_CLONES
+PL_CLONES
 static void max_forward(void *arg, int part, int64_t begin, int64_t end) {
     const struct job *j = arg;
     const struct state *s = j->s;
@@ -354,7 +354,7 @@ static bool is_global(const struct pl_cpu_window *w) {
            w->kw == w->w && w->dh == 1 && w->dw == 1;
 }
 
-PL_CPU_CLONES
+PL_CLONES
 static void average_forward(void *arg, int part, int64_t begin, int64_t end) {
     const struct job *j = arg;
     float *sum = j->scratch + part * j->s->strip;
@@ -388,7 +388,7 @@ static inline void spread_row(const struct state *s, const float *dy, int64_t ro
             dx[h * w->w + c] += sum[c];
 }
 
-PL_CPU_CLONES
+PL_CLONES
 static void average_backward(void *arg, int part, int64_t begin, int64_t end) {
     const struct job *j = arg;
     float *sum = j->scratch + part * j->s->strip;

@@ -89,7 +89,7 @@ static inline void spread_one(const struct job *j, const float *gradient, const 
 }
 
 /* Blocks [begin, end) of samples x blocks of channels, eight channels after eight. */
-PL_CPU_CLONES
+PL_CLONES
 static void forward_part(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const struct job *j = arg;
@@ -107,7 +107,7 @@ static void forward_part(void *arg, int part, int64_t begin, int64_t end) {
             }
 }
 
-PL_CPU_CLONES
+PL_CLONES
 static void backward_part(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const struct job *j = arg;
