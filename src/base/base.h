@@ -24,6 +24,8 @@
 #define PL_CLONES
 #define PL_FMA_CLONES
 #endif
+/* What such a function calls must be compiled into it: alone it would have the least instruction set. */
+#define PL_WITHIN static inline __attribute__((always_inline))
 
 /* ---- status.c: what a function returns, and the one message of a failure -------------------- */
 

@@ -55,7 +55,7 @@ static pl_status plan(struct pl_plan *p) {
 }
 
 /* dy of the rectifier's input, in place and just before it is read; y NULL: there is none */
-static inline void mask(const float *y, const float *dy, int64_t n) {
+PL_WITHIN void mask(const float *y, const float *dy, int64_t n) {
     float *restrict to = (float *)(uintptr_t)dy;
     if (y == NULL)
         return;
@@ -66,7 +66,7 @@ static inline void mask(const float *y, const float *dy, int64_t n) {
 }
 
 /* *sum = sum of u, *sum2 = sum of u v over one channel's planes */
-static inline void plane_sums(const float *y, const float *u, const float *v, int64_t rows, int64_t row,
+PL_WITHIN void plane_sums(const float *y, const float *u, const float *v, int64_t rows, int64_t row,
                               int64_t plane, double *sum, double *sum2) {
     double l1[8] = {0}, l2[8] = {0};
     for (int64_t n = 0; n < rows; n++) {
@@ -88,7 +88,7 @@ static inline void plane_sums(const float *y, const float *u, const float *v, in
 }
 
 /* The same of a block's channels, which lie beside each other. */
-static inline void block_sums(const float *y, const float *u, const float *v, int64_t rows, int64_t row, int64_t plane, int64_t block,
+PL_WITHIN void block_sums(const float *y, const float *u, const float *v, int64_t rows, int64_t row, int64_t plane, int64_t block,
                               double *sum, double *sum2) {
     double l1[16] = {0}, l2[16] = {0};
     for (int64_t n = 0; n < rows; n++) {
@@ -108,7 +108,7 @@ static inline void block_sums(const float *y, const float *u, const float *v, in
 }
 
 /* s->sum, s->sum2 of channels [begin, end); y: u is to be masked by it, or NULL */
-static inline void sums(struct state *s, const float *y, const float *u, const float *v, int64_t rows,
+PL_WITHIN void sums(struct state *s, const float *y, const float *u, const float *v, int64_t rows,
                         int64_t begin, int64_t end) {
     int64_t row = s->channels * s->plane;
     if (s->block > 1) {
@@ -140,7 +140,7 @@ static inline void sums(struct state *s, const float *y, const float *u, const f
 static inline float end_of(float v, float low) { return v < low ? low : v; }
 
 /* y = a (x - b) + c of one sample's block */
-static inline void forward_block(const struct state *s, int64_t c, int64_t block, const float *x, float *y) {
+PL_WITHIN void forward_block(const struct state *s, int64_t c, int64_t block, const float *x, float *y) {
     float a[16], b[16], add[16], low = s->relu ? 0.0f : -INFINITY;
     for (int64_t k = 0; k < block; k++) {
         a[k] = (float)s->a[c + k];
@@ -249,7 +249,7 @@ static void gradients(const struct job *j, int64_t begin, int64_t end) {
     }
 }
 
-static inline void backward_block(const struct state *s, int64_t c, int64_t block, const float *x, const float *dy, float *dx) {
+PL_WITHIN void backward_block(const struct state *s, int64_t c, int64_t block, const float *x, const float *dy, float *dx) {
     double a[16], b[16], less[16];
     for (int64_t k = 0; k < block; k++) {
         a[k] = s->a[c + k];

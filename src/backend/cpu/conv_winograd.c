@@ -144,14 +144,14 @@ struct pl_cpu_winograd *pl_cpu_winograd_create(const struct pl_plan *p) {
 void pl_cpu_winograd_destroy(struct pl_cpu_winograd *g) { pl_free(g); }
 
 /* Tile t's sample, and its first row and column of output. */
-WITHIN void tile_at(const struct pass *p, int64_t t, int64_t *sample, int64_t *row, int64_t *column) {
+PL_WITHIN void tile_at(const struct pass *p, int64_t t, int64_t *sample, int64_t *row, int64_t *column) {
     *sample = t / p->per_sample;
     *row = t % p->per_sample / p->across * p->g->outputs;
     *column = t % p->across * p->g->outputs;
 }
 
 /* Copies the part of a square that lies inside the planes, zeros outside. */
-WITHIN void cut_out(const float *plane, int64_t h, int64_t w, int64_t row, int64_t column, int64_t side, float *out) {
+PL_WITHIN void cut_out(const float *plane, int64_t h, int64_t w, int64_t row, int64_t column, int64_t side, float *out) {
     for (int64_t i = 0; i < side; i++)
         for (int64_t j = 0; j < side; j++) {
             bool inside = row + i >= 0 && row + i < h && column + j >= 0 && column + j < w;

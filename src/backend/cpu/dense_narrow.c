@@ -49,7 +49,7 @@ static void pack_samples(void *arg, int part, int64_t begin, int64_t end) {
 
 /* Weights come from memory in pieces too short for the processor to see them coming: while this block of rows is
  * multiplied with one panel after the other, the next one is fetched. */
-WITHIN void ahead(const struct job *j, int64_t o, int64_t last, int64_t k, int64_t s, int64_t ld) {
+PL_WITHIN void ahead(const struct job *j, int64_t o, int64_t last, int64_t k, int64_t s, int64_t ld) {
     int64_t length = least(DEPTH, j->in - k), from = k + length * s / ld, to = k + length * (s + COLUMNS) / ld;
     for (int64_t r = o; r < least(o + ROWS, last); r++)
         for (int64_t i = from; i < to; i += COLUMNS)

@@ -5,15 +5,12 @@
 #ifndef PL_CPU_KERNEL_H
 #define PL_CPU_KERNEL_H
 
-#include <stdbool.h>
-#include <stdint.h>
+#include "base/base.h"
 
 #define LANES 8
 typedef float vec __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
 #define LOAD(p) (*(const vec *)(const void *)(p))
 #define STORE(p, v) (*(vec *)(void *)(p) = (v))
-/* Compiled into functions of several instruction sets, so they cannot stand alone. */
-#define WITHIN static inline __attribute__((always_inline))
 
 #define ROWS 6
 #define COLUMNS (2 * LANES)
@@ -30,7 +27,7 @@ struct product {
 };
 
 /* rows: a constant up to ROWS */
-WITHIN void multiply(const struct product *p, int rows, bool add) {
+PL_WITHIN void multiply(const struct product *p, int rows, bool add) {
     const float *a = p->a, *b = p->b;
     vec left[ROWS], right[ROWS];
     for (int i = 0; i < ROWS; i++)
@@ -54,7 +51,7 @@ WITHIN void multiply(const struct product *p, int rows, bool add) {
     }
 }
 
-WITHIN void multiply_rows(const struct product *p, int64_t rows, bool add) {
+PL_WITHIN void multiply_rows(const struct product *p, int64_t rows, bool add) {
     switch (rows) {
     case 1: multiply(p, 1, add); break;
     case 2: multiply(p, 2, add); break;
@@ -66,7 +63,7 @@ WITHIN void multiply_rows(const struct product *p, int64_t rows, bool add) {
 }
 
 /* A tile at the right edge writes no column beyond `columns`; b is padded. */
-WITHIN void multiply_edge(const struct product *p, int64_t rows, int64_t columns, bool add) {
+PL_WITHIN void multiply_edge(const struct product *p, int64_t rows, int64_t columns, bool add) {
     float tile[ROWS * COLUMNS];
     struct product q = *p;
     q.c = tile;

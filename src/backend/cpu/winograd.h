@@ -17,7 +17,7 @@
 #define MOST_OUTPUTS 4
 
 /* t = B^T d, 6 to 6 */
-WITHIN void data_line(const vec *d, vec *t) {
+PL_WITHIN void data_line(const vec *d, vec *t) {
     vec even = d[4] - 4.0f * d[2], odd = d[3] - 4.0f * d[1], far = d[4] - d[2], wide = 2.0f * (d[3] - d[1]);
     t[0] = 4.0f * d[0] - 5.0f * d[2] + d[4];
     t[1] = even + odd;
@@ -28,7 +28,7 @@ WITHIN void data_line(const vec *d, vec *t) {
 }
 
 /* y = A^T t, 6 to S */
-WITHIN void output_line(int outputs, const vec *t, vec *y) {
+PL_WITHIN void output_line(int outputs, const vec *t, vec *y) {
     vec sum1 = t[1] + t[2], difference1 = t[1] - t[2], sum2 = t[3] + t[4], difference2 = t[3] - t[4];
     y[0] = t[0] + sum1 + sum2;
     y[1] = difference1 + 2.0f * difference2;
@@ -41,7 +41,7 @@ WITHIN void output_line(int outputs, const vec *t, vec *y) {
 }
 
 /* t = A y, S to 6 */
-WITHIN void spread_line(int outputs, const vec *y, vec *t) {
+PL_WITHIN void spread_line(int outputs, const vec *y, vec *t) {
     vec even1 = y[0], odd1 = y[1], even2 = y[0], odd2 = 2.0f * y[1];
     if (outputs == 4) {
         even1 += y[2];
@@ -58,7 +58,7 @@ WITHIN void spread_line(int outputs, const vec *y, vec *t) {
 }
 
 /* t = G g, R to 6 */
-WITHIN void filter_line(int taps, const vec *g, vec *t) {
+PL_WITHIN void filter_line(int taps, const vec *g, vec *t) {
     vec even1 = g[0] + g[2], odd1 = g[1], even2 = g[0] + 4.0f * g[2], odd2 = 2.0f * g[1];
     if (taps == 5) {
         even1 += g[4];
@@ -75,7 +75,7 @@ WITHIN void filter_line(int taps, const vec *g, vec *t) {
 }
 
 /* g = G^T t, 6 to R */
-WITHIN void gather_line(int taps, const vec *t, vec *g) {
+PL_WITHIN void gather_line(int taps, const vec *t, vec *g) {
     vec sum1 = (t[1] + t[2]) * (-1.0f / 6), difference1 = (t[1] - t[2]) * (-1.0f / 6);
     vec sum2 = (t[3] + t[4]) * (1.0f / 24), difference2 = (t[3] - t[4]) * (1.0f / 24);
     g[0] = t[0] * (1.0f / 4) + sum1 + sum2;
@@ -89,7 +89,7 @@ WITHIN void gather_line(int taps, const vec *t, vec *g) {
 }
 
 /* B^T d B of the patch at x, whose rows lie `row` floats apart; value i goes to v + i * step. */
-WITHIN void transform_data(const float *x, int64_t row, float *v, int64_t step) {
+PL_WITHIN void transform_data(const float *x, int64_t row, float *v, int64_t step) {
     vec column[SIDE][SIDE], t[SIDE][SIDE];
     for (int j = 0; j < SIDE; j++) {
         for (int i = 0; i < SIDE; i++)
@@ -107,7 +107,7 @@ WITHIN void transform_data(const float *x, int64_t row, float *v, int64_t step) 
 }
 
 /* A^T m A; value (i, j) goes to y + i * row + j * LANES */
-WITHIN void transform_output(int outputs, const float *m, int64_t step, vec bias, float *y, int64_t row) {
+PL_WITHIN void transform_output(int outputs, const float *m, int64_t step, vec bias, float *y, int64_t row) {
     vec column[SIDE][MOST_OUTPUTS];
     for (int j = 0; j < SIDE; j++) {
         vec line[SIDE];
@@ -126,7 +126,7 @@ WITHIN void transform_output(int outputs, const float *m, int64_t step, vec bias
 }
 
 /* A dy A^T of the tile at dy */
-WITHIN void transform_gradient(int outputs, const float *dy, int64_t row, float *v, int64_t step) {
+PL_WITHIN void transform_gradient(int outputs, const float *dy, int64_t row, float *v, int64_t step) {
     vec column[MOST_OUTPUTS][SIDE];
     for (int j = 0; j < outputs; j++) {
         vec line[MOST_OUTPUTS];
@@ -145,7 +145,7 @@ WITHIN void transform_gradient(int outputs, const float *dy, int64_t row, float 
 }
 
 /* G g G^T of a filter [taps, taps, LANES] */
-WITHIN void transform_filter(int taps, const float *g, float *u, int64_t step) {
+PL_WITHIN void transform_filter(int taps, const float *g, float *u, int64_t step) {
     vec column[MOST_TAPS][SIDE];
     for (int j = 0; j < taps; j++) {
         vec line[MOST_TAPS];
@@ -164,7 +164,7 @@ WITHIN void transform_filter(int taps, const float *g, float *u, int64_t step) {
 }
 
 /* G^T u G to a filter [taps, taps, LANES] */
-WITHIN void gather_filter(int taps, const float *u, int64_t step, float *g) {
+PL_WITHIN void gather_filter(int taps, const float *u, int64_t step, float *g) {
     vec column[SIDE][MOST_TAPS];
     for (int j = 0; j < SIDE; j++) {
         vec line[SIDE];
