@@ -1,6 +1,7 @@
 /* argv to a command. */
 #include "cmd/cmd.h"
 
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -65,6 +66,7 @@ static int run(int argc, char **argv)
 
 int main(int argc, char **argv)
 {
+    signal(SIGXFSZ, SIG_IGN); /* a file beyond its limit is an error with a message, not an end without one */
     correct_core_type(argv);
     int code = run(argc, argv);
     bool training = argc > 1 && strcmp(argv[1], "train") == 0; /* its results are in files */

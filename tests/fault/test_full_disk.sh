@@ -29,6 +29,10 @@ for size in 120k 156k 204k 252k; do
     [ -z "$(ls -A small/c | grep writing)" ] || fail "$size: a half-written checkpoint is left"
     umount small
 done
+# A limit on the size of files is met with the same message, not with a signal.
+ranks 1 bash -c 'ulimit -f 60; exec "$@"' limited "$PACELINE" train job.yaml checkpoint.dir=limited report.dir=none checkpoint.every="2 steps" optimizer.kind=adam >out 2>&1
+code=$?
+[ $code -eq 6 ] && [ "$(grep -c 'File too large' out)" -eq 1 ] || { fail "limited files: exit $code, wanted 6 and one message"; grep -v '^epoch' out; }
 # Too little room to stage is known before anything is copied.
 mount -t tmpfs -o size=16k none small || fail "tmpfs cannot be mounted again"
 train 2 job.yaml checkpoint.dir=none report.dir=none data.stage=small >out 2>&1
