@@ -33,6 +33,7 @@ MODELS = {  # model file, samples of a step on each rank
     "vgg-a": ("imagenet/vgg_a-model.yaml", 8), "resnet50": ("imagenet/resnet50-model.yaml", 8),
     "inception-v3": ("imagenet/inception_v3-model.yaml", 4), "overfeat": ("imagenet/overfeat-model.yaml", 32)}
 CHECK_BATCH, CHECK_STEPS, TOLERANCE = 4, 2, 1e-4
+NORMALISED_BATCH = 16  # where an auxiliary head normalises one value a sample, four say too little
 CHECK_HYPER = {"lr": 0.001, "momentum": 0.9, "weight_decay": 0.0005}
 # Statistics of four samples magnify rounding in an update (between cpu and reference, too): a tenth of the update moves the
 # loss of the next step by 4e-3 in Inception v3, 1e-3 in ResNet-50, and rounding moves it by 2e-4 and 3e-5.
@@ -278,12 +279,12 @@ def without_dropout(case):
     return case.path("check-model.yaml")
 
 
-def check_training(case, job, weights, worker):
+def check_training(case, job, weights, batch, worker):
     """name -> both losses of each step; with auxiliary heads their weighted sum, too."""
     paceline(case, "train", job, f"train.init={weights}")
     with open(case.path("run/metrics.jsonl")) as f:
         ours = [e for e in map(json.loads, f) if e["event"] == "step"]
-    theirs, losses = worker.tell("train_losses", batch=CHECK_BATCH, steps=CHECK_STEPS)["losses"], {}
+    theirs, losses = worker.tell("train_losses", batch=batch, steps=CHECK_STEPS)["losses"], {}
     for i, (line, (loss, total)) in enumerate(zip(ours, theirs, strict=True)):
         tolerance = NORMALISED_TOLERANCE if i and case.normalised() else TOLERANCE
         losses[f"step {i + 1}"] = same(f"the loss of training step {i + 1}", line["loss"], loss, tolerance)
@@ -295,16 +296,16 @@ def check_training(case, job, weights, worker):
 def check(case):
     """The same weights and data to both: losses in evaluation and of two steps of training, of which the second shows the
     gradients. Returns them, what the network is, and the faster of PyTorch's optimizers."""
-    weights, samples, model = case.path("weights.h5"), CHECK_BATCH * CHECK_STEPS, without_dropout(case)
+    weights, batch, model = case.path("weights.h5"), NORMALISED_BATCH if case.normalised() else CHECK_BATCH, without_dropout(case)
     small = case.normalised() or "imagenet" in case.model
     hyper = dict(CHECK_HYPER, lr=SMALL_LR) if small else CHECK_HYPER
-    job = case.write_job("check.yaml", CHECK_BATCH, hyper, model)
+    job = case.write_job("check.yaml", batch, hyper, model)
     worker = Worker({"mode": "check", "model": model, "threads": case.threads, "hyper": hyper}, case.path("check.log"))
     try:
-        found = {"versions": worker.answer(), **worker.tell("files", weights=weights, data=case.path("data.h5"), samples=samples)}
+        found = {"versions": worker.answer(), **worker.tell("files", weights=weights, data=case.path("data.h5"), samples=batch * CHECK_STEPS)}
         said = paceline(case, "eval", job, "--checkpoint", weights)
         losses = {"eval": same("the loss in evaluation", float(re.search(r"loss (\S+),", said)[1]), worker.tell("eval_loss")["loss"])}
-        losses.update(check_training(case, job, weights, worker))
+        losses.update(check_training(case, job, weights, batch, worker))
         return dict(found, losses=losses, **worker.tell("optimizer"))
     finally:
         worker.end()
