@@ -44,19 +44,19 @@ static pl_status add_pattern(struct pl_files *f, const char *pattern)
     return s;
 }
 
-/* A file that comes twice would be seen twice an epoch. */
+/* A file that comes twice, by whatever name, would be seen twice an epoch. One that is not there is for who opens it. */
 static pl_status check_once(const struct pl_files *f)
 {
-    char **sorted = pl_alloc((size_t)f->n * sizeof *sorted, "the names of files");
-    if (!sorted)
+    struct stat *st = pl_alloc((size_t)f->n * sizeof *st, "the names of files");
+    if (!st)
         return PL_ERR_MEMORY;
-    memcpy(sorted, f->path, (size_t)f->n * sizeof *sorted);
-    qsort(sorted, (size_t)f->n, sizeof *sorted, by_name);
     pl_status s = PL_OK;
-    for (int i = 1; s == PL_OK && i < f->n; i++)
-        if (strcmp(sorted[i], sorted[i - 1]) == 0)
-            s = pl_error(PL_ERR_DATA, "data", "%s: is twice in files\nname it once", sorted[i]);
-    pl_free(sorted);
+    for (int i = 0; s == PL_OK && i < f->n; i++)
+        if (stat(f->path[i], &st[i]) == 0)
+            for (int k = 0; s == PL_OK && k < i; k++)
+                if (st[k].st_ino == st[i].st_ino && st[k].st_dev == st[i].st_dev)
+                    s = pl_error(PL_ERR_DATA, "data", "%s: is twice in files\nname it once", f->path[i]);
+    pl_free(st);
     return s;
 }
 

@@ -27,6 +27,7 @@ files() { echo "data.train.files=[$1]"; }
 expect 3 "other-*.h5: no file matches" 3 job.yaml "$(files 'train.h5, other-*.h5')"
 expect 3 "$PWD/nan.h5:/data: is float32 [N, 1, 12, 12], in $PWD/train.h5 it is uint8 [N, 1, 12, 12]" 3 job.yaml "$(files 'train.h5, nan.h5')"
 expect 3 "$PWD/label.h5:/label: sample 300 has label 7, wanted 0..3" 3 job.yaml "$(files 'train.h5, label.h5')" data.train.shuffle=false
+expect 3 "train.h5: is twice in files" 3 job.yaml "$(files 'train.h5, ./train.h5')"
 expect 2 "data.train.file and data.train.files are both given" 3 job.yaml "$(data train.h5)" "$(files train.h5)"
 say staging
 touch blocked

@@ -508,74 +508,69 @@ static void check_largest(size_t i, const struct trial *t, const struct results 
     }
 }
 
-/* Convolutions of stride 1, as the networks have them: many channels, many tiles, tiles cut off at every
- * edge, uneven padding, channels that fill no blocks. */
-static void test_convolutions(void **state)
+/* cpu against reference on operations of given shapes; shape_of fills the one numbered i, false: there are no more. */
+static void check_shapes(bool (*shape_of)(size_t i, struct pl_op *op))
 {
-    static const struct { int64_t n, c, k, h, w, kernel, top, left, bottom, right; } shapes[] = {
-        {2, 64, 64, 12, 12, 3, 1, 1, 1, 1}, {3, 8, 24, 7, 9, 3, 0, 2, 1, 0}, {2, 40, 8, 5, 4, 3, 2, 2, 2, 2}, {16, 16, 16, 3, 3, 3, 0, 0, 0, 0}, {2, 16, 16, 3, 3, 3, 1, 1, 1, 1},
-        {2, 256, 32, 8, 8, 3, 1, 1, 1, 1}, {4, 32, 64, 8, 8, 5, 2, 2, 2, 2}, {2, 24, 8, 9, 6, 5, 4, 0, 1, 3}, {24, 8, 16, 36, 33, 3, 1, 1, 1, 1},
-        {9, 20, 50, 12, 12, 5, 0, 0, 0, 0}, {5, 9, 17, 7, 11, 3, 1, 0, 1, 2}};
     const struct pl_backend_table *reference = pl_backend_find("reference"), *cpu = pl_backend_find("cpu");
     struct pl_backend *rb, *b;
-    (void)state;
     assert_int_equal(reference->open(1, &rb), PL_OK);
     assert_int_equal(pl_pool_start(2), PL_OK);
     assert_int_equal(cpu->open(2, &b), PL_OK);
-    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
-        struct trial t = {.op = {.kind = PL_OP_CONV, .name = "conv", .inputs = 1, .train = true, .need_dx = {true}, .groups = 1, .bias = i % 2 == 0, .params = i % 2 == 0 ? 2 : 1,
-                                 .kernel = {shapes[i].kernel, shapes[i].kernel}, .stride = {1, 1}, .dilation = {1, 1},
-                                 .pad_begin = {shapes[i].top, shapes[i].left}, .pad_end = {shapes[i].bottom, shapes[i].right}}};
+    struct trial t = {0};
+    for (size_t i = 0; shape_of(i, &t.op); i++) {
         struct results wanted, found;
-        t.op.x[0] = shape(4, shapes[i].n, shapes[i].c, shapes[i].h, shapes[i].w);
-        t.op.y = shape(4, shapes[i].n, shapes[i].k, out_size(&t.op, 0, shapes[i].h), out_size(&t.op, 1, shapes[i].w));
-        t.op.p[0] = shape(4, shapes[i].k, shapes[i].c, shapes[i].kernel, shapes[i].kernel);
-        t.op.p[1] = shape(1, shapes[i].k, 0, 0, 0);
+        t.op.inputs = 1, t.op.train = t.op.need_dx[0] = true, t.op.groups = 1;
+        t.op.bias = i % 2 == 0, t.op.params = 1 + t.op.bias;
+        t.op.p[1] = shape(1, t.op.p[0].dim[0], 0, 0, 0);
         fill_trial(&t, i % 3 != 2);
         t.io.accumulate = i % 3 == 1;
+        bool blocks = t.op.kind == PL_OP_CONV && i % 4 != 3 && t.op.x[0].dim[1] % 8 == 0;
         run_on(reference, rb, &t, true, &wanted);
-        run_blocked(cpu, b, &t, true, i % 4 != 3 && shapes[i].c % 8 == 0, false, &found);
-        compare_all(&t, "cpu in blocks", &wanted, &found, true);
+        run_blocked(cpu, b, &t, true, blocks, false, &found);
+        compare_all(&t, blocks ? "cpu in blocks" : "cpu", &wanted, &found, true);
         check_largest(i, &t, &wanted, &found);
         free_results(&wanted);
         free_results(&found);
         free_trial(&t);
+        t = (struct trial){0};
     }
     cpu->close(b);
     pl_pool_stop();
     reference->close(rb);
 }
+
+/* Convolutions of stride 1, as the networks have them: many channels, many tiles, tiles cut off at every
+ * edge, uneven padding, channels that fill no blocks. */
+static bool convolution(size_t i, struct pl_op *op)
+{
+    static const struct { int64_t n, c, k, h, w, kernel, top, left, bottom, right; } shapes[] = {
+        {2, 64, 64, 12, 12, 3, 1, 1, 1, 1}, {3, 8, 24, 7, 9, 3, 0, 2, 1, 0}, {2, 40, 8, 5, 4, 3, 2, 2, 2, 2}, {16, 16, 16, 3, 3, 3, 0, 0, 0, 0},
+        {2, 16, 16, 3, 3, 3, 1, 1, 1, 1}, {2, 256, 32, 8, 8, 3, 1, 1, 1, 1}, {4, 32, 64, 8, 8, 5, 2, 2, 2, 2}, {2, 24, 8, 9, 6, 5, 4, 0, 1, 3},
+        {24, 8, 16, 36, 33, 3, 1, 1, 1, 1}, {9, 20, 50, 12, 12, 5, 0, 0, 0, 0}, {5, 9, 17, 7, 11, 3, 1, 0, 1, 2}};
+    if (i == sizeof shapes / sizeof *shapes)
+        return false;
+    *op = (struct pl_op){.kind = PL_OP_CONV, .name = "conv", .kernel = {shapes[i].kernel, shapes[i].kernel}, .stride = {1, 1}, .dilation = {1, 1},
+                         .pad_begin = {shapes[i].top, shapes[i].left}, .pad_end = {shapes[i].bottom, shapes[i].right}};
+    op->x[0] = shape(4, shapes[i].n, shapes[i].c, shapes[i].h, shapes[i].w);
+    op->y = shape(4, shapes[i].n, shapes[i].k, out_size(op, 0, shapes[i].h), out_size(op, 1, shapes[i].w));
+    op->p[0] = shape(4, shapes[i].k, shapes[i].c, shapes[i].kernel, shapes[i].kernel);
+    return true;
+}
+static void test_convolutions(void **state) { (void)state, check_shapes(convolution); }
+
 /* Dense layers whose weights are large against the batch. */
-static void test_narrow_dense(void **state)
+static bool narrow_dense(size_t i, struct pl_op *op)
 {
     static const struct { int64_t n, in, out; } shapes[] = {{64, 400, 512}, {1, 391, 397}, {17, 1200, 385}, {33, 384, 390}};
-    const struct pl_backend_table *reference = pl_backend_find("reference"), *cpu = pl_backend_find("cpu");
-    struct pl_backend *rb, *b;
-    (void)state;
-    assert_int_equal(reference->open(1, &rb), PL_OK);
-    assert_int_equal(pl_pool_start(2), PL_OK);
-    assert_int_equal(cpu->open(2, &b), PL_OK);
-    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
-        struct trial t = {.op = {.kind = PL_OP_DENSE, .name = "dense", .inputs = 1, .train = true, .need_dx = {true}, .groups = 1, .bias = i % 2 == 0, .params = i % 2 == 0 ? 2 : 1}};
-        struct results wanted, found;
-        t.op.x[0] = shape(2, shapes[i].n, shapes[i].in, 0, 0);
-        t.op.y = shape(2, shapes[i].n, shapes[i].out, 0, 0);
-        t.op.p[0] = shape(2, shapes[i].out, shapes[i].in, 0, 0);
-        t.op.p[1] = shape(1, shapes[i].out, 0, 0, 0);
-        fill_trial(&t, i % 2 == 0);
-        t.io.accumulate = i % 3 == 1;
-        run_on(reference, rb, &t, true, &wanted);
-        run_on(cpu, b, &t, true, &found);
-        compare_all(&t, "cpu", &wanted, &found, true);
-        check_largest(i, &t, &wanted, &found);
-        free_results(&wanted);
-        free_results(&found);
-        free_trial(&t);
-    }
-    cpu->close(b);
-    pl_pool_stop();
-    reference->close(rb);
+    if (i == sizeof shapes / sizeof *shapes)
+        return false;
+    *op = (struct pl_op){.kind = PL_OP_DENSE, .name = "dense"};
+    op->x[0] = shape(2, shapes[i].n, shapes[i].in, 0, 0);
+    op->y = shape(2, shapes[i].n, shapes[i].out, 0, 0);
+    op->p[0] = shape(2, shapes[i].out, shapes[i].in, 0, 0);
+    return true;
 }
+static void test_narrow_dense(void **state) { (void)state, check_shapes(narrow_dense); }
 
 int main(void)
 {

@@ -57,8 +57,6 @@ struct pass {
     bool turned;
 };
 
-static int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
 /* With a canonical output the inputs come canonical as well. */
 static bool fits(const struct pl_op *op, const struct pl_cpu_dims *x, const struct pl_cpu_dims *y) {
     int64_t r = op->kernel[0], lx = op->ly.block > 1 ? op->lx[0].block : 0;
@@ -190,7 +188,8 @@ static void patches_part(void *arg, int part, int64_t begin, int64_t end) {
     }
 }
 
-/* Blocks of eight filters [begin, end) to U, [panel, depth, 16] at each point */
+/* Blocks of eight filters [begin, end) to U, [panel, depth, 16] at each point; channels that fill up a block are zero in
+ * V, so they take any filter. */
 PL_FMA_CLONES
 static void filters_part(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
@@ -204,8 +203,6 @@ static void filters_part(void *arg, int part, int64_t begin, int64_t end) {
         int64_t there = p->to.real - b * LANES, lanes = there < 0 ? 0 : there > LANES ? LANES : there;
         memset(filter, 0, sizeof filter);
         for (int64_t d = 0; d < depth; d++, w += next, u += COLUMNS) {
-            if (d == p->from.real)
-                memset(filter, 0, sizeof filter);
             for (int q = 0; d < p->from.real && q < area; q++)
                 for (int64_t i = 0; i < lanes; i++)
                     filter[(p->turned ? area - 1 - q : q) * LANES + i] = w[i * lane + q];

@@ -24,7 +24,6 @@ struct job {
     float *packed, *turned; /* scratch */
 };
 
-static int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 pl_status pl_cpu_dense_narrow_plan(const struct pl_plan *p, bool *narrow) {

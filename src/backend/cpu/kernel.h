@@ -14,6 +14,7 @@ typedef float vec __attribute__((vector_size(LANES * sizeof(float)), aligned(4),
 
 #define ROWS 6
 #define COLUMNS (2 * LANES)
+static inline int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 /* C[rows, 16] = (C +) sum over depth of a[row, depth] b[depth, 16] */
 struct product {
