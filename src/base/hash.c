@@ -1,8 +1,11 @@
-/* FNV-1a for telling things apart, CRC-32 (zlib's) for finding damage. */
+/* FNV-1a for telling things apart, CRC-32 (that of zlib and Ethernet) for finding damage. */
 #include "base/base.h"
 
 #include <string.h>
 #include <zlib.h>
+#ifdef PL_HAVE_LIBDEFLATE
+#include <libdeflate.h>
+#endif
 
 uint64_t pl_hash(uint64_t h, const void *data, size_t bytes)
 {
@@ -26,5 +29,9 @@ uint64_t pl_hash_words(uint64_t h, const void *data, size_t bytes)
 
 uint32_t pl_crc32(uint32_t crc, const void *data, size_t bytes)
 {
+#ifdef PL_HAVE_LIBDEFLATE
+    return libdeflate_crc32(crc, data, bytes); /* by carry-less products, ten times as fast */
+#else
     return (uint32_t)crc32_z(crc, data, bytes);
+#endif
 }

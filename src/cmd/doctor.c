@@ -20,12 +20,12 @@ static void print_components(void)
 
 static void print_transports(const struct pl_world *w)
 {
+    const struct pl_transport_options o = {.channels = 2};
     for (const struct pl_transport_table *const *t = pl_transport_list(); *t; t++) {
         char why[256] = "";
-        bool works = (*t)->probe(w, why, sizeof why);
+        bool works = (*t)->probe(w, &o, true, why, sizeof why);
         printf("transport     %s: %s (%s)\n", (*t)->name, works ? "works" : "does not work", why);
     }
-    printf("transport     tcp, verbs: not built\n");
 }
 
 /* How these ranks would add gradients up. Collective. */

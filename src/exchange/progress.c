@@ -4,13 +4,13 @@
  * the core is free and it polls, yielding. A wait beyond the timeout ends with a roll-call that
  * names the ranks that are missing. */
 #include "exchange/exchange_internal.h"
+#include "exchange/group.h"
 
 #include <sched.h>
 #include <string.h>
 
 #define POLL_SLEEP_MS 0.05
 #define ROLL_CALL_MS 1000.0
-#define ROLL_CALL_TAG 77
 
 /* A bucket can hold few elements, but a slab has at most so many in flight; posting waits beyond. */
 #define MAX_REQUESTS 256
@@ -33,6 +33,7 @@ struct pl_native {
     struct pl_exchange *exchange;
     const struct pl_transport_table *table;
     struct pl_transport *transport;
+    struct pl_network network;
 
     /* `lock` guards the ring and the counts; nothing else is locked while it is held. */
     pthread_t thread;
@@ -65,11 +66,12 @@ static void roll_call(struct pl_native *n, char *text, size_t bytes)
     if (!send || !step)
         return;
     struct pl_request *receive = send + ranks;
+    const struct pl_label label = {.bucket = PL_CONTROL_BUCKET};
     for (int r = 0; r < ranks; r++) {
         if (r == me)
             continue;
-        n->table->post_receive(n->transport, r, ROLL_CALL_TAG, &step[r], sizeof step[r], &receive[r]);
-        n->table->post_send(n->transport, r, ROLL_CALL_TAG, &mine, sizeof mine, &send[r]);
+        n->table->post_receive(n->transport, r, label, &step[r], sizeof step[r], &receive[r]);
+        n->table->post_send(n->transport, r, label, &mine, sizeof mine, &send[r]);
     }
     for (double end = pl_now_ms() + ROLL_CALL_MS; pl_now_ms() < end; pl_sleep_ms(1)) {
         bool done;
@@ -217,7 +219,6 @@ static pl_status start_thread(struct pl_native *n)
 /* Everything that one rank alone can fail at comes before the collective open. */
 static pl_status prepare(struct pl_exchange *x)
 {
-    char why[sizeof x->why], reason[sizeof x->why];
     size_t bytes = (size_t)x->elems * sizeof(float);
     x->native = pl_alloc(sizeof *x->native, "exchange requests");
     x->gradient = x->own[0] = pl_alloc(bytes, "gradients");
@@ -225,10 +226,24 @@ static pl_status prepare(struct pl_exchange *x)
     if (!x->native || !x->gradient || !x->sum)
         return PL_ERR_MEMORY;
     x->native->exchange = x;
-    PL_TRY(pl_transport_find(x->world, x->options.transport, &x->native->table, why, sizeof why));
-    x->transport = x->native->table->name;
+    return PL_OK;
+}
+
+static pl_status open_all(struct pl_exchange *x)
+{
+    struct pl_native *n = x->native;
+    const struct pl_transport_options o = {.channels = 1, .timeout_ms = x->options.timeout_ms};
+    char why[sizeof x->why], reason[sizeof x->why];
+    int rank[4096];
+    for (int i = 0; i < x->world->ranks; i++)
+        rank[i] = i;
+    PL_TRY(pl_network_find(x->world, x->options.transport, &o, &n->network, why, sizeof why));
     memcpy(reason, x->why, sizeof reason);
     snprintf(x->why, sizeof x->why, "%.120s; %.130s", why, reason);
+    PL_TRY(pl_network_open(x->world, &o, rank, x->world->ranks, x->world->nodes == 1, &n->network));
+    n->table = n->network.table;
+    n->transport = n->network.transport;
+    x->transport = n->table->name;
     return PL_OK;
 }
 
@@ -240,14 +255,13 @@ pl_status pl_exchange_native_open(struct pl_exchange *x)
         pl_free(n);
         return s;
     }
-    s = n->table->open(x->world, &n->transport);
+    s = open_all(x);
     if (s == PL_OK)
         s = start_thread(n);
     if (s == PL_OK) {
         x->algorithm = &pl_algorithm_native;
     } else {
-        if (n->transport)
-            n->table->close(n->transport);
+        pl_network_close(&n->network, false);
         pl_free(n);
     }
     return pl_world_agree(x->world, s);
@@ -265,7 +279,7 @@ static void native_close(struct pl_exchange *x)
     pthread_cond_destroy(&n->to_thread);
     pthread_cond_destroy(&n->to_main);
     if (n->failed == PL_OK) {
-        n->table->close(n->transport);
+        pl_network_close(&n->network, false);
         pl_free(n);
     } else {
         x->own[0] = x->own[1] = NULL;

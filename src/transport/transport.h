@@ -1,37 +1,79 @@
-/* transport: moves bytes between the ranks of a group. Called by the exchange thread alone once it
- * runs (MPI_THREAD_SERIALIZED). Requests are polled by test; whoever waits decides how. */
+/* transport: moves messages between the members of a group. An open group is used by one thread at a time;
+ * `wake` alone may be called by any. Nothing waits but open, and progress for as long as it is told to.
+ *
+ * A message is named by its label. Between two members those of one bucket are matched by label; a message
+ * that arrives before its receive was posted waits in the network and holds up what follows it from the same
+ * member, control messages excepted. So both sides post the messages of a bucket in the same order, and begin
+ * bucket k only when no bucket before k - L is unfinished (L the same everywhere): then nothing waits for ever. */
 #ifndef PL_TRANSPORT_H
 #define PL_TRANSPORT_H
 
 #include "world/world.h"
 
 struct pl_transport; /* one open group */
-struct pl_memory;    /* registered memory; mpi needs none and gives NULL */
-struct pl_request { _Alignas(16) unsigned char bytes[32]; bool active; };
+struct pl_memory;    /* registered memory; a transport that needs none gives NULL */
+struct pl_request { _Alignas(16) unsigned char bytes[96]; bool active; };
+
+struct pl_label {
+    uint64_t step;
+    uint32_t bucket, piece; /* piece: of the bucket, on the way from the one to the other */
+};
+enum { PL_CONTROL_BYTES = 4096,          /* most of a control message */
+       PL_MESSAGE_BYTES = 1 << 20 };     /* most of any other */
+#define PL_CONTROL_BUCKET 0xffffffffu    /* bucket of a control message: small, and never held up by others */
 
 enum pl_reduce { PL_SUM_F32, PL_SUM_F64, PL_MAX_F64 };
 
-struct pl_transport_table {
-    const char *name;
-    /* Can it work here? Otherwise false and the reason. Not collective. */
-    bool (*probe)(const struct pl_world *w, char *reason, size_t bytes);
-    pl_status (*open)(const struct pl_world *w, struct pl_transport **out); /* collective */
-    void (*close)(struct pl_transport *t);                                  /* collective */
-    pl_status (*register_memory)(struct pl_transport *t, void *p, size_t bytes, struct pl_memory **out);
-    void (*unregister_memory)(struct pl_transport *t, struct pl_memory *m);
-    /* Point to point; tags 0 .. 32767. PL_ERR_PEER on failure. */
-    pl_status (*post_send)(struct pl_transport *t, int peer, int tag, const void *p, size_t bytes, struct pl_request *r);
-    pl_status (*post_receive)(struct pl_transport *t, int peer, int tag, void *p, size_t bytes, struct pl_request *r);
-    /* The library's own all-reduce over all ranks, out of place; a transport without one returns
-     * PL_ERR_USAGE. Same order of calls on every rank. */
-    pl_status (*post_allreduce)(struct pl_transport *t, enum pl_reduce op, const void *in, void *out, int64_t n, struct pl_request *r);
-    pl_status (*post_broadcast)(struct pl_transport *t, void *p, size_t bytes, int root, struct pl_request *r);
-    pl_status (*test)(struct pl_transport *t, struct pl_request *r, bool *done);
+/* Who connects. A member is named by its index. */
+struct pl_group {
+    int me, members;
+    const int *rank; /* [members] its rank in the run: for messages */
+    bool one_node;   /* all members are on one node */
+    /* all[members * bytes]: what each brings. Collective over the group, only within open. */
+    pl_status (*allgather)(void *arg, const void *mine, size_t bytes, void *all);
+    void *arg;
 };
 
-/* By name, or "auto": the first of the list that probes well. why: one sentence for rank 0. */
-pl_status pl_transport_find(const struct pl_world *w, const char *name,
+struct pl_transport_options {
+    int channels;          /* connections to each peer that share its data, 1 .. PL_MOST_CHANNELS */
+    const char *interface; /* a name, an address or a CIDR; NULL: the one that reaches the peers */
+    double timeout_ms;     /* of open, and of silence on a connection that has unacknowledged data */
+};
+enum { PL_MOST_CHANNELS = 16 };
+
+struct pl_transport_table {
+    const char *name;
+    /* Can it work on this rank? Otherwise false. named: the user asked for it; not so, it also says no where
+     * another is the better choice. reason: why (not), without a full stop. Not collective. */
+    bool (*probe)(const struct pl_world *w, const struct pl_transport_options *o, bool named, char *reason, size_t bytes);
+    /* Connects all members. Collective over the group; a member that fails returns an error with its message,
+     * the others either succeed or fail after the timeout. describe: how, in some words ("eth0, 2 channels"). */
+    pl_status (*open)(const struct pl_group *g, const struct pl_transport_options *o, struct pl_transport **out,
+                      char *describe, size_t bytes);
+    /* What was sent arrives; what is still posted is forgotten and its memory left alone. Waits for nobody
+     * but with mpi, where it is collective unless `lost`: a peer is lost. NULL is fine. */
+    void (*close)(struct pl_transport *t, bool lost);
+    /* Memory that messages are often sent from or received into. Optional. */
+    pl_status (*register_memory)(struct pl_transport *t, void *p, size_t bytes, struct pl_memory **out);
+    void (*unregister_memory)(struct pl_transport *t, struct pl_memory *m);
+    /* The memory stays as it is until the request is done. bytes: the same on both sides. A lost peer fails
+     * the requests with it and no others: PL_ERR_PEER, here or by test, with a message that names its rank. */
+    pl_status (*post_send)(struct pl_transport *t, int peer, struct pl_label l, const void *p, size_t bytes, struct pl_request *r);
+    pl_status (*post_receive)(struct pl_transport *t, int peer, struct pl_label l, void *p, size_t bytes, struct pl_request *r);
+    pl_status (*test)(struct pl_transport *t, struct pl_request *r, bool *done);
+    /* Moves what can be moved. With wait_ms > 0 sleeps first, until something may have moved, wake is
+     * called, or the time is over. */
+    pl_status (*progress)(struct pl_transport *t, double wait_ms);
+    void (*wake)(struct pl_transport *t);
+    /* The library's own all-reduce over all members, in and out apart or the same, ended by test; PL_ERR_USAGE
+     * from a transport without one. The same order of calls on every member. */
+    pl_status (*post_allreduce)(struct pl_transport *t, enum pl_reduce op, const void *in, void *out, int64_t n, struct pl_request *r);
+};
+
+/* By name, or "auto": the first of the list that probes well on all ranks. why: one sentence for rank 0, with
+ * the reasons against those before it. Collective; all ranks return the same. */
+pl_status pl_transport_find(struct pl_world *w, const char *name, const struct pl_transport_options *o,
                             const struct pl_transport_table **out, char *why, size_t bytes);
-const struct pl_transport_table *const *pl_transport_list(void);
+const struct pl_transport_table *const *pl_transport_list(void); /* in order of preference, ends with NULL */
 
 #endif

@@ -85,3 +85,23 @@ pl_status pl_world_allgather(struct pl_world *w, const void *mine, size_t bytes,
     PL_MPI(MPI_Allgather(mine, n, MPI_BYTE, out, n, MPI_BYTE, MPI_COMM_WORLD));
     return PL_OK;
 }
+
+pl_status pl_world_allgather_among(struct pl_world *w, const int *rank, int members, const void *mine, size_t bytes, void *out)
+{
+    (void)w;
+    int n;
+    MPI_Group all, some;
+    MPI_Comm comm;
+    PL_TRY(pl_narrow_int((int64_t)bytes, "allgather", &n));
+    PL_MPI(MPI_Comm_group(MPI_COMM_WORLD, &all));
+    int code = MPI_Group_incl(all, members, rank, &some);
+    MPI_Group_free(&all);
+    PL_MPI(code);
+    code = MPI_Comm_create_group(MPI_COMM_WORLD, some, 1, &comm);
+    MPI_Group_free(&some);
+    PL_MPI(code);
+    code = MPI_Allgather(mine, n, MPI_BYTE, out, n, MPI_BYTE, comm);
+    MPI_Comm_free(&comm);
+    PL_MPI(code);
+    return PL_OK;
+}

@@ -43,6 +43,8 @@ _Noreturn void pl_world_abort(struct pl_world *w, pl_status s);
 pl_status pl_world_broadcast(struct pl_world *w, void *data, size_t bytes, int root);
 /* out[ranks * bytes] on every rank. */
 pl_status pl_world_allgather(struct pl_world *w, const void *mine, size_t bytes, void *out);
+/* The same among some ranks, rank[members] in increasing order; collective over those alone. */
+pl_status pl_world_allgather_among(struct pl_world *w, const int *rank, int members, const void *mine, size_t bytes, void *out);
 const char *pl_world_mpi_version(void); /* one line, before or after start */
 
 #endif

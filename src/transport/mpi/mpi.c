@@ -5,9 +5,13 @@
 #include <mpi.h>
 #include <string.h>
 
+#define NAP_MS 0.05  /* between polls of who has nothing else to do: MPI has no way to wait for a message or a wake */
+#define TAGS 16384   /* MPI grants at least 32767; those in flight differ by less, and equal ones keep their order */
+#define CONTROL_TAG TAGS
+
 struct pl_transport {
     MPI_Comm comm;
-    int rank;
+    _Atomic bool woken;
 };
 
 _Static_assert(sizeof(MPI_Request) <= sizeof(((struct pl_request *)0)->bytes), "MPI_Request fits");
@@ -26,33 +30,52 @@ static pl_status failed(int code, const char *call)
             return failed(code_, name); \
     } while (0)
 
-static bool mpi_probe(const struct pl_world *w, char *reason, size_t bytes)
+static bool mpi_probe(const struct pl_world *w, const struct pl_transport_options *o, bool named, char *reason, size_t bytes)
 {
+    (void)o, (void)named;
     snprintf(reason, bytes, "%s, %d node%s", pl_world_mpi_version(), w->nodes, w->nodes == 1 ? "" : "s");
     return true;
 }
 
-static pl_status mpi_open(const struct pl_world *w, struct pl_transport **out)
+static int make_communicator(const struct pl_group *g, MPI_Comm *comm)
 {
+    MPI_Group all, members;
+    int code = MPI_Comm_group(MPI_COMM_WORLD, &all);
+    if (code != MPI_SUCCESS)
+        return code;
+    code = MPI_Group_incl(all, g->members, g->rank, &members);
+    if (code == MPI_SUCCESS) {
+        code = MPI_Comm_create_group(MPI_COMM_WORLD, members, 0, comm);
+        MPI_Group_free(&members);
+    }
+    MPI_Group_free(&all);
+    return code;
+}
+
+static pl_status mpi_open(const struct pl_group *g, const struct pl_transport_options *o, struct pl_transport **out,
+                          char *describe, size_t bytes)
+{
+    (void)o;
     struct pl_transport *t = pl_alloc(sizeof *t, "transport");
     if (!t)
         return PL_ERR_MEMORY;
-    t->rank = w->rank;
-    int code = MPI_Comm_dup(MPI_COMM_WORLD, &t->comm);
+    int code = make_communicator(g, &t->comm);
     if (code != MPI_SUCCESS) {
         pl_free(t);
-        return failed(code, "MPI_Comm_dup");
+        return failed(code, "MPI_Comm_create_group");
     }
     MPI_Comm_set_errhandler(t->comm, MPI_ERRORS_RETURN);
+    snprintf(describe, bytes, "%s", pl_world_mpi_version());
     *out = t;
     return PL_OK;
 }
 
-static void mpi_close(struct pl_transport *t)
+static void mpi_close(struct pl_transport *t, bool lost)
 {
     if (!t)
         return;
-    MPI_Comm_free(&t->comm);
+    if (!lost)
+        MPI_Comm_free(&t->comm);
     pl_free(t);
 }
 
@@ -71,24 +94,27 @@ static void started(struct pl_request *r, MPI_Request q)
     r->active = true;
 }
 
-static pl_status mpi_send(struct pl_transport *t, int peer, int tag, const void *p, size_t bytes,
-                          struct pl_request *r)
+static int tag_of(struct pl_label l)
+{
+    return l.bucket == PL_CONTROL_BUCKET ? CONTROL_TAG : (int)((l.step * 61 + l.bucket) % TAGS);
+}
+
+static pl_status mpi_send(struct pl_transport *t, int peer, struct pl_label l, const void *p, size_t bytes, struct pl_request *r)
 {
     int n;
     MPI_Request q;
     PL_TRY(pl_narrow_int((int64_t)bytes, "a message", &n));
-    CHECK(MPI_Isend(p, n, MPI_BYTE, peer, tag, t->comm, &q), "MPI_Isend");
+    CHECK(MPI_Isend(p, n, MPI_BYTE, peer, tag_of(l), t->comm, &q), "MPI_Isend");
     started(r, q);
     return PL_OK;
 }
 
-static pl_status mpi_receive(struct pl_transport *t, int peer, int tag, void *p, size_t bytes,
-                             struct pl_request *r)
+static pl_status mpi_receive(struct pl_transport *t, int peer, struct pl_label l, void *p, size_t bytes, struct pl_request *r)
 {
     int n;
     MPI_Request q;
     PL_TRY(pl_narrow_int((int64_t)bytes, "a message", &n));
-    CHECK(MPI_Irecv(p, n, MPI_BYTE, peer, tag, t->comm, &q), "MPI_Irecv");
+    CHECK(MPI_Irecv(p, n, MPI_BYTE, peer, tag_of(l), t->comm, &q), "MPI_Irecv");
     started(r, q);
     return PL_OK;
 }
@@ -107,17 +133,6 @@ static pl_status mpi_allreduce(struct pl_transport *t, enum pl_reduce op, const 
     return PL_OK;
 }
 
-static pl_status mpi_broadcast(struct pl_transport *t, void *p, size_t bytes, int root,
-                               struct pl_request *r)
-{
-    int n;
-    MPI_Request q;
-    PL_TRY(pl_narrow_int((int64_t)bytes, "a broadcast", &n));
-    CHECK(MPI_Ibcast(p, n, MPI_BYTE, root, t->comm, &q), "MPI_Ibcast");
-    started(r, q);
-    return PL_OK;
-}
-
 static pl_status mpi_test(struct pl_transport *t, struct pl_request *r, bool *done)
 {
     (void)t;
@@ -132,6 +147,15 @@ static pl_status mpi_test(struct pl_transport *t, struct pl_request *r, bool *do
     return PL_OK;
 }
 
+static pl_status mpi_progress(struct pl_transport *t, double wait_ms)
+{
+    if (wait_ms > 0 && !atomic_exchange(&t->woken, false))
+        pl_sleep_ms(wait_ms < NAP_MS ? wait_ms : NAP_MS);
+    return PL_OK;
+}
+
+static void mpi_wake(struct pl_transport *t) { atomic_store(&t->woken, true); }
+
 const struct pl_transport_table pl_transport_mpi = {
     .name = "mpi",
     .probe = mpi_probe,
@@ -141,7 +165,8 @@ const struct pl_transport_table pl_transport_mpi = {
     .unregister_memory = mpi_unregister,
     .post_send = mpi_send,
     .post_receive = mpi_receive,
-    .post_allreduce = mpi_allreduce,
-    .post_broadcast = mpi_broadcast,
     .test = mpi_test,
+    .progress = mpi_progress,
+    .wake = mpi_wake,
+    .post_allreduce = mpi_allreduce,
 };
