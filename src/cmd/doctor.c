@@ -32,7 +32,7 @@ static void print_transports(const struct pl_world *w)
 static pl_status print_exchange(struct pl_world *w)
 {
     struct pl_exchange *x;
-    struct pl_exchange_options o = {.transport = "auto", .shared_memory = true, .bucket_bytes = 4 << 20, .timeout_ms = 60000};
+    struct pl_exchange_options o = {.transport = "auto", .algorithm = "auto", .two_level = true, .network = {.channels = 2}, .bucket_bytes = 4 << 20, .timeout_ms = 60000};
     PL_TRY(pl_exchange_create(w, &o, 1 << 20, &x));
     if (w->rank == 0)
         printf("exchange      %s: %s\n", pl_exchange_algorithm(x), pl_exchange_why(x));

@@ -5,44 +5,176 @@
 
 #include <string.h>
 
+/* ---- who with whom ------------------------------------------------------------------------------ */
+
+struct place { int leader, local; }; /* of a rank: the first rank of its node, its place there */
+
+/* The ranks on a node, or those of one place over all nodes; -1: any. */
+static int pick(const struct place *all, int ranks, int leader, int local, int *out)
+{
+    int n = 0;
+    for (int r = 0; r < ranks; r++)
+        if ((leader < 0 || all[r].leader == leader) && (local < 0 || all[r].local == local))
+            out[n++] = r;
+    return n;
+}
+
+/* By node: all columns have one order, and a ring visits each node once. */
+static void sort_by_node(const struct place *all, int *rank, int n)
+{
+    for (int i = 1; i < n; i++)
+        for (int k = i; k > 0 && all[rank[k]].leader < all[rank[k - 1]].leader; k--) {
+            int swap = rank[k];
+            rank[k] = rank[k - 1];
+            rank[k - 1] = swap;
+        }
+}
+
+static void free_levels(struct pl_levels *l)
+{
+    pl_free(l->node);
+    pl_free(l->column_ranks);
+    *l = (struct pl_levels){0};
+}
+
+static pl_status find_levels(struct pl_exchange *x, bool two)
+{
+    struct pl_world *w = x->world;
+    struct pl_levels *l = &x->levels;
+    struct place mine = {w->leader, w->local_rank}, *all = pl_alloc((size_t)w->ranks * sizeof *all, "places of ranks");
+    free_levels(l);
+    l->node = pl_alloc((size_t)w->ranks * sizeof *l->node, "ranks of this node");
+    l->column_ranks = pl_alloc((size_t)w->ranks * sizeof *l->column_ranks, "ranks of this column");
+    pl_status s = pl_world_agree(w, all && l->node && l->column_ranks ? PL_OK : PL_ERR_MEMORY);
+    if (s == PL_OK)
+        s = pl_world_allgather(w, &mine, sizeof mine, all);
+    if (s == PL_OK) {
+        l->place = w->local_rank;
+        l->columns = two ? w->least_local : 1;
+        l->column = !two ? 0 : w->local_rank < l->columns ? w->local_rank : -1;
+        l->node_ranks = pick(all, w->ranks, w->leader, -1, l->node);
+        l->members = l->column < 0 ? 0 : pick(all, w->ranks, -1, two ? l->column : -1, l->column_ranks);
+        sort_by_node(all, l->column_ranks, l->members);
+    }
+    pl_free(all);
+    return s;
+}
+
 /* ---- choice ------------------------------------------------------------------------------------- */
 
 static pl_status open_alone(struct pl_exchange *x)
 {
     snprintf(x->why, sizeof x->why, "one rank, nothing to exchange");
+    snprintf(x->name, sizeof x->name, "none");
     x->gradient = x->sum = x->own[0] = pl_alloc((size_t)x->elems * sizeof(float), "gradients");
     return pl_world_agree(x->world, x->gradient ? PL_OK : PL_ERR_MEMORY);
 }
 
+static bool named(const char *choice) { return choice && strcmp(choice, "auto") != 0; }
+
 /* PL_END: not here, x->why says it. */
-static pl_status open_shared(struct pl_exchange *x)
+static pl_status map_node(struct pl_exchange *x)
 {
-    const struct pl_world *w = x->world;
+    const struct pl_levels *l = &x->levels;
     struct pl_extent own[PL_OWN_EXTENTS];
     void *memory;
-    if (!x->options.shared_memory || w->nodes > 1) {
-        snprintf(x->why, sizeof x->why, "%s", w->nodes > 1 ? "several nodes" : "no shared memory by the job's choice");
-        return PL_END;
-    }
-    size_t bytes = pl_exchange_shared_bytes(w->ranks, x->elems);
-    pl_exchange_shared_extents(w->rank, w->ranks, x->elems, own);
-    pl_status s = pl_exchange_map(x->world, bytes, own, &memory, x->why, sizeof x->why);
+    size_t bytes = pl_exchange_shared_bytes(l->node_ranks, x->elems);
+    pl_exchange_shared_extents(x->world->local_rank, l->node_ranks, x->elems, own);
+    pl_status s = pl_exchange_map(x->world, l->node, l->node_ranks, bytes, own, &memory, x->why, sizeof x->why);
     if (s != PL_OK)
         return s;
-    s = pl_exchange_shared_open(x, memory, w->rank, w->ranks);
+    s = pl_exchange_shared_open(x, memory, x->world->local_rank, l->node_ranks, l->node);
     if (s < 0)
         pl_exchange_unmap(memory, bytes);
     else
-        snprintf(x->why, sizeof x->why, "the %d ranks of this node add up in %.1f MB that they share", w->ranks, (double)bytes / 1e6);
+        snprintf(x->why, sizeof x->why, "the %d ranks of %s add up in %.1f MB that they share", l->node_ranks,
+                 x->world->nodes > 1 ? "each node" : "this node", (double)bytes / 1e6);
     return pl_world_agree(x->world, s);
+}
+
+static pl_status open_node(struct pl_exchange *x)
+{
+    const struct pl_world *w = x->world;
+    const struct pl_exchange_options *o = &x->options;
+    if (!o->two_level || (w->nodes == 1 && (named(o->transport) || named(o->algorithm)))) {
+        snprintf(x->why, sizeof x->why, "no shared memory by the job's choice");
+        return PL_END;
+    }
+    if (w->most_local == 1) {
+        snprintf(x->why, sizeof x->why, "one rank a node");
+        return PL_END;
+    }
+    return map_node(x);
+}
+
+/* The gradient, the sum and what is between, as far as they do not lie in shared memory. */
+static pl_status make_slabs(struct pl_exchange *x)
+{
+    size_t bytes = (size_t)x->elems * sizeof(float);
+    if (!x->shared) {
+        x->gradient = x->own[0] = pl_alloc(bytes, "gradients");
+        x->sum = x->own[1] = pl_alloc(bytes, "the agreed gradient");
+        return x->gradient && x->sum ? PL_OK : PL_ERR_MEMORY;
+    }
+    int64_t buckets = 1 + (int64_t)((double)x->elems * sizeof(float) / x->options.bucket_bytes);
+    x->partial_elems = x->elems / x->levels.columns + 32 * (buckets + 1);
+    x->partial = x->own[2] = pl_alloc((size_t)x->partial_elems * sizeof(float), "a part of the node's gradient");
+    return x->partial ? PL_OK : PL_ERR_MEMORY;
+}
+
+static pl_status choose_algorithm(struct pl_exchange *x, const char *transport)
+{
+    char text[96];
+    const struct pl_exchange_options *o = &x->options;
+    PL_TRY(pl_choose(o->algorithm ? o->algorithm : "auto", o->table, transport, x->levels.members, &x->choice));
+    pl_choose_describe(&x->choice, text, sizeof text);
+    snprintf(x->name, sizeof x->name, "%s%s", x->shared ? "shared memory, " : "", text);
+    x->transport = transport;
+    return PL_OK;
+}
+
+/* The network among the ranks of a column; nobody has less than two nodes here, or all have one level. */
+static pl_status open_network(struct pl_exchange *x)
+{
+    const struct pl_levels *l = &x->levels;
+    struct pl_world *w = x->world;
+    struct pl_network n = {0};
+    struct pl_transport_options o = x->options.network;
+    char why[1024], reason[256];
+    o.timeout_ms = x->options.timeout_ms;
+    PL_TRY(pl_network_find(w, x->options.transport, &o, &n, why, sizeof why));
+    pl_status s = make_slabs(x);
+    if (s == PL_OK)
+        s = choose_algorithm(x, n.table->name);
+    PL_TRY(pl_world_agree(w, s));
+    if (l->column >= 0)
+        s = pl_network_open(w, &o, l->column_ranks, l->members, w->nodes == 1, &n);
+    s = pl_world_agree(w, s);
+    snprintf(reason, sizeof reason, "%.255s", x->why);
+    snprintf(x->why, sizeof x->why, "%.900s; %s%s%s", why, reason, n.how[0] ? "; by " : "", n.how);
+    if (s == PL_OK)
+        s = pl_world_agree(w, pl_exchange_network_open(x, l->column >= 0 ? &n : NULL));
+    else
+        pl_network_close(&n, true);
+    return s;
 }
 
 static pl_status open(struct pl_exchange *x)
 {
     if (x->world->ranks == 1)
         return open_alone(x);
-    pl_status s = open_shared(x);
-    return s == PL_END ? pl_exchange_native_open(x) : s;
+    PL_TRY(find_levels(x, true));
+    pl_status s = open_node(x);
+    if (s < 0)
+        return s;
+    if (s == PL_OK && x->world->nodes == 1) {
+        x->algorithm = &pl_algorithm_shared;
+        snprintf(x->name, sizeof x->name, "shared memory");
+        return PL_OK;
+    }
+    if (s == PL_END)
+        PL_TRY(find_levels(x, false));
+    return open_network(x);
 }
 
 static struct pl_exchange *make(const struct pl_exchange_options *o, int64_t elems)
@@ -70,11 +202,28 @@ pl_status pl_exchange_create(struct pl_world *w, const struct pl_exchange_option
     return s;
 }
 
-pl_status pl_exchange_create_in(void *memory, int rank, int ranks, const struct pl_exchange_options *o, int64_t elems,
-                                struct pl_exchange **out)
+static pl_status open_in(struct pl_exchange *x, void *memory, const struct pl_network *network)
+{
+    if (memory)
+        PL_TRY(pl_exchange_shared_open(x, memory, x->levels.place, x->levels.node_ranks, x->levels.node));
+    if (!network) {
+        x->algorithm = &pl_algorithm_shared;
+        snprintf(x->name, sizeof x->name, "shared memory");
+        return PL_OK;
+    }
+    PL_TRY(make_slabs(x));
+    PL_TRY(choose_algorithm(x, network->table->name));
+    return pl_exchange_network_open(x, network);
+}
+
+pl_status pl_exchange_create_in(void *memory, const struct pl_levels *levels, const struct pl_network *network,
+                                const struct pl_exchange_options *o, int64_t elems, struct pl_exchange **out)
 {
     struct pl_exchange *x = make(o, elems);
-    pl_status s = x ? pl_exchange_shared_open(x, memory, rank, ranks) : PL_ERR_MEMORY;
+    if (!x)
+        return PL_ERR_MEMORY;
+    x->levels = *levels;
+    pl_status s = open_in(x, memory, network);
     if (s < 0)
         pl_exchange_destroy(x);
     else
@@ -88,13 +237,16 @@ void pl_exchange_destroy(struct pl_exchange *x)
         return;
     if (x->algorithm)
         x->algorithm->close(x);
-    pl_free(x->own[0]);
-    pl_free(x->own[1]);
+    pl_exchange_shared_close(x);
+    for (int i = 0; i < 3; i++)
+        pl_free(x->own[i]);
+    if (x->world)
+        free_levels(&x->levels);
     pl_free(x);
 }
 
 const char *pl_exchange_transport(const struct pl_exchange *x) { return x->transport; }
-const char *pl_exchange_algorithm(const struct pl_exchange *x) { return x->algorithm ? x->algorithm->name : "none"; }
+const char *pl_exchange_algorithm(const struct pl_exchange *x) { return x->name; }
 const char *pl_exchange_why(const struct pl_exchange *x) { return x->why; }
 float *pl_exchange_gradient(struct pl_exchange *x) { return x->gradient; }
 const float *pl_exchange_agreed(const struct pl_exchange *x) { return x->sum; }

@@ -1,7 +1,7 @@
 /* exchange: adds up gradients over the ranks while backward goes on, and carries all other traffic.
- * Ranks that share one node add up in memory that they share, each in its own main thread; otherwise one
- * thread talks to the transport, and everything here is a request to it. Requests are served in order, so
- * every rank must make the same ones in the same order. All functions: main thread. */
+ * Ranks that share one node add up in memory that they share, each in its own main thread. Between nodes one
+ * thread talks to the transport, and everything here is a request to it; only one part a node goes out. Requests
+ * are served in order, so every rank must make the same ones in the same order. All functions: main thread. */
 #ifndef PL_EXCHANGE_H
 #define PL_EXCHANGE_H
 
@@ -11,9 +11,14 @@ struct pl_exchange;
 
 struct pl_exchange_options {
     const char *transport; /* name or "auto" */
-    bool shared_memory;    /* between the ranks of one node, where it can be had */
+    const char *algorithm; /* name or "auto" */
+    const char *table;     /* file of measured choices for auto, or NULL */
+    bool two_level;        /* shared memory within a node, where it can be had. With all ranks on one node a transport
+                            * or an algorithm that is asked for by name is used instead. */
+    struct pl_transport_options network; /* timeout_ms: as below */
     double bucket_bytes;   /* a bucket goes out when it holds this much */
-    double timeout_ms;     /* of every wait */
+    double timeout_ms;     /* of a wait in which nothing moves */
+    bool direct;           /* no thread: the main thread does it all, polling, in finish, sum and max */
 };
 struct pl_exchange_times {
     double exposed_ms; /* main thread was busy with it or waited for it */
@@ -27,7 +32,7 @@ pl_status pl_exchange_create(struct pl_world *w, const struct pl_exchange_option
 /* Ends the thread, then closes. Collective when no error happened; after an error nothing is waited for. */
 void pl_exchange_destroy(struct pl_exchange *x);
 const char *pl_exchange_transport(const struct pl_exchange *x); /* between nodes: name, or "none" */
-const char *pl_exchange_algorithm(const struct pl_exchange *x); /* "shared memory", "native", "none" */
+const char *pl_exchange_algorithm(const struct pl_exchange *x); /* "shared memory", "native", "ring", "none" ... */
 const char *pl_exchange_why(const struct pl_exchange *x);       /* a sentence */
 
 /* Host memory, [elems], zeroed, until destroy: where this rank writes its gradient, between begin and ready,

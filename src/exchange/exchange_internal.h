@@ -2,14 +2,15 @@
 #ifndef PL_EXCHANGE_INTERNAL_H
 #define PL_EXCHANGE_INTERNAL_H
 
+#include "exchange/choose.h"
 #include "exchange/exchange.h"
+#include "exchange/group.h"
 
-struct pl_native; /* progress.c */
-struct pl_shared; /* node.c */
+struct pl_progress; /* progress.c */
+struct pl_shared;   /* node.c */
 
 /* A way to add up over several ranks. Called by the main thread, the same calls on every rank. */
 struct pl_algorithm {
-    const char *name;
     /* Elements [a, b) of the gradient are final: adds them up, or starts to. */
     pl_status (*post_bucket)(struct pl_exchange *x, int64_t a, int64_t b);
     /* The same for n doubles, in place. */
@@ -19,44 +20,59 @@ struct pl_algorithm {
     void (*close)(struct pl_exchange *x);
 };
 
+/* Who adds up with whom: the ranks of this node in memory that they share, then those of equal place (a column)
+ * over all nodes. A node's sum is cut into as many parts as every node has ranks. One level: all ranks are one column. */
+struct pl_levels {
+    int *node, node_ranks, place; /* [node_ranks]; this rank's place among them */
+    int *column_ranks, members;   /* [members] of this rank's column */
+    int column, columns;          /* column -1: of a place that some node lacks; it waits for the others */
+};
+
 struct pl_exchange {
-    struct pl_world *world; /* NULL in tests of the shared memory alone */
+    struct pl_world *world; /* NULL in tests without MPI */
     struct pl_exchange_options options;
     const struct pl_algorithm *algorithm; /* NULL with one rank */
-    struct pl_native *native;
-    struct pl_shared *shared;
+    struct pl_levels levels;
+    struct pl_shared *shared;     /* NULL: one level */
+    struct pl_progress *progress; /* NULL: one node */
+    struct pl_choice choice;
     const char *transport;
-    char why[256];
+    char why[1400], name[128];
     float *gradient, *sum; /* [elems] */
-    float *own[2];         /* those of them that close with us */
-    int64_t elems, step;
+    float *partial;        /* [partial_elems] this node's sum of the parts of this rank's column */
+    float *own[3];         /* those of them that close with us */
+    int64_t elems, partial_elems, step;
     int64_t bucket_end, ready_from; /* elements of the open bucket: [ready_from, bucket_end) */
     double first_post_ms, within_ms;
 };
 
-/* progress.c: MPI's all-reduce, driven by a thread. Collective. */
-extern const struct pl_algorithm pl_algorithm_native;
-pl_status pl_exchange_native_open(struct pl_exchange *x);
+/* progress.c: over a network; NULL: this rank has no column. With shared memory, on two levels. */
+extern const struct pl_algorithm pl_algorithm_network;
+pl_status pl_exchange_network_open(struct pl_exchange *x, const struct pl_network *network);
 
-/* node.c: `memory` is shared by all `ranks`, zeroed, at least pl_exchange_shared_bytes. */
+/* node.c: `memory` is shared by all `ranks`, zeroed, at least pl_exchange_shared_bytes. name[ranks]: their numbers
+ * in the run, NULL: the same. */
 extern const struct pl_algorithm pl_algorithm_shared;
 size_t pl_exchange_shared_bytes(int ranks, int64_t elems);
-pl_status pl_exchange_shared_open(struct pl_exchange *x, void *memory, int rank, int ranks);
+pl_status pl_exchange_shared_open(struct pl_exchange *x, void *memory, int rank, int ranks, const int *name);
+void pl_exchange_shared_close(struct pl_exchange *x);
 
 /* What a rank should touch first, so that it lies near it: its own gradient and its part of the sum. */
 struct pl_extent { size_t offset, bytes; };
 enum { PL_OWN_EXTENTS = 2 };
 void pl_exchange_shared_extents(int rank, int ranks, int64_t elems, struct pl_extent own[PL_OWN_EXTENTS]);
 
-/* shared_memory.c: maps `bytes` that all ranks of the run, on one node, share and reserves this rank's own.
- * PL_END on all ranks with the reason in why where that cannot be had. Collective. */
-pl_status pl_exchange_map(struct pl_world *w, size_t bytes, const struct pl_extent own[PL_OWN_EXTENTS], void **out,
-                          char *why, size_t why_bytes);
+/* shared_memory.c: maps `bytes` that the ranks node[ranks], which lie on one node, share and reserves this rank's
+ * own. PL_END on all ranks of the run with the reason in why where any of them cannot have that. Collective. */
+pl_status pl_exchange_map(struct pl_world *w, const int *node, int ranks, size_t bytes, const struct pl_extent own[PL_OWN_EXTENTS],
+                          void **out, char *why, size_t why_bytes);
 void pl_exchange_unmap(void *memory, size_t bytes);
 
-/* An exchange in given shared memory, for tests: no world, the ranks are threads or forked processes. */
-pl_status pl_exchange_create_in(void *memory, int rank, int ranks, const struct pl_exchange_options *o, int64_t elems,
-                                struct pl_exchange **out);
+/* For tests without a world, whose ranks are threads or forked processes: an exchange in given shared memory, over a
+ * given network, which it takes over, or on both levels. memory, network NULL: none. The lists in levels stay the
+ * caller's. */
+pl_status pl_exchange_create_in(void *memory, const struct pl_levels *levels, const struct pl_network *network,
+                                const struct pl_exchange_options *o, int64_t elems, struct pl_exchange **out);
 
 /* The one message of a wait that took too long. missing: "2, 5". */
 pl_status pl_exchange_timed_out(const struct pl_exchange *x, int64_t step, const char *missing);

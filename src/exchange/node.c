@@ -16,8 +16,10 @@
  *    t + 1 is added up before all ranks have posted it;
  *  - of a rank's small values there are two copies, used in turn: who writes number k + 2 has read everybody's
  *    k + 1, and who posted k + 1 had read everybody's k.
- * Between nodes, rank 0 of each node would exchange what is done here before it is called whole. */
+ * Where there are several nodes, progress.c sums over them what was added up here before it is called whole. */
 #include "exchange/exchange_internal.h"
+#include "exchange/node.h"
+#include "exchange/schedule.h"
 
 #include <linux/futex.h>
 #include <sched.h>
@@ -27,7 +29,6 @@
 #include <unistd.h>
 
 #define PAGE 4096
-#define LINE_ELEMS 16   /* floats of a cache line */
 #define BLOCK 2048      /* elements added up at a time: the sum stays in the first-level cache */
 #define GRAIN 16384     /* of a thread's part */
 #define MAX_BUCKETS 256 /* posted and not yet added up by this rank; posting waits beyond */
@@ -46,6 +47,8 @@ struct control {
     uint64_t token;                         /* of pl_exchange_map */
     _Alignas(64) _Atomic uint32_t events;   /* a futex: changes when somebody moves on while others sleep */
     _Atomic uint32_t sleepers;
+    _Alignas(64) _Atomic uint64_t results; /* of values that all nodes said */
+    double result[2][PL_EXCHANGE_VALUES];
     struct line line[];
 };
 
@@ -54,6 +57,7 @@ struct pl_shared {
     struct control *control;
     struct line *mine;
     int rank, ranks;
+    const int *name; /* [ranks] in the run; NULL: the same */
     size_t slab; /* elements from one rank's gradient to the next one's, and to the sum */
     struct { int64_t a, b; } bucket[MAX_BUCKETS];
     uint64_t posted, done, said; /* as in the line */
@@ -69,13 +73,6 @@ static size_t control_bytes(int ranks) { return whole_pages(sizeof(struct contro
 static size_t slab_bytes(int64_t elems) { return whole_pages((size_t)elems * sizeof(float)); }
 
 size_t pl_exchange_shared_bytes(int ranks, int64_t elems) { return control_bytes(ranks) + (size_t)(ranks + 1) * slab_bytes(elems); }
-
-/* Where part r of n elements begins, at a cache line. */
-static int64_t part(int64_t n, int r, int ranks)
-{
-    int64_t lines = (n + LINE_ELEMS - 1) / LINE_ELEMS, at = lines * r / ranks * LINE_ELEMS;
-    return at < n ? at : n;
-}
 
 void pl_exchange_shared_extents(int rank, int ranks, int64_t elems, struct pl_extent own[PL_OWN_EXTENTS])
 {
@@ -100,20 +97,27 @@ static void add_one(const float *restrict x, float *restrict sum, int64_t n)
         sum[i] += x[i];
 }
 
+static void add_range(const struct pl_shared *s, int64_t a, int64_t n, float *out)
+{
+    const float *first = s->exchange->gradient - (size_t)s->rank * s->slab + a;
+    for (int64_t i = 0, m; i < n; i += m) {
+        m = n - i < BLOCK ? n - i : BLOCK;
+        if (s->ranks == 1) {
+            memcpy(out + i, first + i, (size_t)m * sizeof *out);
+            continue;
+        }
+        add_two(first + i, first + s->slab + i, out + i, m);
+        for (int r = 2; r < s->ranks; r++)
+            add_one(first + (size_t)r * s->slab + i, out + i, m);
+    }
+}
+
 struct stretch { const struct pl_shared *s; int64_t a; };
 
 static void add_stretch(void *arg, int64_t begin, int64_t end)
 {
     const struct stretch *t = arg;
-    const struct pl_shared *s = t->s;
-    const float *first = s->exchange->gradient - (size_t)s->rank * s->slab;
-    for (int64_t i = t->a + begin, n; i < t->a + end; i += n) {
-        n = t->a + end - i < BLOCK ? t->a + end - i : BLOCK;
-        float *sum = s->exchange->sum + i;
-        add_two(first + i, first + s->slab + i, sum, n);
-        for (int r = 2; r < s->ranks; r++)
-            add_one(first + (size_t)r * s->slab + i, sum, n);
-    }
+    add_range(t->s, t->a + begin, end - begin, t->s->exchange->sum + t->a + begin);
 }
 
 static uint64_t posted_by_all(const struct pl_shared *s)
@@ -141,7 +145,7 @@ static void add_up(struct pl_shared *s)
 {
     for (uint64_t all = posted_by_all(s); s->done < all; wake(s)) {
         int64_t a = s->bucket[s->done % MAX_BUCKETS].a, n = s->bucket[s->done % MAX_BUCKETS].b - a;
-        int64_t begin = part(n, s->rank, s->ranks), end = part(n, s->rank + 1, s->ranks);
+        int64_t begin = pl_part(n, s->rank, s->ranks), end = pl_part(n, s->rank + 1, s->ranks);
         struct stretch stretch = {s, a + begin};
         pl_parallel_for(end - begin, GRAIN, add_stretch, &stretch);
         atomic_store(&s->mine->done, ++s->done);
@@ -157,17 +161,18 @@ static void sleep_until_event(struct pl_shared *s, uint32_t seen)
 }
 
 /* Who has posted less than this rank, or else has added up less. */
-static pl_status timed_out(const struct pl_shared *s)
+static pl_status timed_out(const struct pl_shared *s, int64_t step)
 {
+    uint64_t said = atomic_load(&s->mine->said), posted = atomic_load(&s->mine->posted);
     char missing[256] = "";
     for (int behind = 0; behind < 2 && !missing[0]; behind++)
         for (int r = 0, at = 0; r < s->ranks && at < (int)sizeof missing - 16; r++) {
             const struct line *l = &s->control->line[r];
-            bool late = behind == 0 ? atomic_load(&l->said) < s->said || atomic_load(&l->posted) < s->posted : atomic_load(&l->done) < s->posted;
+            bool late = behind == 0 ? atomic_load(&l->said) < said || atomic_load(&l->posted) < posted : atomic_load(&l->done) < posted;
             if (late)
-                at += snprintf(missing + at, sizeof missing - (size_t)at, "%s%d", at ? ", " : "", r);
+                at += snprintf(missing + at, sizeof missing - (size_t)at, "%s%d", at ? ", " : "", s->name ? s->name[r] : r);
         }
-    return pl_exchange_timed_out(s->exchange, s->exchange->step, missing);
+    return pl_exchange_timed_out(s->exchange, step, missing);
 }
 
 typedef bool condition(struct pl_shared *s);
@@ -189,7 +194,7 @@ static pl_status wait_until(struct pl_shared *s, condition *holds)
         if (holds(s))
             break;
         if (pl_now_ms() - begin > s->exchange->options.timeout_ms) {
-            status = timed_out(s);
+            status = timed_out(s, s->exchange->step);
             break;
         }
         sleep_until_event(s, seen);
@@ -221,12 +226,12 @@ static bool all_have_said(struct pl_shared *s)
     return true;
 }
 
-static double reduced(const struct pl_shared *s, int i)
+static double reduced(const struct pl_shared *s, uint64_t number, enum pl_reduce op, int i)
 {
-    double result = s->control->line[0].value[s->said % 2][i];
+    double result = s->control->line[0].value[number % 2][i];
     for (int r = 1; r < s->ranks; r++) {
-        double v = s->control->line[r].value[s->said % 2][i];
-        result = s->op == PL_MAX_F64 ? (v > result ? v : result) : result + v;
+        double v = s->control->line[r].value[number % 2][i];
+        result = op == PL_MAX_F64 ? (v > result ? v : result) : result + v;
     }
     return result;
 }
@@ -237,10 +242,76 @@ static pl_status finish_values(struct pl_shared *s)
         return PL_OK;
     PL_TRY(wait_until(s, all_have_said));
     for (int i = 0; i < s->n; i++)
-        s->values[i] = reduced(s, i);
+        s->values[i] = reduced(s, s->said, s->op, i);
     s->values = NULL;
     return PL_OK;
 }
+
+/* ---- with a network: the exchange thread's side --------------------------------------------------- */
+
+void pl_node_post(struct pl_shared *s)
+{
+    atomic_store(&s->mine->posted, ++s->posted);
+    wake(s);
+}
+
+void pl_node_say(struct pl_shared *s, const double *values, int n)
+{
+    memcpy(s->mine->value[(s->said + 1) % 2], values, (size_t)n * sizeof *values);
+    atomic_store(&s->mine->said, ++s->said);
+}
+
+static bool all_are_done(struct pl_shared *s)
+{
+    for (int r = 0; r < s->ranks; r++)
+        if (atomic_load(&s->control->line[r].done) < s->posted)
+            return false;
+    return true;
+}
+
+pl_status pl_node_drain(struct pl_shared *s) { return wait_until(s, all_are_done); }
+
+bool pl_node_posted(const struct pl_shared *s, uint64_t bucket)
+{
+    for (int r = 0; r < s->ranks; r++)
+        if (atomic_load(&s->control->line[r].posted) < bucket)
+            return false;
+    return true;
+}
+
+void pl_node_add(const struct pl_shared *s, int64_t a, int64_t n, float *out) { add_range(s, a, n, out); }
+
+void pl_node_done(struct pl_shared *s)
+{
+    atomic_fetch_add(&s->mine->done, 1);
+    wake(s);
+}
+
+bool pl_node_reduce(struct pl_shared *s, uint64_t number, enum pl_reduce op, double *out, int n)
+{
+    for (int r = 0; r < s->ranks; r++)
+        if (atomic_load(&s->control->line[r].said) < number)
+            return false;
+    for (int i = 0; i < n; i++)
+        out[i] = reduced(s, number, op, i);
+    return true;
+}
+
+void pl_node_publish(struct pl_shared *s, uint64_t number, const double *values, int n)
+{
+    memcpy(s->control->result[number % 2], values, (size_t)n * sizeof *values);
+    atomic_store(&s->control->results, number);
+}
+
+bool pl_node_result(const struct pl_shared *s, uint64_t number, double *out, int n)
+{
+    if (atomic_load(&s->control->results) < number)
+        return false;
+    memcpy(out, s->control->result[number % 2], (size_t)n * sizeof *out);
+    return true;
+}
+
+pl_status pl_node_timed_out(const struct pl_shared *s, int64_t step) { return timed_out(s, step); }
 
 /* ---- the algorithm ------------------------------------------------------------------------------ */
 
@@ -279,34 +350,33 @@ static pl_status shared_drain(struct pl_exchange *x)
     return finish_values(x->shared);
 }
 
-pl_status pl_exchange_shared_open(struct pl_exchange *x, void *memory, int rank, int ranks)
+pl_status pl_exchange_shared_open(struct pl_exchange *x, void *memory, int rank, int ranks, const int *name)
 {
     struct pl_shared *s = pl_alloc(sizeof *s, "exchange");
     if (!s)
         return PL_ERR_MEMORY;
-    *s = (struct pl_shared){.exchange = x, .control = memory, .rank = rank, .ranks = ranks};
+    *s = (struct pl_shared){.exchange = x, .control = memory, .rank = rank, .ranks = ranks, .name = name};
     s->mine = &s->control->line[rank];
     s->slab = slab_bytes(x->elems) / sizeof(float);
     float *slabs = (float *)(void *)((char *)memory + control_bytes(ranks));
     x->gradient = slabs + (size_t)rank * s->slab;
     x->sum = slabs + (size_t)ranks * s->slab;
     x->shared = s;
-    x->algorithm = &pl_algorithm_shared;
     return PL_OK;
 }
 
 /* The others keep what they have mapped. */
-static void shared_close(struct pl_exchange *x)
+void pl_exchange_shared_close(struct pl_exchange *x)
 {
-    if (x->world)
+    if (x->world && x->shared)
         pl_exchange_unmap(x->shared->control, pl_exchange_shared_bytes(x->shared->ranks, x->elems));
     pl_free(x->shared);
+    x->shared = NULL;
 }
 
 const struct pl_algorithm pl_algorithm_shared = {
-    .name = "shared memory",
     .post_bucket = shared_post_bucket,
     .post_values = shared_post_values,
     .drain = shared_drain,
-    .close = shared_close,
+    .close = pl_exchange_shared_close,
 };

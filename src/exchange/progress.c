@@ -1,295 +1,502 @@
-/* MPI's own all-reduce, driven by a thread: it starts requests in the order they come, polls those in
- * flight, and watches the clock. It alone calls the transport. While compute runs it sleeps between polls,
- * because a spinning progress thread steals the compute core (horovod#2804); once the main thread waits too,
- * the core is free and it polls, yielding. A wait beyond the timeout ends with a roll-call that
- * names the ranks that are missing. */
+/* Over a network: requests are carried out in the order they come, several at a time, by a thread that alone
+ * calls the transport. While compute runs it sleeps until something can be moved, because a spinning progress
+ * thread steals the compute core (horovod#2804); once the main thread waits too, the core is free and it polls
+ * for a moment, yielding. Where nothing overlaps, the main thread does the same work itself (direct).
+ *
+ * On two levels (the ranks of a node share memory) a bucket has three stages: once all of this node have posted
+ * it, this rank adds its part of it over their slabs; that part is summed with those of the same part on the
+ * other nodes; then it counts as done. Small values are added by the node's first rank, which hands the result
+ * to the others. A wait in which nothing moves for too long ends with a roll-call that names the ranks that are
+ * missing. */
+#include "exchange/collective.h"
 #include "exchange/exchange_internal.h"
-#include "exchange/group.h"
+#include "exchange/node.h"
 
 #include <sched.h>
 #include <string.h>
 
-#define POLL_SLEEP_MS 0.05
+#define YIELD_MS 1.0      /* of polling while the main thread waits, after anything moved */
+#define SLEEP_MS 100.0    /* at most */
+#define NODE_SLEEP_MS 0.1 /* while waiting for ranks of this node, who cannot wake the transport */
 #define ROLL_CALL_MS 1000.0
 
 /* A bucket can hold few elements, but a slab has at most so many in flight; posting waits beyond. */
 #define MAX_REQUESTS 256
 
+enum kind { BUCKET, VALUES, STOP };
+
 struct request {
+    enum kind kind;
     enum pl_reduce op;
-    bool stop; /* the last one */
-    const void *in;
-    void *out;
-    int64_t n, step;
+    int64_t a, n;    /* BUCKET: elements [a, a + n) */
+    double *values;  /* VALUES: [n] */
+    int64_t step;
+    uint64_t number; /* buckets, and values, from the start of the run */
     double posted_ms;
 };
 
+enum stage { POSTED, ON_NODE, ON_NETWORK, WHOLE };
+
 struct flight {
     struct request what;
-    struct pl_request request;
+    enum stage stage;
+    bool by_library;
+    struct pl_request request; /* by_library */
+    unsigned ticket;           /* otherwise */
+    const void *in;
+    void *out;
+    int64_t n;
+    double said[PL_EXCHANGE_VALUES], sum[PL_EXCHANGE_VALUES];
 };
 
-struct pl_native {
+struct pl_progress {
     struct pl_exchange *exchange;
-    const struct pl_transport_table *table;
-    struct pl_transport *transport;
-    struct pl_network network;
+    struct pl_network network; /* table NULL: this rank has no counterpart on some node, and no network */
+    struct pl_collectives *collectives;
+    struct pl_memory *memory[2];
 
     /* `lock` guards the ring and the counts; nothing else is locked while it is held. */
     pthread_t thread;
     pthread_mutex_t lock;
     pthread_cond_t to_thread, to_main;
     struct request ring[MAX_REQUESTS];
-    unsigned head, tail; /* ring[head % MAX] is next to be started; tail is where the next goes */
-    unsigned done;       /* requests finished; all of them when done == tail */
+    unsigned tail;        /* where the next goes */
+    unsigned done;        /* requests finished; all of them when done == tail */
     pl_status failed;
     _Atomic bool main_waits; /* the core is ours: poll without sleeping */
-    struct flight flight[MAX_REQUESTS]; /* the thread's own */
+    _Atomic bool asleep;     /* in the transport: a new request wakes it */
+    bool threaded;
+    uint64_t buckets, values; /* posted by the main thread */
+
+    /* The thread's own. Flights [done, taken) are under way, [done, begun) of them on the network or beyond. */
+    struct flight flight[MAX_REQUESTS];
+    unsigned taken, begun;
+    uint64_t next_op;    /* numbers what goes over the network */
+    double moved_ms;     /* when anything moved last */
+    int64_t partial_at;  /* of the node's sums that are in use */
+    int64_t partial_step;
 };
 
-static pl_status start(struct pl_native *n, struct flight *f)
+/* ---- the stages of a flight --------------------------------------------------------------------- */
+
+/* Elements of [a, a + n) that this rank adds up over its node. */
+static int64_t own_part(const struct pl_exchange *x, int64_t n, int64_t *begin)
 {
+    const struct pl_levels *l = &x->levels;
+    if (l->column < 0)
+        return *begin = 0;
+    *begin = pl_part(n, l->column, l->columns);
+    return pl_part(n, l->column + 1, l->columns) - *begin;
+}
+
+/* false: others of this node have not posted it yet. */
+static bool add_on_node(struct pl_progress *p, struct flight *f)
+{
+    struct pl_exchange *x = p->exchange;
+    int64_t begin;
+    if (!pl_node_posted(x->shared, f->what.number))
+        return false;
+    f->n = own_part(x, f->what.n, &begin);
+    if (p->partial_step != f->what.step) {
+        p->partial_step = f->what.step;
+        p->partial_at = 0;
+    }
+    float *partial = x->partial + p->partial_at;
+    p->partial_at += f->n;
+    pl_node_add(x->shared, f->what.a + begin, f->n, partial);
+    f->in = partial;
+    f->out = x->sum + f->what.a + begin;
+    return true;
+}
+
+static bool is_first_of_node(const struct pl_exchange *x) { return x->levels.column == 0; }
+
+/* Values on two levels. false: not yet. */
+static bool gather_on_node(struct pl_progress *p, struct flight *f)
+{
+    struct pl_exchange *x = p->exchange;
+    if (!is_first_of_node(x)) {
+        if (!pl_node_result(x->shared, f->what.number, f->what.values, (int)f->what.n))
+            return false;
+        f->stage = WHOLE;
+        return true;
+    }
+    if (!pl_node_reduce(x->shared, f->what.number, f->what.op, f->said, (int)f->what.n))
+        return false;
+    f->in = f->said;
+    f->out = f->sum;
+    f->n = f->what.n;
+    return true;
+}
+
+/* POSTED -> ON_NODE, or WHOLE. */
+static bool prepare_flight(struct pl_progress *p, struct flight *f)
+{
+    struct pl_exchange *x = p->exchange;
+    f->stage = ON_NODE;
+    if (x->shared) {
+        bool ready = f->what.kind == BUCKET ? add_on_node(p, f) : gather_on_node(p, f);
+        if (!ready)
+            f->stage = POSTED;
+        return ready;
+    }
+    f->n = f->what.n;
+    if (f->what.kind == BUCKET) {
+        f->in = x->gradient + f->what.a;
+        f->out = x->sum + f->what.a;
+    } else {
+        memcpy(f->said, f->what.values, (size_t)f->n * sizeof *f->said);
+        f->in = f->said;
+        f->out = f->sum;
+    }
+    return true;
+}
+
+/* ON_NODE -> ON_NETWORK. PL_END: those under way come first. */
+static pl_status begin_flight(struct pl_progress *p, struct flight *f)
+{
+    struct pl_exchange *x = p->exchange;
+    size_t bytes = (size_t)f->n * (f->what.op == PL_SUM_F32 ? sizeof(float) : sizeof(double));
+    enum pl_pattern pattern;
     if (pl_fault("exchange.start", f->what.step))
         return pl_error(PL_ERR_PEER, "exchange", "debug.fault at exchange.start");
-    return n->table->post_allreduce(n->transport, f->what.op, f->what.in, f->what.out, f->what.n, &f->request);
-}
-
-/* Everybody who waits tells everybody else the step it is in; who does not answer is missing. */
-static void roll_call(struct pl_native *n, char *text, size_t bytes)
-{
-    int ranks = n->exchange->world->ranks, me = n->exchange->world->rank;
-    size_t at = 0;
-    int64_t mine = n->ring[n->done % MAX_REQUESTS].step;
-    struct pl_request *send = pl_alloc((size_t)ranks * 2 * sizeof *send, "roll-call");
-    int64_t *step = pl_alloc((size_t)ranks * sizeof *step, "roll-call");
-    text[0] = '\0';
-    if (!send || !step)
-        return;
-    struct pl_request *receive = send + ranks;
-    const struct pl_label label = {.bucket = PL_CONTROL_BUCKET};
-    for (int r = 0; r < ranks; r++) {
-        if (r == me)
-            continue;
-        n->table->post_receive(n->transport, r, label, &step[r], sizeof step[r], &receive[r]);
-        n->table->post_send(n->transport, r, label, &mine, sizeof mine, &send[r]);
+    f->by_library = !pl_choose_pattern(&x->choice, bytes, &pattern);
+    if (f->by_library) {
+        PL_TRY(p->network.table->post_allreduce(p->network.transport, f->what.op, f->in, f->out, f->n, &f->request));
+    } else {
+        struct pl_reduction r = {.pattern = pattern, .op = f->what.op, .in = f->in, .out = f->out, .n = f->n,
+                                 .step = (uint64_t)(f->what.step + 1), .bucket = (uint32_t)(p->next_op % PL_CONTROL_BUCKET)};
+        pl_status s = pl_collectives_start(p->collectives, &r, &f->ticket);
+        if (s != PL_OK)
+            return s;
     }
-    for (double end = pl_now_ms() + ROLL_CALL_MS; pl_now_ms() < end; pl_sleep_ms(1)) {
-        bool done;
-        for (int r = 0; r < ranks; r++) {
-            if (receive[r].active)
-                n->table->test(n->transport, &receive[r], &done);
-            if (send[r].active)
-                n->table->test(n->transport, &send[r], &done);
-        }
-    }
-    for (int r = 0; r < ranks && at + 16 < bytes; r++)
-        if (r != me && receive[r].active)
-            at += (size_t)snprintf(text + at, bytes - at, "%s%d", at ? ", " : "", r);
-    /* send and step stay: requests may still be in flight, and the process is about to end. */
-}
-
-static pl_status timed_out(struct pl_native *n, const struct flight *f)
-{
-    char missing[256];
-    roll_call(n, missing, sizeof missing);
-    return pl_exchange_timed_out(n->exchange, f->what.step, missing);
-}
-
-/* Tests what is in flight, in order; *some says that anything ended. */
-static pl_status poll_flights(struct pl_native *n, struct flight *flight, unsigned from, unsigned to,
-                              bool *some)
-{
-    *some = false;
-    for (unsigned i = from; i != to; i++) {
-        struct flight *f = &flight[i % MAX_REQUESTS];
-        bool done = false;
-        if (!f->request.active)
-            continue;
-        PL_TRY(n->table->test(n->transport, &f->request, &done));
-        if (done)
-            *some = true;
-        else if (pl_now_ms() - f->what.posted_ms > n->exchange->options.timeout_ms)
-            return timed_out(n, f);
-    }
+    p->next_op++;
+    f->stage = ON_NETWORK;
     return PL_OK;
 }
 
-/* Takes new requests; true when told to stop. Waits for one only while nothing is in flight. */
-static bool take(struct pl_native *n, struct flight *flight, unsigned *started, unsigned *to)
+/* ON_NETWORK -> WHOLE */
+static pl_status test_flight(struct pl_progress *p, struct flight *f)
 {
-    pthread_mutex_lock(&n->lock);
-    while (n->head == n->tail && n->done == n->tail)
-        pthread_cond_wait(&n->to_thread, &n->lock);
-    *started = n->head;
-    for (; n->head != n->tail; n->head++) {
-        flight[n->head % MAX_REQUESTS].what = n->ring[n->head % MAX_REQUESTS];
-        flight[n->head % MAX_REQUESTS].request.active = false;
-    }
-    *to = n->head;
-    pthread_mutex_unlock(&n->lock);
-    return *started != *to && flight[(*to - 1) % MAX_REQUESTS].what.stop;
+    bool done = false;
+    if (f->by_library)
+        PL_TRY(p->network.table->test(p->network.transport, &f->request, &done));
+    else
+        done = pl_collectives_done(p->collectives, f->ticket);
+    if (done)
+        f->stage = WHOLE;
+    return PL_OK;
 }
 
-static void publish(struct pl_native *n, struct flight *flight, unsigned to, pl_status failed)
+static void finish_flight(struct pl_progress *p, struct flight *f)
 {
-    pthread_mutex_lock(&n->lock);
-    while (n->done != to && !flight[n->done % MAX_REQUESTS].request.active)
-        n->done++;
-    n->failed = failed;
-    pthread_cond_broadcast(&n->to_main);
-    pthread_mutex_unlock(&n->lock);
+    struct pl_exchange *x = p->exchange;
+    if (x->shared && f->what.kind == BUCKET)
+        pl_node_done(x->shared);
+    if (f->what.kind == BUCKET || (x->shared && !is_first_of_node(x)))
+        return;
+    memcpy(f->what.values, f->sum, (size_t)f->what.n * sizeof *f->sum);
+    if (x->shared)
+        pl_node_publish(x->shared, f->what.number, f->sum, (int)f->what.n);
+}
+
+/* ---- waiting too long --------------------------------------------------------------------------- */
+
+/* Everybody who waits tells everybody else; who does not answer is missing. */
+static void roll_call(struct pl_progress *p, char *text, size_t bytes)
+{
+    const struct pl_transport_table *t = p->network.table;
+    const struct pl_label label = {.bucket = PL_CONTROL_BUCKET};
+    int members = p->network.group.members, me = p->network.group.me;
+    size_t at = 0;
+    static const char here = 1;
+    char *answer = pl_alloc((size_t)members, "roll-call");
+    struct pl_request *send = pl_alloc((size_t)members * 2 * sizeof *send, "roll-call"), *receive = send + members;
+    if (!send || !answer)
+        return;
+    for (int r = 0; r < members; r++) {
+        if (r == me)
+            continue;
+        t->post_receive(p->network.transport, r, label, &answer[r], 1, &receive[r]);
+        t->post_send(p->network.transport, r, label, &here, 1, &send[r]);
+    }
+    for (double end = pl_now_ms() + ROLL_CALL_MS; pl_now_ms() < end;) {
+        bool done;
+        t->progress(p->network.transport, 1);
+        for (int r = 0; r < members; r++) {
+            if (receive[r].active)
+                t->test(p->network.transport, &receive[r], &done);
+            if (send[r].active)
+                t->test(p->network.transport, &send[r], &done);
+        }
+    }
+    for (int r = 0; r < members && at + 16 < bytes; r++)
+        if (r != me && !answer[r])
+            at += (size_t)snprintf(text + at, bytes - at, "%s%d", at ? ", " : "", p->network.group.rank[r]);
+    /* send and answer stay: requests may still be in flight, and the process is about to end. */
+}
+
+static pl_status timed_out(struct pl_progress *p)
+{
+    const struct flight *f = &p->flight[p->done % MAX_REQUESTS];
+    char missing[256] = "";
+    if (p->exchange->shared && f->stage == POSTED)
+        return pl_node_timed_out(p->exchange->shared, f->what.step);
+    if (p->network.table)
+        roll_call(p, missing, sizeof missing);
+    return pl_exchange_timed_out(p->exchange, f->what.step, missing);
+}
+
+/* ---- the rounds --------------------------------------------------------------------------------- */
+
+/* Every flight goes on as far as it can; those before it first, since all ranks begin them in one order. */
+static pl_status move_flights(struct pl_progress *p, bool *some)
+{
+    bool moved = false;
+    *some = false;
+    for (unsigned i = p->begun; i != p->taken; i++) {
+        struct flight *f = &p->flight[i % MAX_REQUESTS];
+        if (f->stage == POSTED)
+            *some |= prepare_flight(p, f);
+        if (f->stage == POSTED)
+            break;
+        if (i == p->begun && f->stage == ON_NODE && f->n == 0)
+            f->stage = WHOLE;
+        pl_status s = i == p->begun && f->stage == ON_NODE ? begin_flight(p, f) : PL_OK;
+        if (s < 0)
+            return s;
+        if (i == p->begun && f->stage > ON_NODE)
+            p->begun++, *some = true;
+    }
+    if (p->collectives)
+        PL_TRY(pl_collectives_progress(p->collectives, &moved));
+    for (unsigned i = p->done; i != p->begun; i++)
+        if (p->flight[i % MAX_REQUESTS].stage == ON_NETWORK)
+            PL_TRY(test_flight(p, &p->flight[i % MAX_REQUESTS]));
+    *some |= moved;
+    return PL_OK;
+}
+
+/* Takes new requests. */
+static bool take(struct pl_progress *p, bool wait)
+{
+    pthread_mutex_lock(&p->lock);
+    while (wait && p->taken == p->tail && p->done == p->tail)
+        pthread_cond_wait(&p->to_thread, &p->lock);
+    if (p->done == p->taken)
+        p->moved_ms = pl_now_ms();
+    for (; p->taken != p->tail; p->taken++) {
+        p->flight[p->taken % MAX_REQUESTS].what = p->ring[p->taken % MAX_REQUESTS];
+        p->flight[p->taken % MAX_REQUESTS].stage = POSTED;
+    }
+    pthread_mutex_unlock(&p->lock);
+    return p->flight[(p->taken - 1) % MAX_REQUESTS].what.kind == STOP && p->taken != p->done;
+}
+
+/* Hands finished flights back, in order. */
+static bool publish(struct pl_progress *p, pl_status failed)
+{
+    unsigned to = p->done;
+    while (to != p->begun && p->flight[to % MAX_REQUESTS].stage == WHOLE)
+        finish_flight(p, &p->flight[to++ % MAX_REQUESTS]);
+    if (to == p->done && failed == PL_OK)
+        return false;
+    pthread_mutex_lock(&p->lock);
+    p->done = to;
+    p->failed = failed;
+    pthread_cond_broadcast(&p->to_main);
+    pthread_mutex_unlock(&p->lock);
+    return true;
+}
+
+static pl_status sleep_or_poll(struct pl_progress *p)
+{
+    double now = pl_now_ms(), wait = SLEEP_MS;
+    if (now - p->moved_ms > p->exchange->options.timeout_ms)
+        return timed_out(p);
+    bool poll = !p->threaded || (atomic_load(&p->main_waits) && now - p->moved_ms < YIELD_MS);
+    if (poll && now - p->moved_ms > YIELD_MS / 50)
+        sched_yield();
+    bool node = p->begun != p->taken && p->exchange->shared;
+    if (!p->network.table) {
+        if (!poll)
+            pl_sleep_ms(NODE_SLEEP_MS);
+        return PL_OK;
+    }
+    if (poll)
+        return p->network.table->progress(p->network.transport, 0);
+    if (node)
+        wait = NODE_SLEEP_MS;
+    atomic_store(&p->asleep, true);
+    pthread_mutex_lock(&p->lock);
+    bool news = p->taken != p->tail;
+    pthread_mutex_unlock(&p->lock);
+    pl_status s = p->network.table->progress(p->network.transport, news ? 0 : wait);
+    atomic_store(&p->asleep, false);
+    return s;
+}
+
+static pl_status round_once(struct pl_progress *p)
+{
+    bool some = false;
+    pl_status s = move_flights(p, &some);
+    some |= publish(p, s);
+    if (s < 0)
+        return s;
+    if (some) {
+        p->moved_ms = pl_now_ms();
+        return PL_OK;
+    }
+    s = sleep_or_poll(p);
+    if (s < 0)
+        publish(p, s);
+    return s;
 }
 
 static void *run(void *arg)
 {
-    struct pl_native *n = arg;
-    struct flight *flight = n->flight;
-    for (;;) {
-        unsigned from, to;
-        bool some = false;
-        pl_status s = PL_OK;
-        if (take(n, flight, &from, &to))
+    struct pl_progress *p = arg;
+    do
+        if (take(p, true))
             return NULL;
-        for (unsigned i = from; s == PL_OK && i != to; i++)
-            s = start(n, &flight[i % MAX_REQUESTS]);
-        if (s == PL_OK)
-            s = poll_flights(n, flight, n->done, to, &some);
-        if (s < 0 || some)
-            publish(n, flight, to, s);
-        if (s < 0)
-            return NULL;
-        if (!some && atomic_load(&n->main_waits))
-            sched_yield();
-        else if (!some)
-            pl_sleep_ms(POLL_SLEEP_MS);
-    }
+    while (round_once(p) >= 0);
+    return NULL;
 }
 
-static pl_status post(struct pl_native *n, const struct request *r)
-{
-    pthread_mutex_lock(&n->lock);
-    while (n->failed == PL_OK && n->tail - n->done >= MAX_REQUESTS)
-        pthread_cond_wait(&n->to_main, &n->lock);
-    pl_status s = n->failed;
-    if (s == PL_OK) {
-        struct request *slot = &n->ring[n->tail % MAX_REQUESTS];
-        *slot = *r;
-        slot->posted_ms = pl_now_ms();
-        n->tail++;
-        pthread_cond_signal(&n->to_thread);
-    }
-    pthread_mutex_unlock(&n->lock);
-    return s;
-}
+/* ---- the main thread's side --------------------------------------------------------------------- */
 
-static pl_status drain(struct pl_native *n)
+/* Until so many requests at most are not done. */
+static pl_status wait_for(struct pl_progress *p, unsigned left)
 {
-    atomic_store(&n->main_waits, true);
-    pthread_mutex_lock(&n->lock);
-    while (n->failed == PL_OK && n->done != n->tail)
-        pthread_cond_wait(&n->to_main, &n->lock);
-    pl_status s = n->failed;
-    pthread_mutex_unlock(&n->lock);
-    atomic_store(&n->main_waits, false);
-    return s;
-}
-
-static pl_status native_post_bucket(struct pl_exchange *x, int64_t a, int64_t b)
-{
-    struct request r = {.op = PL_SUM_F32, .in = x->gradient + a, .out = x->sum + a, .n = b - a, .step = x->step};
-    return post(x->native, &r);
-}
-
-static pl_status native_post_values(struct pl_exchange *x, enum pl_reduce op, double *values, int n)
-{
-    struct request r = {.op = op, .in = values, .out = values, .n = n, .step = x->step};
-    return post(x->native, &r);
-}
-
-static pl_status native_drain(struct pl_exchange *x) { return drain(x->native); }
-
-static pl_status start_thread(struct pl_native *n)
-{
-    pthread_mutex_init(&n->lock, NULL);
-    pthread_cond_init(&n->to_thread, NULL);
-    pthread_cond_init(&n->to_main, NULL);
-    return pl_thread_start(&n->thread, "exchange", run, n);
-}
-
-/* Everything that one rank alone can fail at comes before the collective open. */
-static pl_status prepare(struct pl_exchange *x)
-{
-    size_t bytes = (size_t)x->elems * sizeof(float);
-    x->native = pl_alloc(sizeof *x->native, "exchange requests");
-    x->gradient = x->own[0] = pl_alloc(bytes, "gradients");
-    x->sum = x->own[1] = pl_alloc(bytes, "the agreed gradient");
-    if (!x->native || !x->gradient || !x->sum)
-        return PL_ERR_MEMORY;
-    x->native->exchange = x;
-    return PL_OK;
-}
-
-static pl_status open_all(struct pl_exchange *x)
-{
-    struct pl_native *n = x->native;
-    const struct pl_transport_options o = {.channels = 1, .timeout_ms = x->options.timeout_ms};
-    char why[sizeof x->why], reason[sizeof x->why];
-    int rank[4096];
-    for (int i = 0; i < x->world->ranks; i++)
-        rank[i] = i;
-    PL_TRY(pl_network_find(x->world, x->options.transport, &o, &n->network, why, sizeof why));
-    memcpy(reason, x->why, sizeof reason);
-    snprintf(x->why, sizeof x->why, "%.120s; %.130s", why, reason);
-    PL_TRY(pl_network_open(x->world, &o, rank, x->world->ranks, x->world->nodes == 1, &n->network));
-    n->table = n->network.table;
-    n->transport = n->network.transport;
-    x->transport = n->table->name;
-    return PL_OK;
-}
-
-pl_status pl_exchange_native_open(struct pl_exchange *x)
-{
-    pl_status s = pl_world_agree(x->world, prepare(x));
-    struct pl_native *n = x->native;
-    if (s < 0) {
-        pl_free(n);
+    pl_status s = p->failed;
+    if (!p->threaded) {
+        while (s >= 0 && p->tail - p->done > left) {
+            take(p, false);
+            s = round_once(p);
+        }
         return s;
     }
-    s = open_all(x);
-    if (s == PL_OK)
-        s = start_thread(n);
-    if (s == PL_OK) {
-        x->algorithm = &pl_algorithm_native;
-    } else {
-        pl_network_close(&n->network, false);
-        pl_free(n);
-    }
-    return pl_world_agree(x->world, s);
+    pthread_mutex_lock(&p->lock);
+    while (p->failed == PL_OK && p->tail - p->done > left)
+        pthread_cond_wait(&p->to_main, &p->lock);
+    s = p->failed;
+    pthread_mutex_unlock(&p->lock);
+    return s;
 }
 
-/* After an error a collective close could wait for a dead peer, and requests in flight still point here. */
-static void native_close(struct pl_exchange *x)
+static pl_status post(struct pl_progress *p, struct request r)
 {
-    struct pl_native *n = x->native;
-    struct request stop = {.stop = true};
-    if (drain(n) == PL_OK)
-        post(n, &stop);
-    pthread_join(n->thread, NULL);
-    pthread_mutex_destroy(&n->lock);
-    pthread_cond_destroy(&n->to_thread);
-    pthread_cond_destroy(&n->to_main);
-    if (n->failed == PL_OK) {
-        pl_network_close(&n->network, false);
-        pl_free(n);
-    } else {
-        x->own[0] = x->own[1] = NULL;
-    }
+    PL_TRY(wait_for(p, MAX_REQUESTS - 1));
+    pthread_mutex_lock(&p->lock);
+    r.posted_ms = pl_now_ms();
+    p->ring[p->tail++ % MAX_REQUESTS] = r;
+    pthread_cond_signal(&p->to_thread);
+    pthread_mutex_unlock(&p->lock);
+    if (p->threaded && atomic_load(&p->asleep) && p->network.table)
+        p->network.table->wake(p->network.transport);
+    return PL_OK;
 }
 
-const struct pl_algorithm pl_algorithm_native = {
-    .name = "native",
-    .post_bucket = native_post_bucket,
-    .post_values = native_post_values,
-    .drain = native_drain,
-    .close = native_close,
+static pl_status drain(struct pl_progress *p)
+{
+    atomic_store(&p->main_waits, true);
+    pl_status s = wait_for(p, 0);
+    atomic_store(&p->main_waits, false);
+    return s;
+}
+
+static pl_status network_post_bucket(struct pl_exchange *x, int64_t a, int64_t b)
+{
+    struct pl_progress *p = x->progress;
+    if (x->shared)
+        pl_node_post(x->shared);
+    return post(p, (struct request){.kind = BUCKET, .op = PL_SUM_F32, .a = a, .n = b - a, .step = x->step, .number = ++p->buckets});
+}
+
+static pl_status network_post_values(struct pl_exchange *x, enum pl_reduce op, double *values, int n)
+{
+    struct pl_progress *p = x->progress;
+    if (n > PL_EXCHANGE_VALUES)
+        return pl_error(PL_ERR_USAGE, "exchange", "a small sum of %d values", n);
+    if (x->shared) {
+        PL_TRY(p->values > 0 ? wait_for(p, 0) : PL_OK); /* their places are used in turn */
+        pl_node_say(x->shared, values, n);
+    }
+    return post(p, (struct request){.kind = VALUES, .op = op, .values = values, .n = n, .step = x->step, .number = ++p->values});
+}
+
+static pl_status network_drain(struct pl_exchange *x)
+{
+    PL_TRY(drain(x->progress));
+    return x->shared ? pl_node_drain(x->shared) : PL_OK;
+}
+
+/* ---- opening and closing ------------------------------------------------------------------------ */
+
+static pl_status prepare(struct pl_exchange *x)
+{
+    struct pl_progress *p = x->progress = pl_alloc(sizeof *x->progress, "exchange requests");
+    if (!p)
+        return PL_ERR_MEMORY;
+    p->exchange = x;
+    p->partial_step = -2;
+    p->threaded = !x->options.direct;
+    pthread_mutex_init(&p->lock, NULL);
+    pthread_cond_init(&p->to_thread, NULL);
+    pthread_cond_init(&p->to_main, NULL);
+    return PL_OK;
+}
+
+pl_status pl_exchange_network_open(struct pl_exchange *x, const struct pl_network *network)
+{
+    struct pl_progress *p;
+    PL_TRY(prepare(x));
+    p = x->progress;
+    x->algorithm = &pl_algorithm_network; /* from here on, close cleans up */
+    if (network) {
+        size_t in = (size_t)(x->shared ? x->partial_elems : x->elems) * sizeof(float);
+        p->network = *network;
+        PL_TRY(pl_collectives_create(network->table, network->transport, &network->group, &p->collectives));
+        if (x->elems > 0) {
+            PL_TRY(network->table->register_memory(network->transport, x->shared ? x->partial : x->gradient, in, &p->memory[0]));
+            PL_TRY(network->table->register_memory(network->transport, x->sum, (size_t)x->elems * sizeof(float), &p->memory[1]));
+        }
+    }
+    if (!p->threaded)
+        return PL_OK;
+    pl_status s = pl_thread_start(&p->thread, "exchange", run, p);
+    p->threaded = s == PL_OK;
+    return s;
+}
+
+/* After an error nothing waits for a peer, and with MPI requests in flight still point here. */
+static void network_close(struct pl_exchange *x)
+{
+    struct pl_progress *p = x->progress;
+    bool lost = drain(p) < 0;
+    if (p->threaded) {
+        if (!lost)
+            post(p, (struct request){.kind = STOP});
+        pthread_join(p->thread, NULL);
+    }
+    pthread_mutex_destroy(&p->lock);
+    pthread_cond_destroy(&p->to_thread);
+    pthread_cond_destroy(&p->to_main);
+    if (lost) { /* the process is about to end */
+        x->own[0] = x->own[1] = x->own[2] = NULL;
+        return;
+    }
+    for (int i = 0; i < 2; i++)
+        if (p->memory[i])
+            p->network.table->unregister_memory(p->network.transport, p->memory[i]);
+    pl_network_close(&p->network, false);
+    pl_collectives_destroy(p->collectives);
+    pl_free(p);
+}
+
+const struct pl_algorithm pl_algorithm_network = {
+    .post_bucket = network_post_bucket,
+    .post_values = network_post_values,
+    .drain = network_drain,
+    .close = network_close,
 };

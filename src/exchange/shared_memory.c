@@ -10,7 +10,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* What rank 0 tells the others. The token also stands in the memory: a process of the same number in
+/* What the first rank tells the others. The token also stands in the memory: a process of the same number in
  * another container has other files. */
 struct offer { int pid, fd, code; uint64_t token; };
 
@@ -63,15 +63,26 @@ static int attach(const struct offer *o, size_t bytes, const struct pl_extent ow
     return code;
 }
 
-pl_status pl_exchange_map(struct pl_world *w, size_t bytes, const struct pl_extent own[PL_OWN_EXTENTS], void **out,
-                          char *why, size_t why_bytes)
+/* The first rank's offer, on all ranks of the node. */
+static pl_status hear(struct pl_world *w, const int *node, int ranks, struct offer *o)
+{
+    struct offer *all = pl_alloc((size_t)ranks * sizeof *all, "the offer of shared memory");
+    PL_TRY(pl_world_agree(w, all ? PL_OK : PL_ERR_MEMORY));
+    pl_status s = pl_world_allgather_among(w, node, ranks, o, sizeof *o, all);
+    *o = all[0];
+    pl_free(all);
+    return s;
+}
+
+pl_status pl_exchange_map(struct pl_world *w, const int *node, int ranks, size_t bytes, const struct pl_extent own[PL_OWN_EXTENTS],
+                          void **out, char *why, size_t why_bytes)
 {
     struct offer o = {.fd = -1};
     *out = NULL;
-    if (w->rank == 0)
+    if (w->rank == node[0])
         o = make(bytes);
     int mine = o.fd;
-    PL_TRY(pl_world_broadcast(w, &o, sizeof o, 0));
+    PL_TRY(hear(w, node, ranks, &o));
     int code = o.code != 0 ? o.code : attach(&o, bytes, own, out), rank;
     PL_TRY(pl_world_first(w, code, &rank, &code));
     if (mine >= 0)

@@ -65,7 +65,6 @@ struct pl_job_set { /* one of data.train, data.test */
 
 enum { PL_FP32 };
 enum { PL_SYNC_ALLREDUCE };
-enum { PL_ALGORITHM_AUTO, PL_ALGORITHM_NATIVE };
 enum { PL_TWO_LEVEL_AUTO, PL_TWO_LEVEL_NEVER };
 enum { PL_DEVICE_AUTO, PL_DEVICE_CPU, PL_DEVICE_REFERENCE };
 enum pl_optimizer_kind { PL_SGD, PL_MOMENTUM, PL_NESTEROV, PL_ADAGRAD, PL_ADADELTA, PL_RMSPROP, PL_ADAM, PL_ADAMW, PL_LARS };
@@ -95,7 +94,7 @@ struct pl_job {
         struct pl_period warmup;
     } optimizer;
     struct { int kind; int64_t backup_workers; } sync;
-    struct { int transport, algorithm, two_level; double bucket_mb, timeout_ms; } exchange;
+    struct { int transport, algorithm, two_level; char *table, *interface; int64_t channels; double bucket_mb, timeout_ms; } exchange;
     struct { int kind; } device;
     struct { char *dir; struct pl_period every; int64_t keep; char *resume; bool keep_best, background; int on_error; struct pl_texts signals; } checkpoint;
     struct { char *dir; struct pl_period every; } report;
@@ -119,8 +118,9 @@ pl_status pl_job_layer_error(const struct pl_job_layer *l, const char *fmt, ...)
 
 bool pl_job_set_given(const struct pl_job_set *s); /* by file or files */
 
-/* "auto" or the name that exchange.transport gives. */
+/* "auto" or the name that exchange.transport, exchange.algorithm gives. */
 const char *pl_job_transport_name(const struct pl_job *j);
+const char *pl_job_algorithm_name(const struct pl_job *j);
 
 extern const struct pl_key pl_job_keys[]; /* ends with name NULL */
 /* One line a key: name, type, default, meaning. To stdout. */

@@ -70,9 +70,12 @@ const struct pl_key pl_job_keys[] = {
     PERIOD("optimizer.warmup", optimizer.warmup, "never", "the learning rate rises linearly for so long"),
     CHOICE("sync.kind", sync.kind, "allreduce", "allreduce||local_sgd|downpour|sandblaster", "how replicas agree"),
     {.name = "sync.backup_workers", .type = PL_KEY_INT, .offset = AT(sync.backup_workers), .def = "0", .min = 0, .max = MANY, .help = "late gradients that a step goes without", .refuse = "0"},
-    CHOICE("exchange.transport", exchange.transport, "auto", "auto|mpi||tcp|verbs|nccl", "what carries the gradients"),
-    CHOICE("exchange.algorithm", exchange.algorithm, "auto", "auto|native||ring|halving_doubling|tree", "how they are summed; native: MPI's own"),
-    CHOICE("exchange.two_level", exchange.two_level, "auto", "auto|never", "ranks of one node add up in memory that they share; never: by MPI"),
+    CHOICE("exchange.transport", exchange.transport, "auto", "auto|mpi|tcp|verbs||nccl", "what carries the gradients between nodes; by name: also between the ranks of one"),
+    CHOICE("exchange.algorithm", exchange.algorithm, "auto", "auto|native|ring|halving_doubling|tree", "how they are summed there; native: MPI's own"),
+    CHOICE("exchange.two_level", exchange.two_level, "auto", "auto|never", "ranks of one node add up in memory that they share; never: as between nodes"),
+    TEXT("exchange.table", exchange.table, "measured choices for algorithm auto, from `paceline bench allreduce --tune`"),
+    INT("exchange.channels", exchange.channels, "2", 1, 16, "tcp, verbs: connections to each peer that share its data"),
+    TEXT("exchange.interface", exchange.interface, "tcp, verbs: a network interface by name, its address or a CIDR; none: the one that reaches the peers"),
     DOUBLE("exchange.bucket_mb", exchange.bucket_mb, "4", 0.001, 2047, "gradients travel in pieces of this size"),
     {.name = "exchange.timeout", .type = PL_KEY_MS, .offset = AT(exchange.timeout_ms), .def = "60 s", .help = "longest wait for other ranks"},
     CHOICE("device.kind", device.kind, "auto", "auto|cpu|reference||cuda", "what computes"),
@@ -95,11 +98,22 @@ const struct pl_key pl_job_keys[] = {
 const char *const pl_job_later[] = {
     "train.reproducible", "train.micro_shards",
     "sync.grace", "sync.suspect_after", "sync.lost_after", "sync.tau", "sync.n_fetch", "sync.n_push", "sync.max_staleness",
-    "sync.warmup", "exchange.compress", "exchange.channels", "exchange.interface", "split.pipeline",
+    "sync.warmup", "exchange.compress", "split.pipeline",
     "split.tensor", "split.microbatches", "split.at", "split.optimizer", "device.memory_limit", "report.timeline",
     "debug.compute_ms", NULL};
 
-const char *pl_job_transport_name(const struct pl_job *j) { return j->exchange.transport == 1 ? "mpi" : "auto"; }
+/* In the order of the choices above. */
+const char *pl_job_transport_name(const struct pl_job *j)
+{
+    static const char *const names[] = {"auto", "mpi", "tcp", "verbs"};
+    return names[j->exchange.transport];
+}
+
+const char *pl_job_algorithm_name(const struct pl_job *j)
+{
+    static const char *const names[] = {"auto", "native", "ring", "halving_doubling", "tree"};
+    return names[j->exchange.algorithm];
+}
 
 static const char *type_name(const struct pl_key *k)
 {

@@ -248,7 +248,7 @@ static pl_status check(struct pl_job *j)
 
 static pl_status fill(struct pl_job *j)
 {
-    static const char *const read_paths[] = {"data.train.file", "data.train.files", "data.test.file", "data.test.files", "train.init"};
+    static const char *const read_paths[] = {"data.train.file", "data.train.files", "data.test.file", "data.test.files", "train.init", "exchange.table"};
     if (j->root->kind != PL_MAP)
         return pl_node_error(j->root, "a job file is a map of keys");
     PL_TRY(load_model(j->root));

@@ -45,11 +45,11 @@ static pl_status open_network(struct pl_trainer *t, bool train)
 /* The gradient is written where the exchange adds it up. */
 static pl_status open_exchange(struct pl_trainer *t, bool train)
 {
-    struct pl_exchange_options o = {.transport = pl_job_transport_name(t->job),
-                                    .shared_memory = t->job->exchange.algorithm == PL_ALGORITHM_AUTO &&
-                                                     t->job->exchange.two_level == PL_TWO_LEVEL_AUTO,
-                                    .bucket_bytes = t->job->exchange.bucket_mb * 1048576,
-                                    .timeout_ms = t->job->exchange.timeout_ms};
+    const struct pl_job *j = t->job;
+    struct pl_exchange_options o = {.transport = pl_job_transport_name(j), .algorithm = pl_job_algorithm_name(j), .table = j->exchange.table,
+                                    .two_level = j->exchange.two_level == PL_TWO_LEVEL_AUTO,
+                                    .network = {.channels = (int)j->exchange.channels, .interface = j->exchange.interface},
+                                    .bucket_bytes = j->exchange.bucket_mb * 1048576, .timeout_ms = j->exchange.timeout_ms};
     PL_TRY(pl_exchange_create(t->world, &o, train ? pl_graph_elems(t->graph) : 0, &t->exchange));
     if (!train)
         return PL_OK;

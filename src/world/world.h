@@ -8,7 +8,8 @@
 struct pl_world {
     int rank, ranks;             /* in the whole run */
     int local_rank, local_ranks; /* on this node */
-    int nodes;
+    int leader;                   /* the first rank of this node */
+    int nodes, least_local, most_local; /* how many, and ranks of the one with the fewest, the most */
     char host[64];
     int node_cores; /* in the masks of all ranks of this node together */
     int cores;   /* in this rank's affinity mask */
@@ -43,7 +44,7 @@ _Noreturn void pl_world_abort(struct pl_world *w, pl_status s);
 pl_status pl_world_broadcast(struct pl_world *w, void *data, size_t bytes, int root);
 /* out[ranks * bytes] on every rank. */
 pl_status pl_world_allgather(struct pl_world *w, const void *mine, size_t bytes, void *out);
-/* The same among some ranks, rank[members] in increasing order; collective over those alone. */
+/* The same among some ranks, rank[members], in one order; collective over those alone. */
 pl_status pl_world_allgather_among(struct pl_world *w, const int *rank, int members, const void *mine, size_t bytes, void *out);
 const char *pl_world_mpi_version(void); /* one line, before or after start */
 

@@ -1,6 +1,7 @@
-/* The exchange on the ranks it is started with, in shared memory and by MPI's all-reduce: sums of buckets of
- * all sizes, the own gradient left as it was, equal bits on all ranks, small sums beside, requests in any
- * number, and MPI's all-reduce where memory cannot be shared. */
+/* The exchange on the ranks it is started with, in shared memory, by MPI's all-reduce, by our own algorithms over
+ * MPI, and on two levels, with nodes that are only made up: sums of buckets of all sizes, the own gradient left as
+ * it was, equal bits on all ranks, small sums beside, requests in any number, and MPI's all-reduce where memory
+ * cannot be shared. */
 #include "exchange/exchange.h"
 
 #include <math.h>
@@ -63,10 +64,29 @@ static void check_equal_bits(struct pl_world *w, const float *sum)
     free(all);
 }
 
-static struct pl_exchange *opened(struct pl_world *w, bool shared, int64_t elems)
+struct way { const char *transport, *algorithm, *name, *why; bool two_level, direct; int node_ranks; };
+
+/* As if every so many ranks were a node. */
+static struct pl_world on_nodes(const struct pl_world *w, int node_ranks)
+{
+    struct pl_world made_up = *w;
+    if (node_ranks == 0)
+        return made_up;
+    int last = w->ranks % node_ranks ? w->ranks % node_ranks : node_ranks;
+    made_up.nodes = (w->ranks + node_ranks - 1) / node_ranks;
+    made_up.leader = w->rank / node_ranks * node_ranks;
+    made_up.local_rank = w->rank % node_ranks;
+    made_up.local_ranks = made_up.leader + node_ranks <= w->ranks ? node_ranks : w->ranks - made_up.leader;
+    made_up.least_local = made_up.nodes > 1 ? last : made_up.local_ranks;
+    made_up.most_local = made_up.nodes > 1 ? node_ranks : made_up.local_ranks;
+    return made_up;
+}
+
+static struct pl_exchange *opened(struct pl_world *w, const struct way *way, int64_t elems)
 {
     struct pl_exchange *x;
-    struct pl_exchange_options o = {.transport = "auto", .shared_memory = shared, .bucket_bytes = 65536, .timeout_ms = 30000};
+    struct pl_exchange_options o = {.transport = way->transport, .algorithm = way->algorithm, .two_level = way->two_level, .direct = way->direct,
+                                    .network = {.channels = 2}, .bucket_bytes = 65536, .timeout_ms = 30000};
     if (pl_exchange_create(w, &o, elems, &x) < 0)
         pl_world_abort(w, PL_ERR_PEER);
     return x;
@@ -95,10 +115,10 @@ static void run_steps(struct pl_world *w, struct pl_exchange *x)
     pl_error_clear();
 }
 
-static void test_steps(struct pl_world *w, bool shared)
+static void test_steps(struct pl_world *w, const struct way *way)
 {
-    struct pl_exchange *x = opened(w, shared, ELEMS);
-    check_algorithm(x, w, shared ? "shared memory" : "native", shared ? "that they share" : "by the job's choice");
+    struct pl_exchange *x = opened(w, way, ELEMS);
+    check_algorithm(x, w, way->name, way->why);
     run_steps(w, x);
     float *sum = malloc(ELEMS * sizeof *sum);
     memcpy(sum, pl_exchange_agreed(x), ELEMS * sizeof *sum);
@@ -108,9 +128,9 @@ static void test_steps(struct pl_world *w, bool shared)
 }
 
 /* An evaluation has no gradient. */
-static void test_values_alone(struct pl_world *w, bool shared)
+static void test_values_alone(struct pl_world *w, const struct way *way)
 {
-    struct pl_exchange *x = opened(w, shared, 0);
+    struct pl_exchange *x = opened(w, way, 0);
     double v[2] = {w->rank, 1};
     for (int i = 0; i < 3; i++) {
         double s[2] = {v[0], v[1]};
@@ -119,26 +139,50 @@ static void test_values_alone(struct pl_world *w, bool shared)
     pl_exchange_destroy(x);
 }
 
+static const struct way shared = {"auto", "auto", "shared memory", "that they share", .two_level = true};
+
 /* One rank cannot have the memory: all take MPI's all-reduce, and know why. */
 static void test_fall_back(struct pl_world *w)
 {
     CHECK(pl_fault_configure("exchange.shared@rank=1:fail", w->rank) == PL_OK, "fault");
-    struct pl_exchange *x = opened(w, true, ELEMS);
+    struct pl_exchange *x = opened(w, &shared, ELEMS);
     pl_fault_configure(NULL, w->rank);
     check_algorithm(x, w, "native", "no shared memory: rank 1 cannot have");
     run_steps(w, x);
     pl_exchange_destroy(x);
 }
 
+static void test_way(struct pl_world *w, const struct way *way)
+{
+    struct pl_world made_up = on_nodes(w, way->node_ranks);
+    if (way->node_ranks > 0 && made_up.nodes < 2)
+        return;
+    test_steps(&made_up, way);
+    test_values_alone(&made_up, way);
+}
+
 int main(int argc, char **argv)
 {
+    static const struct way ways[] = {
+        {"auto", "auto", "native", "by the job's choice", .two_level = false},
+        {"mpi", "auto", "native", "by the job's choice", .two_level = true},
+        {"mpi", "native", "native", "by the job's choice", .direct = true},
+        {"mpi", "ring", "ring", "by the job's choice", .two_level = true},
+        {"mpi", "ring", "ring", "by the job's choice", .direct = true},
+        {"mpi", "halving_doubling", "halving_doubling", "by the job's choice", .two_level = false},
+        {"mpi", "tree", "tree", "by the job's choice", .two_level = false},
+        {"auto", "auto", "native", "one rank a node", .two_level = true, .node_ranks = 1},
+        {"mpi", "auto", "shared memory, native", "that they share", .two_level = true, .node_ranks = 2},
+        {"mpi", "ring", "shared memory, ring", "that they share", .two_level = true, .node_ranks = 2},
+        {"mpi", "ring", "shared memory, ring", "that they share", .two_level = true, .direct = true, .node_ranks = 2},
+        {"mpi", "tree", "shared memory, tree", "that they share", .two_level = true, .node_ranks = 3},
+    };
     struct pl_world w;
     if (pl_world_start(&argc, &argv, &w) < 0)
         return 1;
-    for (int shared = 0; shared < 2; shared++) {
-        test_steps(&w, shared);
-        test_values_alone(&w, shared);
-    }
+    test_way(&w, &shared);
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++)
+        test_way(&w, &ways[i]);
     test_fall_back(&w);
     pl_world_finish(&w, PL_OK);
     return failures ? 1 : 0;

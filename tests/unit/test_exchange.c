@@ -85,7 +85,9 @@ static pl_status run_rank(struct rank *me)
 {
     struct pl_exchange *x;
     struct pl_exchange_options o = {.bucket_bytes = me->trial->bucket_bytes, .timeout_ms = me->trial->timeout_ms};
-    PL_TRY(pl_exchange_create_in(me->trial->memory, me->rank, me->trial->ranks, &o, me->trial->elems, &x));
+    int node[MOST_RANKS] = {0, 1, 2, 3, 4};
+    struct pl_levels levels = {.node = node, .node_ranks = me->trial->ranks, .place = me->rank};
+    PL_TRY(pl_exchange_create_in(me->trial->memory, &levels, NULL, &o, me->trial->elems, &x));
     pl_status s = PL_OK;
     for (int step = 0; s == PL_OK && step < STEPS; step++)
         s = run_step(me, x, step);
@@ -222,7 +224,9 @@ static void test_usage(void **state)
     struct pl_exchange *x;
     double many[PL_EXCHANGE_VALUES + 1] = {0};
     make_memory(&t);
-    assert_int_equal(pl_exchange_create_in(t.memory, 0, 2, &o, t.elems, &x), PL_OK);
+    int node[2] = {0, 1};
+    struct pl_levels levels = {.node = node, .node_ranks = 2};
+    assert_int_equal(pl_exchange_create_in(t.memory, &levels, NULL, &o, t.elems, &x), PL_OK);
     assert_string_equal(pl_exchange_algorithm(x), "shared memory");
     assert_string_equal(pl_exchange_transport(x), "none");
     assert_int_equal(pl_exchange_post_sum(x, many, PL_EXCHANGE_VALUES + 1), PL_ERR_USAGE);

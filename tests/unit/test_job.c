@@ -71,7 +71,7 @@ static void test_choices(void **state)
 {
     (void)state;
     refused(MODEL DATA TRAIN "optimizer: {kind: adamax}\n", "optimizer.kind: wanted one of sgd|momentum|");
-    refused(MODEL DATA TRAIN "exchange: {transport: tcp}\n", "exchange.transport: tcp is not in this version yet");
+    refused(MODEL DATA TRAIN "exchange: {transport: nccl}\n", "exchange.transport: nccl is not in this version yet");
     refused(MODEL DATA TRAIN "exchange: {compress: bf16}\n", "exchange.compress is not in this version yet");
     refused(MODEL DATA TRAIN "split: {pipeline: 4}\n", "split.pipeline is not in this version yet");
     refused(MODEL DATA TRAIN "sync: {backup_workers: 1}\n", "sync.backup_workers: only 0 in this version");

@@ -1,0 +1,23 @@
+/* Internal to exchange/: what progress.c asks of the memory that the ranks of a node share. Buckets and values
+ * are numbered from 1, from the start of the run. */
+#ifndef PL_EXCHANGE_NODE_H
+#define PL_EXCHANGE_NODE_H
+
+#include "exchange/exchange_internal.h"
+
+/* Main thread. */
+void pl_node_post(struct pl_shared *s); /* this rank's next bucket is final */
+void pl_node_say(struct pl_shared *s, const double *values, int n);
+pl_status pl_node_drain(struct pl_shared *s); /* until everybody's part of all buckets is whole */
+
+/* The exchange thread. */
+bool pl_node_posted(const struct pl_shared *s, uint64_t bucket); /* by all of the node */
+void pl_node_add(const struct pl_shared *s, int64_t a, int64_t n, float *out); /* their sum of [a, a + n) */
+void pl_node_done(struct pl_shared *s);                          /* this rank's part of the next bucket is whole */
+/* The node's values, by its first rank; false: not all have said them. Then what all nodes' gave; false: not yet. */
+bool pl_node_reduce(struct pl_shared *s, uint64_t number, enum pl_reduce op, double *out, int n);
+void pl_node_publish(struct pl_shared *s, uint64_t number, const double *values, int n);
+bool pl_node_result(const struct pl_shared *s, uint64_t number, double *out, int n);
+pl_status pl_node_timed_out(const struct pl_shared *s, int64_t step);
+
+#endif
