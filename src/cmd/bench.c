@@ -1,4 +1,5 @@
-/* paceline bench layers JOB.yaml: where the time of a step goes, layer by layer.
+/* paceline bench allreduce: bench_allreduce.c.
+ * paceline bench layers JOB.yaml: where the time of a step goes, layer by layer.
  * paceline bench data JOB.yaml: how fast the loader alone makes batches of data.train.
  * paceline bench step JOB.yaml: speed of a training step on made-up data, beside the machine's own
  * matrix product measured between the runs with the same threads. Work counted: 2 per multiply-add
@@ -326,6 +327,18 @@ static pl_status bench_training(struct pl_world *w, struct pl_job *job, const st
     return s;
 }
 
+static int run_allreduce(int argc, char **argv)
+{
+    struct pl_world w;
+    pl_status s = pl_world_start(NULL, NULL, &w);
+    if (s < 0) {
+        if (!w.reported)
+            pl_log("%s", pl_error_text());
+        return pl_exit_code(s);
+    }
+    return pl_world_finish(&w, pl_bench_allreduce(&w, argc, argv));
+}
+
 static int run_bench(int argc, char **argv)
 {
     static const char *const options[] = {"steps", "rounds", NULL};
@@ -335,8 +348,10 @@ static int run_bench(int argc, char **argv)
     int code = 0;
     const char *what = argc > 0 ? argv[0] : "";
     bool data = strcmp(what, "data") == 0, by_layer = strcmp(what, "layers") == 0;
+    if (strcmp(what, "allreduce") == 0)
+        return run_allreduce(argc - 1, argv + 1);
     if (!data && !by_layer && strcmp(what, "step") != 0) {
-        fprintf(stderr, "paceline: bench knows: step, layers, data\nusage: %s\n", pl_cmd_bench.usage);
+        fprintf(stderr, "paceline: bench knows: step, layers, data, allreduce\nusage: %s\n", pl_cmd_bench.usage);
         return pl_exit_code(PL_ERR_USAGE);
     }
     if (pl_cmd_start(argc - 1, argv + 1, options, &w, &args, &job, &code) < 0)
@@ -349,13 +364,18 @@ static int run_bench(int argc, char **argv)
 
 const struct pl_command pl_cmd_bench = {
     .name = "bench",
-    .usage = "paceline bench step|layers|data JOB.yaml [--steps N] [--rounds R] [key=value ...]",
+    .usage = "paceline bench step|layers|data JOB.yaml [--steps N] [--rounds R] [key=value ...]\n"
+             "  paceline bench allreduce [--from BYTES] [--to BYTES] [--transport T] [--algorithm A] [--tune FILE] ...",
     .help = "Times training steps of the job's model on made-up data: medians of R rounds (default 5) of N\n"
             "steps (default 10), each beside the machine's own matrix product (sgemm 2048, same threads).\n"
             "Prints one JSON object. memory_mb: the most that a rank held in training. bench/step does it for all models.\n"
             "`layers` instead shows where the time of these steps goes, layer by layer.\n"
             "`data` takes R x N batches of data.train from the loader and trains nothing: samples a second over all ranks,\n"
             "the median time of a batch, what was read from the file, and a sample's share of the loader's time for reading\n"
-            "(with inflating) and for decoding (values, crops). A small set stays in memory: data.train.cache=none reads on.",
+            "(with inflating) and for decoding (values, crops). A small set stays in memory: data.train.cache=none reads on.\n"
+            "`allreduce` adds up messages of 4 bytes to 64 MB (--from, --to) over the ranks, by every way there is here, or\n"
+            "by --transport shared|mpi|tcp|verbs and --algorithm, each beside plain MPI_Allreduce in turn: medians of --rounds (5).\n"
+            "limit: share of what memory copies, or a link of --line Gbit/s, let through. thread ms: through the exchange\n"
+            "thread, as in training. --interface, --channels: as exchange.*. --tune FILE: writes the fastest as exchange.table.",
     .run = run_bench,
 };

@@ -17,7 +17,7 @@ struct pl_args {
     const char *file;
     int overrides;
     char **override; /* points into argv's strings */
-    const char *option_value[8];
+    const char *option_value[12];
 };
 /* options: NULL-terminated names without "--", each takes a value. PL_ERR_USAGE. */
 pl_status pl_args_read(int argc, char **argv, const char *const *options, struct pl_args *out);
@@ -33,5 +33,8 @@ pl_status pl_cmd_start(int argc, char **argv, const char *const *options, struct
 pl_status pl_cmd_find_weights(const struct pl_job *job, const char *given, char **path);
 /* data.train or data.test by the value of --set; NULL: test. PL_ERR_USAGE. (eval.c) */
 pl_status pl_cmd_find_set(const struct pl_job *job, const char *given, const struct pl_job_set **out);
+
+/* bench allreduce, with what follows these words. Collective. (bench_allreduce.c) */
+pl_status pl_bench_allreduce(struct pl_world *w, int argc, char **argv);
 
 #endif

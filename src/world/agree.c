@@ -105,3 +105,13 @@ pl_status pl_world_allgather_among(struct pl_world *w, const int *rank, int memb
     PL_MPI(code);
     return PL_OK;
 }
+
+pl_status pl_world_allreduce(struct pl_world *w, const float *in, float *out, int64_t n)
+{
+    (void)w;
+    for (int64_t at = 0; at < n; at += 1 << 28) {
+        int piece = n - at < 1 << 28 ? (int)(n - at) : 1 << 28;
+        PL_MPI(MPI_Allreduce(in + at, out + at, piece, MPI_FLOAT, MPI_SUM, MPI_COMM_WORLD));
+    }
+    return PL_OK;
+}

@@ -46,6 +46,8 @@ pl_status pl_world_broadcast(struct pl_world *w, void *data, size_t bytes, int r
 pl_status pl_world_allgather(struct pl_world *w, const void *mine, size_t bytes, void *out);
 /* The same among some ranks, rank[members], in one order; collective over those alone. */
 pl_status pl_world_allgather_among(struct pl_world *w, const int *rank, int members, const void *mine, size_t bytes, void *out);
+/* Plain MPI_Allreduce, to measure against. */
+pl_status pl_world_allreduce(struct pl_world *w, const float *in, float *out, int64_t n);
 const char *pl_world_mpi_version(void); /* one line, before or after start */
 
 #endif
