@@ -1,0 +1,14 @@
+/* The list of codecs. */
+#include "exchange/compress/compress.h"
+
+#include <string.h>
+
+const struct pl_codec *const pl_codecs[] = {&pl_codec_bf16, &pl_codec_one_bit, &pl_codec_top_k, NULL};
+
+const struct pl_codec *pl_codec_find(const char *name)
+{
+    for (int i = 0; pl_codecs[i] != NULL; i++)
+        if (strcmp(pl_codecs[i]->name, name) == 0)
+            return pl_codecs[i];
+    return NULL;
+}
