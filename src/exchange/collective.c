@@ -20,7 +20,7 @@ struct active {
     struct pl_request receive[WINDOW], send[WINDOW];
 };
 
-struct cached { struct pl_schedule schedule; struct cached *next; };
+struct cached { struct pl_schedule schedule; size_t elem_bytes; struct cached *next; };
 
 struct pl_collectives {
     const struct pl_transport_table *table;
@@ -29,6 +29,7 @@ struct pl_collectives {
     struct cached *cache;
     struct active active[PL_COLLECTIVES]; /* number k lies at k % PL_COLLECTIVES */
     unsigned started, done;
+    _Atomic uint64_t sent;
     unsigned char *scratch; /* [WINDOW * PL_PIECE_BYTES] what is added to `out`; of the one reduction that is no ring */
 };
 
@@ -68,7 +69,7 @@ void pl_collectives_destroy(struct pl_collectives *c)
 static pl_status find_schedule(struct pl_collectives *c, enum pl_pattern p, int64_t n, size_t elem_bytes, const struct pl_schedule **out)
 {
     for (struct cached *i = c->cache; i; i = i->next)
-        if (i->schedule.pattern == p && i->schedule.elems == n) {
+        if (i->schedule.pattern == p && i->schedule.elems == n && i->elem_bytes == elem_bytes) {
             *out = &i->schedule;
             return PL_OK;
         }
@@ -80,6 +81,7 @@ static pl_status find_schedule(struct pl_collectives *c, enum pl_pattern p, int6
         pl_free(made);
         return s;
     }
+    made->elem_bytes = elem_bytes;
     made->next = c->cache;
     c->cache = made;
     *out = &made->schedule;
@@ -99,7 +101,7 @@ pl_status pl_collectives_start(struct pl_collectives *c, const struct pl_reducti
         return PL_END;
     struct active *a = &c->active[c->started % PL_COLLECTIVES];
     a->what = *r;
-    a->elem_bytes = r->op == PL_SUM_F32 ? sizeof(float) : sizeof(double);
+    a->elem_bytes = r->bytes ? 1 : r->op == PL_SUM_F32 ? sizeof(float) : sizeof(double);
     a->receives_done = a->receives_posted = a->sends_done = a->sends_posted = 0;
     PL_TRY(find_schedule(c, r->pattern, r->n, a->elem_bytes, &a->schedule));
     *ticket = c->started++;
@@ -185,6 +187,7 @@ static pl_status post_sends(struct pl_collectives *c, struct active *a)
             return PL_OK;
         const char *from = (const char *)(m->how == PL_FROM_IN ? a->what.in : a->what.out) + (size_t)m->a * a->elem_bytes;
         PL_TRY(c->table->post_send(c->transport, m->peer, label(a, m), from, (size_t)m->n * a->elem_bytes, &a->send[i % WINDOW]));
+        atomic_fetch_add(&c->sent, (uint64_t)m->n * a->elem_bytes);
     }
     return PL_OK;
 }
@@ -231,4 +234,6 @@ pl_status pl_collectives_progress(struct pl_collectives *c, bool *moved)
     return PL_OK;
 }
 
+uint64_t pl_collectives_sent(const struct pl_collectives *c) { return atomic_load(&c->sent); }
+bool pl_collectives_idle(const struct pl_collectives *c) { return c->started == c->done; }
 bool pl_collectives_done(const struct pl_collectives *c, unsigned ticket) { return (int)(c->done - ticket) > 0; }

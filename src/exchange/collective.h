@@ -17,6 +17,7 @@ void pl_collectives_destroy(struct pl_collectives *c); /* the transport is close
 
 struct pl_reduction {
     enum pl_pattern pattern;
+    bool bytes;        /* elements are bytes, which are not added up: scatter and gather */
     enum pl_reduce op;
     const void *in; /* [n], left as it is; stays so until done */
     void *out;      /* [n], apart from in */
@@ -30,6 +31,8 @@ struct pl_reduction {
 pl_status pl_collectives_start(struct pl_collectives *c, const struct pl_reduction *r, unsigned *ticket);
 /* Goes on with what can be gone on with. *moved: anything was received or sent. PL_ERR_PEER. */
 pl_status pl_collectives_progress(struct pl_collectives *c, bool *moved);
+uint64_t pl_collectives_sent(const struct pl_collectives *c); /* bytes, so far; any thread */
+bool pl_collectives_idle(const struct pl_collectives *c); /* none is under way */
 bool pl_collectives_done(const struct pl_collectives *c, unsigned ticket);
 
 #endif

@@ -108,7 +108,7 @@ static pl_status open_node(struct pl_exchange *x)
 }
 
 /* The gradient, the sum and what is between, as far as they do not lie in shared memory. */
-static pl_status make_slabs(struct pl_exchange *x)
+static pl_status make_sums(struct pl_exchange *x)
 {
     size_t bytes = (size_t)x->elems * sizeof(float);
     if (!x->shared) {
@@ -122,13 +122,26 @@ static pl_status make_slabs(struct pl_exchange *x)
     return x->partial ? PL_OK : PL_ERR_MEMORY;
 }
 
+static pl_status make_slabs(struct pl_exchange *x)
+{
+    PL_TRY(make_sums(x));
+    if (!x->codec)
+        return PL_OK;
+    x->residual = x->own[3] = pl_alloc((size_t)(x->shared ? x->partial_elems : x->elems) * sizeof(float), "what compression loses");
+    return x->residual ? PL_OK : PL_ERR_MEMORY;
+}
+
 static pl_status choose_algorithm(struct pl_exchange *x, const char *transport)
 {
     char text[96];
     const struct pl_exchange_options *o = &x->options;
     PL_TRY(pl_choose(o->algorithm ? o->algorithm : "auto", o->table, transport, x->levels.members, &x->choice));
     pl_choose_describe(&x->choice, text, sizeof text);
-    snprintf(x->name, sizeof x->name, "%s%s", x->shared ? "shared memory, " : "", text);
+    if (x->codec && named(o->algorithm))
+        return pl_error(PL_ERR_USAGE, "exchange", "exchange.algorithm %s cannot add up compressed gradients\n"
+                        "leave it auto with exchange.compress", o->algorithm);
+    snprintf(x->name, sizeof x->name, "%s%s%s%s", x->shared ? "shared memory, " : "", x->codec ? "compressed " : "",
+             x->codec ? x->codec->name : "", x->codec ? "" : text);
     x->transport = transport;
     return PL_OK;
 }
@@ -168,8 +181,11 @@ static pl_status open(struct pl_exchange *x)
     if (s < 0)
         return s;
     if (s == PL_OK && x->world->nodes == 1) {
+        size_t at = strlen(x->why);
         x->algorithm = &pl_algorithm_shared;
         snprintf(x->name, sizeof x->name, "shared memory");
+        if (x->codec)
+            snprintf(x->why + at, sizeof x->why - at, "; exchange.compress %s: nothing leaves this node, nothing is compressed", x->codec->name);
         return PL_OK;
     }
     if (s == PL_END)
@@ -182,6 +198,7 @@ static struct pl_exchange *make(const struct pl_exchange_options *o, int64_t ele
     struct pl_exchange *x = pl_alloc(sizeof *x, "exchange");
     if (!x)
         return NULL;
+    x->codec = o->compress ? pl_codec_find(o->compress) : NULL;
     x->options = *o;
     x->elems = elems;
     x->step = -1;
@@ -238,7 +255,7 @@ void pl_exchange_destroy(struct pl_exchange *x)
     if (x->algorithm)
         x->algorithm->close(x);
     pl_exchange_shared_close(x);
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < 4; i++)
         pl_free(x->own[i]);
     if (x->world)
         free_levels(&x->levels);
@@ -307,6 +324,8 @@ pl_status pl_exchange_finish(struct pl_exchange *x, struct pl_exchange_times *ti
     times->exposed_ms = x->within_ms + end - begin;
     times->within_ms = x->within_ms;
     times->busy_ms = x->first_post_ms > 0 ? end - x->first_post_ms : 0;
+    if (x->progress)
+        pl_exchange_network_traffic(x, &times->sent_mb, &times->saved_mb);
     return PL_OK;
 }
 

@@ -16,6 +16,8 @@ struct pl_exchange_options {
     bool two_level;        /* shared memory within a node, where it can be had. With all ranks on one node a transport
                             * or an algorithm that is asked for by name is used instead. */
     struct pl_transport_options network; /* timeout_ms: as below */
+    const char *compress;  /* codec of what goes between nodes, or "none", NULL; with algorithm auto only */
+    double compress_ratio; /* top_k: the part of the elements that is sent */
     double bucket_bytes;   /* a bucket goes out when it holds this much */
     double timeout_ms;     /* of a wait in which nothing moves */
     bool direct;           /* no thread: the main thread does it all, polling, in finish, sum and max */
@@ -24,6 +26,8 @@ struct pl_exchange_times {
     double exposed_ms; /* main thread was busy with it or waited for it */
     double within_ms;  /* the part of that within ready, during backward */
     double busy_ms;    /* from the first bucket's hand-over to the last one's end */
+    double sent_mb;    /* this rank sent so much to other nodes by algorithms of our own */
+    double saved_mb;   /* and so much less than without compression */
 };
 
 /* Chooses how to add up, with memory for a gradient of elems (0: only sum and max are used). One rank alone

@@ -3,6 +3,7 @@
 #define PL_EXCHANGE_INTERNAL_H
 
 #include "exchange/choose.h"
+#include "exchange/compress/compress.h"
 #include "exchange/exchange.h"
 #include "exchange/group.h"
 
@@ -40,7 +41,9 @@ struct pl_exchange {
     char why[1400], name[128];
     float *gradient, *sum; /* [elems] */
     float *partial;        /* [partial_elems] this node's sum of the parts of this rank's column */
-    float *own[3];         /* those of them that close with us */
+    const struct pl_codec *codec; /* NULL: as it is */
+    float *residual;       /* as long as what goes into the network, `partial` or `gradient`: what compression lost */
+    float *own[4];         /* those of them that close with us */
     int64_t elems, partial_elems, step;
     int64_t bucket_end, ready_from; /* elements of the open bucket: [ready_from, bucket_end) */
     double first_post_ms, within_ms;
@@ -49,6 +52,7 @@ struct pl_exchange {
 /* progress.c: over a network; NULL: this rank has no column. With shared memory, on two levels. */
 extern const struct pl_algorithm pl_algorithm_network;
 pl_status pl_exchange_network_open(struct pl_exchange *x, const struct pl_network *network);
+void pl_exchange_network_traffic(struct pl_exchange *x, double *sent_mb, double *saved_mb); /* since the last call */
 
 /* node.c: `memory` is shared by all `ranks`, zeroed, at least pl_exchange_shared_bytes. name[ranks]: their numbers
  * in the run, NULL: the same. */

@@ -5,10 +5,11 @@
  *
  * On two levels (the ranks of a node share memory) a bucket has three stages: once all of this node have posted
  * it, this rank adds its part of it over their slabs; that part is summed with those of the same part on the
- * other nodes; then it counts as done. Small values are added by the node's first rank, which hands the result
+ * other nodes; then it counts as done. A compressed bucket crosses the network twice (compressed.h). Small values are added by the node's first rank, which hands the result
  * to the others. A wait in which nothing moves for too long ends with a roll-call that names the ranks that are
  * missing. */
 #include "exchange/collective.h"
+#include "exchange/compressed.h"
 #include "exchange/exchange_internal.h"
 #include "exchange/node.h"
 
@@ -35,16 +36,17 @@ struct request {
     double posted_ms;
 };
 
-enum stage { POSTED, ON_NODE, ON_NETWORK, WHOLE };
+enum stage { POSTED, ON_NODE, SCATTERING, ON_NETWORK, WHOLE };
 
 struct flight {
     struct request what;
     enum stage stage;
-    bool by_library;
+    bool by_library, compressed;
     struct pl_request request; /* by_library */
     unsigned ticket;           /* otherwise */
     const void *in;
     void *out;
+    float *residual; /* compressed */
     int64_t n;
     double said[PL_EXCHANGE_VALUES], sum[PL_EXCHANGE_VALUES];
 };
@@ -53,6 +55,7 @@ struct pl_progress {
     struct pl_exchange *exchange;
     struct pl_network network; /* table NULL: this rank has no counterpart on some node, and no network */
     struct pl_collectives *collectives;
+    struct pl_compressed *compressed; /* NULL: not asked for */
     struct pl_memory *memory[2];
 
     /* `lock` guards the ring and the counts; nothing else is locked while it is held. */
@@ -67,6 +70,8 @@ struct pl_progress {
     _Atomic bool asleep;     /* in the transport: a new request wakes it */
     bool threaded;
     uint64_t buckets, values; /* posted by the main thread */
+    uint64_t sent_before, saved_before;
+    _Atomic uint64_t saved;   /* bytes that compression did not send */
 
     /* The thread's own. Flights [done, taken) are under way, [done, begun) of them on the network or beyond. */
     struct flight flight[MAX_REQUESTS];
@@ -104,6 +109,7 @@ static bool add_on_node(struct pl_progress *p, struct flight *f)
     float *partial = x->partial + p->partial_at;
     p->partial_at += f->n;
     pl_node_add(x->shared, f->what.a + begin, f->n, partial);
+    f->residual = x->residual ? x->residual + (partial - x->partial) : NULL;
     f->in = partial;
     f->out = x->sum + f->what.a + begin;
     return true;
@@ -142,6 +148,7 @@ static bool prepare_flight(struct pl_progress *p, struct flight *f)
     }
     f->n = f->what.n;
     if (f->what.kind == BUCKET) {
+        f->residual = x->residual ? x->residual + f->what.a : NULL;
         f->in = x->gradient + f->what.a;
         f->out = x->sum + f->what.a;
     } else {
@@ -152,27 +159,61 @@ static bool prepare_flight(struct pl_progress *p, struct flight *f)
     return true;
 }
 
+static pl_status start(struct pl_progress *p, struct flight *f, struct pl_reduction r)
+{
+    r.step = (uint64_t)(f->what.step + 1);
+    r.bucket = (uint32_t)(p->next_op % PL_CONTROL_BUCKET);
+    pl_status s = pl_collectives_start(p->collectives, &r, &f->ticket);
+    p->next_op += s == PL_OK;
+    return s;
+}
+
+/* ON_NODE -> SCATTERING */
+static pl_status scatter(struct pl_progress *p, struct flight *f)
+{
+    size_t slot;
+    if (!pl_collectives_idle(p->collectives))
+        return PL_END;
+    PL_TRY(pl_compressed_pack(p->compressed, f->in, f->residual, f->n, &slot));
+    f->stage = SCATTERING;
+    uint64_t others = (uint64_t)p->network.group.members - 1, plain = (uint64_t)f->n * sizeof(float) / (others + 1) * 2 * others;
+    atomic_fetch_add(&p->saved, plain > 2 * others * slot ? plain - 2 * others * slot : 0);
+    return start(p, f, (struct pl_reduction){.pattern = PL_SCATTER, .bytes = true, .in = pl_compressed_sent(p->compressed),
+                                             .out = pl_compressed_received(p->compressed), .n = (int64_t)slot * p->network.group.members});
+}
+
+/* SCATTERING -> ON_NETWORK. No other has begun in between. */
+static pl_status gather(struct pl_progress *p, struct flight *f)
+{
+    size_t slot = pl_compressed_slot(p->compressed);
+    if (!pl_collectives_done(p->collectives, f->ticket))
+        return PL_END;
+    PL_TRY(pl_compressed_sum(p->compressed, f->in, f->residual, f->n, f->out));
+    f->stage = ON_NETWORK;
+    return start(p, f, (struct pl_reduction){.pattern = PL_GATHER, .bytes = true, .in = pl_compressed_sent(p->compressed),
+                                             .out = pl_compressed_received(p->compressed), .n = (int64_t)slot * p->network.group.members});
+}
+
 /* ON_NODE -> ON_NETWORK. PL_END: those under way come first. */
 static pl_status begin_flight(struct pl_progress *p, struct flight *f)
 {
-    struct pl_exchange *x = p->exchange;
     size_t bytes = (size_t)f->n * (f->what.op == PL_SUM_F32 ? sizeof(float) : sizeof(double));
     enum pl_pattern pattern;
+    pl_status s;
+    if (f->stage == SCATTERING)
+        return gather(p, f);
     if (pl_fault("exchange.start", f->what.step))
         return pl_error(PL_ERR_PEER, "exchange", "debug.fault at exchange.start");
-    f->by_library = !pl_choose_pattern(&x->choice, bytes, &pattern);
-    if (f->by_library) {
-        PL_TRY(p->network.table->post_allreduce(p->network.transport, f->what.op, f->in, f->out, f->n, &f->request));
-    } else {
-        struct pl_reduction r = {.pattern = pattern, .op = f->what.op, .in = f->in, .out = f->out, .n = f->n,
-                                 .step = (uint64_t)(f->what.step + 1), .bucket = (uint32_t)(p->next_op % PL_CONTROL_BUCKET)};
-        pl_status s = pl_collectives_start(p->collectives, &r, &f->ticket);
-        if (s != PL_OK)
-            return s;
-    }
-    p->next_op++;
-    f->stage = ON_NETWORK;
-    return PL_OK;
+    f->compressed = p->compressed && f->what.kind == BUCKET;
+    f->by_library = !f->compressed && !pl_choose_pattern(&p->exchange->choice, bytes, &pattern);
+    if (f->compressed)
+        return scatter(p, f);
+    if (f->by_library)
+        s = p->network.table->post_allreduce(p->network.transport, f->what.op, f->in, f->out, f->n, &f->request);
+    else
+        s = start(p, f, (struct pl_reduction){.pattern = pattern, .op = f->what.op, .in = f->in, .out = f->out, .n = f->n});
+    f->stage = s == PL_OK ? ON_NETWORK : f->stage;
+    return s;
 }
 
 /* ON_NETWORK -> WHOLE */
@@ -183,6 +224,8 @@ static pl_status test_flight(struct pl_progress *p, struct flight *f)
         PL_TRY(p->network.table->test(p->network.transport, &f->request, &done));
     else
         done = pl_collectives_done(p->collectives, f->ticket);
+    if (done && f->compressed)
+        PL_TRY(pl_compressed_unpack(p->compressed, f->n, f->out));
     if (done)
         f->stage = WHOLE;
     return PL_OK;
@@ -262,10 +305,10 @@ static pl_status move_flights(struct pl_progress *p, bool *some)
             break;
         if (i == p->begun && f->stage == ON_NODE && f->n == 0)
             f->stage = WHOLE;
-        pl_status s = i == p->begun && f->stage == ON_NODE ? begin_flight(p, f) : PL_OK;
+        pl_status s = i == p->begun && f->stage < ON_NETWORK ? begin_flight(p, f) : PL_OK;
         if (s < 0)
             return s;
-        if (i == p->begun && f->stage > ON_NODE)
+        if (i == p->begun && f->stage >= ON_NETWORK)
             p->begun++, *some = true;
     }
     if (p->collectives)
@@ -431,6 +474,16 @@ static pl_status network_drain(struct pl_exchange *x)
     return x->shared ? pl_node_drain(x->shared) : PL_OK;
 }
 
+void pl_exchange_network_traffic(struct pl_exchange *x, double *sent_mb, double *saved_mb)
+{
+    struct pl_progress *p = x->progress;
+    uint64_t sent = p->collectives ? pl_collectives_sent(p->collectives) : 0, saved = atomic_load(&p->saved);
+    *sent_mb = (double)(sent - p->sent_before) / 1e6;
+    *saved_mb = (double)(saved - p->saved_before) / 1e6;
+    p->sent_before = sent;
+    p->saved_before = saved;
+}
+
 /* ---- opening and closing ------------------------------------------------------------------------ */
 
 static pl_status prepare(struct pl_exchange *x)
@@ -457,6 +510,8 @@ pl_status pl_exchange_network_open(struct pl_exchange *x, const struct pl_networ
         size_t in = (size_t)(x->shared ? x->partial_elems : x->elems) * sizeof(float);
         p->network = *network;
         PL_TRY(pl_collectives_create(network->table, network->transport, &network->group, &p->collectives));
+        if (x->codec && x->elems > 0)
+            PL_TRY(pl_compressed_create(x->codec, x->options.compress_ratio, network->group.me, network->group.members, &p->compressed));
         if (x->elems > 0) {
             PL_TRY(network->table->register_memory(network->transport, x->shared ? x->partial : x->gradient, in, &p->memory[0]));
             PL_TRY(network->table->register_memory(network->transport, x->sum, (size_t)x->elems * sizeof(float), &p->memory[1]));
@@ -483,7 +538,7 @@ static void network_close(struct pl_exchange *x)
     pthread_cond_destroy(&p->to_thread);
     pthread_cond_destroy(&p->to_main);
     if (lost) { /* the process is about to end */
-        x->own[0] = x->own[1] = x->own[2] = NULL;
+        x->own[0] = x->own[1] = x->own[2] = x->own[3] = NULL;
         return;
     }
     for (int i = 0; i < 2; i++)
@@ -491,6 +546,7 @@ static void network_close(struct pl_exchange *x)
             p->network.table->unregister_memory(p->network.transport, p->memory[i]);
     pl_network_close(&p->network, false);
     pl_collectives_destroy(p->collectives);
+    pl_compressed_destroy(p->compressed);
     pl_free(p);
 }
 

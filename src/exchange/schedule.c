@@ -162,13 +162,36 @@ static void tree(struct builder *b, int me, int p, int64_t elems)
             send(b, me + bit, 0, elems, PL_FROM_OUT);
 }
 
+/* ---- slots: at each step everybody sends to one and receives from another --------------------------------- */
+
+static void scatter(struct builder *b, int me, int p, int64_t elems)
+{
+    int64_t slot = elems / p;
+    for (int k = 1; k < p; k++) {
+        int to = (me + k) % p, from = (me + p - k) % p;
+        send(b, to, to * slot, slot, PL_FROM_IN);
+        receive(b, from, from * slot, slot, PL_COPY);
+    }
+}
+
+static void gather(struct builder *b, int me, int p, int64_t elems)
+{
+    int64_t slot = elems / p;
+    for (int k = 1; k < p; k++) {
+        int from = (me + p - k) % p;
+        send(b, (me + k) % p, me * slot, slot, PL_FROM_IN);
+        receive(b, from, from * slot, slot, PL_COPY);
+    }
+}
+
 /* ---- all ------------------------------------------------------------------------------------------------------ */
 
 static const struct {
     const char *name;
     void (*steps)(struct builder *b, int me, int members, int64_t elems);
-} patterns[PL_PATTERNS] = {
-    [PL_RING] = {"ring", ring}, [PL_HALVING_DOUBLING] = {"halving_doubling", halving_doubling}, [PL_TREE] = {"tree", tree}};
+} patterns[] = {
+    [PL_RING] = {"ring", ring}, [PL_HALVING_DOUBLING] = {"halving_doubling", halving_doubling}, [PL_TREE] = {"tree", tree},
+    [PL_SCATTER] = {"scatter", scatter}, [PL_GATHER] = {"gather", gather}};
 
 const char *pl_pattern_name(enum pl_pattern p) { return patterns[p].name; }
 

@@ -11,7 +11,10 @@ enum pl_pattern {
     PL_RING,             /* Patarasuk and Yuan, Bandwidth optimal all-reduce algorithms, JPDC 2009 */
     PL_HALVING_DOUBLING, /* Thakur, Rabenseifner, Gropp, Optimization of Collective Communication in MPICH, IJHPCA 2005 */
     PL_TREE,             /* a binomial tree to member 0 and back: few elements, many members */
-    PL_PATTERNS
+    PL_PATTERNS,         /* those above are all-reduces */
+    /* in and out are cut into a slot for each member, of equal lengths. */
+    PL_SCATTER = PL_PATTERNS, /* out's slot q: what member q has in the slot of this member; not its own */
+    PL_GATHER                 /* out's slot q: what member q has in its own slot; not its own */
 };
 
 enum pl_how {

@@ -94,7 +94,7 @@ struct pl_job {
         struct pl_period warmup;
     } optimizer;
     struct { int kind; int64_t backup_workers; } sync;
-    struct { int transport, algorithm, two_level; char *table, *interface; int64_t channels; double bucket_mb, timeout_ms; } exchange;
+    struct { int transport, algorithm, two_level, compress; double compress_ratio; char *table, *interface; int64_t channels; double bucket_mb, timeout_ms; } exchange;
     struct { int kind; } device;
     struct { char *dir; struct pl_period every; int64_t keep; char *resume; bool keep_best, background; int on_error; struct pl_texts signals; } checkpoint;
     struct { char *dir; struct pl_period every; } report;
@@ -118,9 +118,10 @@ pl_status pl_job_layer_error(const struct pl_job_layer *l, const char *fmt, ...)
 
 bool pl_job_set_given(const struct pl_job_set *s); /* by file or files */
 
-/* "auto" or the name that exchange.transport, exchange.algorithm gives. */
+/* The names that exchange.transport, .algorithm and .compress give, "auto" and "none" included. */
 const char *pl_job_transport_name(const struct pl_job *j);
 const char *pl_job_algorithm_name(const struct pl_job *j);
+const char *pl_job_compress_name(const struct pl_job *j);
 
 extern const struct pl_key pl_job_keys[]; /* ends with name NULL */
 /* One line a key: name, type, default, meaning. To stdout. */

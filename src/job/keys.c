@@ -76,6 +76,8 @@ const struct pl_key pl_job_keys[] = {
     TEXT("exchange.table", exchange.table, "measured choices for algorithm auto, from `paceline bench allreduce --tune`"),
     INT("exchange.channels", exchange.channels, "2", 1, 16, "tcp, verbs: connections to each peer that share its data"),
     TEXT("exchange.interface", exchange.interface, "tcp, verbs: a network interface by name, its address or a CIDR; none: the one that reaches the peers"),
+    CHOICE("exchange.compress", exchange.compress, "none", "none|bf16|one_bit|top_k", "of gradients between nodes; what is lost is added in the next step"),
+    DOUBLE("exchange.compress_ratio", exchange.compress_ratio, "0.01", 1e-6, 0.5, "top_k: the part of the elements that is sent"),
     DOUBLE("exchange.bucket_mb", exchange.bucket_mb, "4", 0.001, 2047, "gradients travel in pieces of this size"),
     {.name = "exchange.timeout", .type = PL_KEY_MS, .offset = AT(exchange.timeout_ms), .def = "60 s", .help = "longest wait for other ranks"},
     CHOICE("device.kind", device.kind, "auto", "auto|cpu|reference||cuda", "what computes"),
@@ -98,7 +100,7 @@ const struct pl_key pl_job_keys[] = {
 const char *const pl_job_later[] = {
     "train.reproducible", "train.micro_shards",
     "sync.grace", "sync.suspect_after", "sync.lost_after", "sync.tau", "sync.n_fetch", "sync.n_push", "sync.max_staleness",
-    "sync.warmup", "exchange.compress", "split.pipeline",
+    "sync.warmup", "split.pipeline",
     "split.tensor", "split.microbatches", "split.at", "split.optimizer", "device.memory_limit", "report.timeline",
     "debug.compute_ms", NULL};
 
@@ -113,6 +115,12 @@ const char *pl_job_algorithm_name(const struct pl_job *j)
 {
     static const char *const names[] = {"auto", "native", "ring", "halving_doubling", "tree"};
     return names[j->exchange.algorithm];
+}
+
+const char *pl_job_compress_name(const struct pl_job *j)
+{
+    static const char *const names[] = {"none", "bf16", "one_bit", "top_k"};
+    return names[j->exchange.compress];
 }
 
 static const char *type_name(const struct pl_key *k)

@@ -89,6 +89,8 @@ void pl_report_step(struct pl_report *r, const struct pl_report_step *s)
     pl_metrics_number(&t, "exchange_total_ms", s->exchange_total_ms);
     pl_metrics_number(&t, "update_ms", s->update_ms);
     pl_metrics_number(&t, "grad_norm", s->grad_norm);
+    pl_metrics_number(&t, "sent_mb", s->sent_mb);
+    pl_metrics_number(&t, "saved_mb", s->saved_mb);
     pl_metrics_text(&t, "late", s->late);
     pl_metrics_write(r, "step", &t);
     pl_text_free(&t);

@@ -12,7 +12,7 @@ void pl_report_close(struct pl_report *r);
 
 struct pl_report_start { int ranks, threads; const char *device, *backend, *transport, *algorithm, *why, *model; int64_t parameters, batch, global_batch, train_samples, test_samples; };
 void pl_report_start(struct pl_report *r, const struct pl_report_start *s);
-struct pl_report_step { int64_t step, epoch; double loss, total_loss, accuracy, lr, samples_per_s, step_ms, data_ms, compute_ms, exchange_ms, exchange_total_ms, update_ms, grad_norm; const char *late; };
+struct pl_report_step { int64_t step, epoch; double loss, total_loss, accuracy, lr, samples_per_s, step_ms, data_ms, compute_ms, exchange_ms, exchange_total_ms, update_ms, grad_norm, sent_mb, saved_mb; const char *late; };
 void pl_report_step(struct pl_report *r, const struct pl_report_step *s); /* NAN fields are left out */
 void pl_report_progress(struct pl_report *r, const struct pl_report_step *s); /* live line only, at most 10 a second */
 void pl_report_eval(struct pl_report *r, int64_t step, int64_t epoch, const char *set, double loss, double accuracy, double top5, int64_t samples);

@@ -249,7 +249,9 @@ static void report_step(struct run *r)
                                   .samples_per_s = s->rows / s->step_ms * 1000, .data_ms = s->data_ms,
                                   .compute_ms = s->compute_ms, .exchange_ms = s->exchange.exposed_ms,
                                   .exchange_total_ms = s->exchange.busy_ms, .update_ms = s->update_ms,
-                                  .grad_norm = s->grad_norm, .late = s->late};
+                                  .grad_norm = s->grad_norm, .late = s->late,
+                                  .sent_mb = s->exchange.sent_mb > 0 ? s->exchange.sent_mb : NAN,
+                                  .saved_mb = s->exchange.saved_mb > 0 ? s->exchange.saved_mb : NAN};
     const struct pl_period *every = &r->t.job->report.every;
     double now = pl_now_ms();
     bool by_time = every->unit == PL_MS && now - r->shown_ms >= every->n;

@@ -49,6 +49,7 @@ static pl_status open_exchange(struct pl_trainer *t, bool train)
     struct pl_exchange_options o = {.transport = pl_job_transport_name(j), .algorithm = pl_job_algorithm_name(j), .table = j->exchange.table,
                                     .two_level = j->exchange.two_level == PL_TWO_LEVEL_AUTO,
                                     .network = {.channels = (int)j->exchange.channels, .interface = j->exchange.interface},
+                                    .compress = pl_job_compress_name(j), .compress_ratio = j->exchange.compress_ratio,
                                     .bucket_bytes = j->exchange.bucket_mb * 1048576, .timeout_ms = j->exchange.timeout_ms};
     PL_TRY(pl_exchange_create(t->world, &o, train ? pl_graph_elems(t->graph) : 0, &t->exchange));
     if (!train)

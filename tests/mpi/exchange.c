@@ -64,7 +64,7 @@ static void check_equal_bits(struct pl_world *w, const float *sum)
     free(all);
 }
 
-struct way { const char *transport, *algorithm, *name, *why; bool two_level, direct; int node_ranks; };
+struct way { const char *transport, *algorithm, *name, *why; bool two_level, direct; int node_ranks; const char *compress; double ratio; };
 
 /* As if every so many ranks were a node. */
 static struct pl_world on_nodes(const struct pl_world *w, int node_ranks)
@@ -86,7 +86,7 @@ static struct pl_exchange *opened(struct pl_world *w, const struct way *way, int
 {
     struct pl_exchange *x;
     struct pl_exchange_options o = {.transport = way->transport, .algorithm = way->algorithm, .two_level = way->two_level, .direct = way->direct,
-                                    .network = {.channels = 2}, .bucket_bytes = 65536, .timeout_ms = 30000};
+                                    .compress = way->compress, .compress_ratio = way->ratio, .network = {.channels = 2}, .bucket_bytes = 65536, .timeout_ms = 30000};
     if (pl_exchange_create(w, &o, elems, &x) < 0)
         pl_world_abort(w, PL_ERR_PEER);
     return x;
@@ -152,6 +152,47 @@ static void test_fall_back(struct pl_world *w)
     pl_exchange_destroy(x);
 }
 
+/* The same gradient in every step: what a step loses comes later, so that the mean of the steps gets near. */
+static void test_compressed(struct pl_world *w, const struct way *way, double tolerance)
+{
+    enum { REPEAT = 60 };
+    struct pl_world made_up = on_nodes(w, way->node_ranks);
+    if (w->ranks == 1 || (way->node_ranks > 0 && made_up.nodes < 2))
+        return;
+    struct pl_exchange *x = opened(&made_up, way, ELEMS);
+    struct pl_exchange_times times;
+    double *total = calloc(ELEMS, sizeof *total), worst = 0, first = 0;
+    check_algorithm(x, w, way->name, way->why);
+    for (int step = 0; step < REPEAT; step++) {
+        float *mine = pl_exchange_gradient(x);
+        CHECK(pl_exchange_begin(x, step) == PL_OK, "begin");
+        for (int64_t i = 0; i < ELEMS; i++)
+            mine[i] = value(w->rank, i * 31, 0) / 7;
+        for (int64_t end = ELEMS; end > 0; end = end > 30000 ? end - 30000 : 0)
+            CHECK(pl_exchange_ready(x, end > 30000 ? end - 30000 : 0, end) == PL_OK, "ready: %s", pl_error_text());
+        CHECK(pl_exchange_finish(x, &times) == PL_OK, "finish: %s", pl_error_text());
+        check_equal_bits(w, pl_exchange_agreed(x));
+        for (int64_t i = 0; i < ELEMS; i++)
+            total[i] += (double)pl_exchange_agreed(x)[i];
+        for (int64_t i = 0; i < ELEMS; i++) {
+            double wanted = 0;
+            for (int r = 0; r < w->ranks; r++)
+                wanted += (double)(value(r, i * 31, 0) / 7);
+            double error = fabs(total[i] / (step + 1) - wanted);
+            if (step == 0 && error > first)
+                first = error;
+            if (step == REPEAT - 1 && error > worst)
+                worst = error;
+        }
+    }
+    CHECK(first > 0, "%s lost nothing in the first step", way->compress);
+    CHECK(worst < tolerance * w->ranks, "%s: after %d steps still %g off, %g in the first", way->compress, REPEAT, worst, first);
+    if (w->rank == 0)
+        printf("%s: error %g in the first step, of the mean of %d steps %g\n", way->name, first, REPEAT, worst);
+    free(total);
+    pl_exchange_destroy(x);
+}
+
 static void test_way(struct pl_world *w, const struct way *way)
 {
     struct pl_world made_up = on_nodes(w, way->node_ranks);
@@ -183,6 +224,10 @@ int main(int argc, char **argv)
     test_way(&w, &shared);
     for (size_t i = 0; i < sizeof ways / sizeof *ways; i++)
         test_way(&w, &ways[i]);
+    test_compressed(&w, &(struct way){"mpi", "auto", "compressed bf16", "choice", .two_level = false, .compress = "bf16"}, 0.01);
+    test_compressed(&w, &(struct way){"mpi", "auto", "compressed one_bit", "choice", .two_level = true, .compress = "one_bit"}, 15);
+    test_compressed(&w, &(struct way){"mpi", "auto", "compressed top_k", "choice", .two_level = true, .compress = "top_k", .ratio = 0.2}, 15);
+    test_compressed(&w, &(struct way){"mpi", "auto", "shared memory, compressed one_bit", "share", .two_level = true, .node_ranks = 2, .compress = "one_bit"}, 15);
     test_fall_back(&w);
     pl_world_finish(&w, PL_OK);
     return failures ? 1 : 0;

@@ -72,7 +72,8 @@ static void test_choices(void **state)
     (void)state;
     refused(MODEL DATA TRAIN "optimizer: {kind: adamax}\n", "optimizer.kind: wanted one of sgd|momentum|");
     refused(MODEL DATA TRAIN "exchange: {transport: nccl}\n", "exchange.transport: nccl is not in this version yet");
-    refused(MODEL DATA TRAIN "exchange: {compress: bf16}\n", "exchange.compress is not in this version yet");
+    refused(MODEL DATA TRAIN "exchange: {compress: zip}\n", "exchange.compress: wanted one of none|bf16|one_bit|top_k");
+    refused(MODEL DATA TRAIN "split: {pipeline: 2}\n", "split.pipeline is not in this version yet");
     refused(MODEL DATA TRAIN "split: {pipeline: 4}\n", "split.pipeline is not in this version yet");
     refused(MODEL DATA TRAIN "sync: {backup_workers: 1}\n", "sync.backup_workers: only 0 in this version");
     refused(MODEL DATA "train: {steps: 1, epochs: 1}\n", "train.epochs and train.steps are both given");

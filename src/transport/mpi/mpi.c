@@ -65,7 +65,8 @@ static pl_status mpi_open(const struct pl_group *g, const struct pl_transport_op
         return failed(code, "MPI_Comm_create_group");
     }
     MPI_Comm_set_errhandler(t->comm, MPI_ERRORS_RETURN);
-    snprintf(describe, bytes, "%s", pl_world_mpi_version());
+    describe[0] = '\0';
+    (void)bytes;
     *out = t;
     return PL_OK;
 }
