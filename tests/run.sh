@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # tests/run.sh [release|asan|tsan|debug] [ctest options]: installs what is missing, builds, runs every
-# test of that build. tsan runs what is made for it: the loader, queues, pool, the exchange in shared memory
+# test of that build. tsan runs what is made for it: the loader, queues, pool, the exchange in shared memory, tcp
 # (MPI and OpenMP are not instrumented).
 set -eu
 cd "$(dirname "$0")/.."
@@ -11,5 +11,5 @@ case $preset in release|asan|tsan|debug) ;; *) echo "usage: tests/run.sh [releas
 install_packages util-linux procps python3-pil
 echo "Building $preset (log: build/$preset.log)"
 configure_and_build "$preset"
-[ "$preset" = tsan ] && set -- -R 'unit_(base|data|exchange)$' "$@"
+[ "$preset" = tsan ] && set -- -R 'unit_(base|data|exchange|tcp)$' "$@"
 exec ctest --test-dir "build/$preset" --output-on-failure -j "$(nproc)" --no-tests=error "$@"
