@@ -1,7 +1,7 @@
 /* paceline bench allreduce: how long it takes to add up a message over all ranks, by every way that this run could
  * choose, each beside plain MPI_Allreduce: rounds of the one and the other in turn, so that both see the same
  * machine. The sum is checked first. Latency, algorithm and bus bandwidth as NCCL's tests define them: bytes / time,
- * and that times 2 (ranks - 1) / ranks, what each rank sends and receives at least. The limit is what the wires of a
+ * and that times 2 (ranks - 1) / ranks, what each rank sends and receives at least (over a link: each node). The limit is what the wires of a
  * run can carry: memory copies of all ranks at once on one node, or the rate of a link (--line, Gbit/s). */
 #include "cmd/cmd.h"
 
@@ -161,7 +161,8 @@ static pl_status measure_way(struct bench *b, int k, int size)
     b->ms[size][k] = r[0].ms;
     if (b->world->rank != 0)
         return PL_OK;
-    double share = 2.0 * (b->world->ranks - 1) / b->world->ranks, gbs = (double)bytes / r[0].ms / 1e6;
+    int ends = b->o.line_gbit > 0 ? b->world->nodes : b->world->ranks; /* of the wires */
+    double share = 2.0 * (ends - 1) / ends, gbs = (double)bytes / r[0].ms / 1e6;
     printf("%11zu  %-7s %-17s %11.4f %9.3f %9.3f %7.3f %11.4f %7.2f", bytes, ways[k].transport, ways[k].algorithm, r[0].ms, gbs, gbs * share,
            gbs * share / b->limit_gbs, r[0].mpi_ms, r[0].ratio);
     if (one_thread)

@@ -79,7 +79,6 @@ struct pl_progress {
     uint64_t next_op;    /* numbers what goes over the network */
     double moved_ms;     /* when anything moved last */
     int64_t partial_at;  /* of the node's sums that are in use */
-    int64_t partial_step;
 };
 
 /* ---- the stages of a flight --------------------------------------------------------------------- */
@@ -102,10 +101,8 @@ static bool add_on_node(struct pl_progress *p, struct flight *f)
     if (!pl_node_posted(x->shared, f->what.number))
         return false;
     f->n = own_part(x, f->what.n, &begin);
-    if (p->partial_step != f->what.step) {
-        p->partial_step = f->what.step;
+    if (f->what.a + f->what.n == x->elems) /* the first of a step */
         p->partial_at = 0;
-    }
     float *partial = x->partial + p->partial_at;
     p->partial_at += f->n;
     pl_node_add(x->shared, f->what.a + begin, f->n, partial);
@@ -492,7 +489,6 @@ static pl_status prepare(struct pl_exchange *x)
     if (!p)
         return PL_ERR_MEMORY;
     p->exchange = x;
-    p->partial_step = -2;
     p->threaded = !x->options.direct;
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->to_thread, NULL);

@@ -13,7 +13,7 @@
 
 static struct pl_rng rng;
 
-static const int64_t sizes[] = {1, 2, 31, 32, 33, 511, 512, 513, 1025, 100003};
+static const int64_t sizes[] = {1, 2, 31, 32, 33, 63, 64, 65, 511, 512, 513, 1025, 100003};
 static const double ratios[] = {1e-9, 0.001, 0.01, 0.3, 1.0};
 enum { SIZES = sizeof sizes / sizeof *sizes, RATIOS = sizeof ratios / sizeof *ratios, MARK = 0x5a };
 
@@ -132,8 +132,8 @@ static void expect_bf16(const struct trial *t)
 
 static void expect_one_bit(const struct trial *t)
 {
-    for (int64_t begin = 0; begin < t->n; begin += 512) {
-        int64_t end = begin + 512 < t->n ? begin + 512 : t->n;
+    for (int64_t begin = 0; begin < t->n; begin += 64) {
+        int64_t end = begin + 64 < t->n ? begin + 64 : t->n;
         double sum[2] = {0, 0};
         int64_t count[2] = {0, 0};
         for (int64_t i = begin; i < end; i++) {
@@ -428,7 +428,7 @@ static void test_spread(void **state)
         decode(&t);
         CHECK(&t, t.out[600] == INFINITY, "infinity becomes %g", (double)t.out[600]);
         for (int64_t i = 0; i < t.n; i++) {
-            bool may = i == 600 || (pl_codecs[c] == &pl_codec_one_bit && i / 512 == 1 && t.value[i] >= 0);
+            bool may = i == 600 || (pl_codecs[c] == &pl_codec_one_bit && i / 64 == 600 / 64 && t.value[i] >= 0);
             CHECK(&t, may || isfinite(t.out[i]), "element %lld is not finite", (long long)i);
         }
         t.value[600] = 1;
@@ -469,8 +469,8 @@ static void test_sizes(void **state)
 {
     (void)state;
     static const struct { int64_t n; size_t bf16, one_bit; } known[] = {
-        {0, 0, 0}, {1, 2, 12}, {2, 4, 12}, {33, 66, 16}, {511, 1022, 72}, {512, 1024, 72}, {513, 1026, 84},
-        {0x7fffffff, 0xfffffffe, 301989888}};
+        {0, 0, 0}, {1, 2, 12}, {2, 4, 12}, {33, 66, 16}, {63, 126, 16}, {64, 128, 16}, {65, 130, 28}, {511, 1022, 128}, {512, 1024, 128}, {513, 1026, 140},
+        {0x7fffffff, 0xfffffffe, 536870912}};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
         assert_int_equal(pl_codec_bf16.bytes(known[i].n, 1), known[i].bf16);
         assert_int_equal(pl_codec_one_bit.bytes(known[i].n, 1), known[i].one_bit);
@@ -516,10 +516,10 @@ static void test_malformed(void **state)
     refuse(k, 100, 1, 4 * 50, 49);           /* twice */
     refuse(k, 100, 1, 4 * 50, 51);
     refuse(b, 33, 1, 12, 0x2);               /* a bit past the end */
-    refuse(b, 513, 1, 72 + 8, 0x80000000);
+    refuse(b, 513, 1, 128 + 8, 0x80000000);
     refuse(b, 512, 1, 0, bits_of(1.0f));     /* the mean of the negative ones is positive */
     refuse(b, 512, 1, 4, bits_of(-1.0f));
-    refuse(b, 513, 1, 72 + 4, bits_of(-INFINITY));
+    refuse(b, 513, 1, 128 + 4, bits_of(-INFINITY));
 }
 
 /* Noise as a code: any answer, but nothing outside of out is touched. */

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# The same run over mpi and tcp gives the same bits where the algorithm is the same, on 2 to 5 ranks; compressed
+# gradients train; a measured table is used; every transport that is not there says why.
+. "$PL_SOURCE_DIR/tests/tools/lib.sh"
+cd "$PL_TMPDIR" || exit 1
+cp "$tools"/*.yaml .
+"$tools/make_set.py" train.h5 1000 1 12 4 1 && "$tools/make_set.py" test.h5 203 1 12 4 2 || exit 1
+model() { echo "$1/$(cat "$1/latest")/model.h5"; }
+run() { local n=$1 dir=$2; shift 2; train "$n" job.yaml checkpoint.dir="$dir" report.dir="$dir" "$@" >"$dir.log" 2>&1 || { fail "training failed: $dir"; tail -n 5 "$dir.log"; }; }
+compare() { echo -n "$1 against $2: "; "$tools/compare.py" "$(model "$1")" "$(model "$2")" "${@:3}" || fail "$1 and $2 differ"; }
+says() { grep -q "$2" "$1/metrics.jsonl" || fail "$1: wanted $2: $(head -n 1 "$1/metrics.jsonl")"; }
+accuracy() {
+    local a
+    a=$(grep '"eval"' "$1/metrics.jsonl" | tail -n 1 | sed -E 's/.*"accuracy": ([0-9.]+).*/\1/')
+    awk "BEGIN{exit !($a > $2)}" || fail "$1: accuracy $a, wanted more than $2"
+}
+
+# Many small buckets: several collectives are under way.
+small="train.epochs=1 train.global_batch=190 exchange.bucket_mb=0.001 checkpoint.every=never"
+run 1 alone $small exchange.transport=tcp
+for n in 2 3 4 5; do
+    for algorithm in ring halving_doubling tree; do
+        run $n mpi-$algorithm-$n $small exchange.transport=mpi exchange.algorithm=$algorithm
+        run $n tcp-$algorithm-$n $small exchange.transport=tcp exchange.algorithm=$algorithm exchange.channels=$(((n - 1) % 3 + 1))
+        compare mpi-$algorithm-$n tcp-$algorithm-$n 0 0 exact
+        compare alone tcp-$algorithm-$n 1e-4 1e-3
+    done
+done
+says tcp-ring-3 '"transport": "tcp", "algorithm": "ring"'
+says mpi-tree-5 '"transport": "mpi", "algorithm": "tree"'
+says alone '"transport": "none", "algorithm": "none"'
+run 2 by-size $small exchange.transport=tcp
+says by-size '"transport": "tcp", "algorithm": "halving_doubling to 64 KB, ring"'
+
+# Compressed: it learns, all transports alike, and the same twice.
+for c in bf16 one_bit top_k; do
+    run 3 tcp-$c train.epochs=8 exchange.transport=tcp exchange.compress=$c exchange.compress_ratio=0.1
+    run 3 mpi-$c train.epochs=8 exchange.transport=mpi exchange.compress=$c exchange.compress_ratio=0.1
+    compare mpi-$c tcp-$c 0 0 exact
+    accuracy tcp-$c 0.85
+    says tcp-$c "\"algorithm\": \"compressed $c\""
+    says tcp-$c '"saved_mb": '
+done
+run 2 one-node train.steps=2 exchange.compress=bf16
+says one-node 'nothing leaves this node, nothing is compressed'
+expect 2 "exchange.algorithm ring cannot add up compressed gradients" 2 job.yaml checkpoint.dir=no report.dir=no exchange.transport=tcp exchange.algorithm=ring exchange.compress=bf16
+
+# A table of choices, measured and made up.
+ranks 2 "$PACELINE" bench allreduce --from 1024 --to 65536 --rounds 1 --transport tcp --tune table >bench.log 2>&1 || { fail "bench allreduce --tune"; tail -n 5 bench.log; }
+grep -qE '^tcp 2 - (ring|halving_doubling|tree)$' table || { fail "a table without an end"; cat table; }
+run 2 by-table train.steps=2 exchange.transport=tcp exchange.table=table
+printf '# made up\n\ntcp 2 1024 tree\ntcp 2 - ring\nmpi 2 - native\n' >made-up
+run 2 by-made-up train.steps=2 exchange.transport=tcp exchange.table=made-up
+says by-made-up '"algorithm": "tree to 1 KB, ring"'
+printf 'tcp 2 1024 star\n' >bad
+expect 2 "bad:1: wanted TRANSPORT MEMBERS BYTES" 2 job.yaml checkpoint.dir=no report.dir=no exchange.transport=tcp exchange.table=bad
+printf '\n\ntcp 2 - native\n' >bad
+expect 2 "bad:3: tcp has no all-reduce of its own" 2 job.yaml checkpoint.dir=no report.dir=no exchange.transport=tcp exchange.table=bad
+expect 2 "native is MPI's own; transport tcp has none" 2 job.yaml checkpoint.dir=no report.dir=no exchange.transport=tcp exchange.algorithm=native
+expect 5 "exchange.interface" 2 job.yaml checkpoint.dir=no report.dir=no exchange.transport=tcp exchange.interface=none0
+finish
