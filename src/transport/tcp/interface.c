@@ -281,26 +281,34 @@ static bool source_towards(const struct pl_tcp_address *peer, struct pl_tcp_addr
     return found;
 }
 
+/* An address that another host has too leads nowhere: loopback's, docker's. */
+static bool leads_nowhere(const struct pl_tcp_offer *o, int members, uint64_t host, const struct pl_tcp_address *a)
+{
+    for (int m = 0; m < members; m++)
+        for (int i = 0; o[m].host != host && i < o[m].addresses; i++)
+            if (o[m].address[i].family == a->family && memcmp(o[m].address[i].ip, a->ip, sizeof a->ip) == 0)
+                return true;
+    return a->kind == PL_TCP_LOOPBACK;
+}
+
+static const struct pl_tcp_address *best_of(const struct pl_tcp_offer *o, int members, int m, int family)
+{
+    const struct pl_tcp_address *best = NULL;
+    for (int i = 0; i < o[m].addresses; i++) {
+        const struct pl_tcp_address *a = &o[m].address[i];
+        if (a->family == family && (!best || better(a, best)) && !leads_nowhere(o, members, o[m].host, a))
+            best = a;
+    }
+    return best;
+}
+
 /* All take the same family: IPv4 if every member has it. */
 static int common_family(const struct pl_tcp_offer *o, int members)
 {
-    for (int m = 0; m < members; m++) {
-        bool has = false;
-        for (int i = 0; i < o[m].addresses; i++)
-            has = has || (o[m].address[i].family == AF_INET && o[m].address[i].kind != PL_TCP_LOOPBACK);
-        if (!has)
+    for (int m = 0; m < members; m++)
+        if (!best_of(o, members, m, AF_INET))
             return AF_INET6;
-    }
     return AF_INET;
-}
-
-static const struct pl_tcp_address *best_of(const struct pl_tcp_offer *o, int family)
-{
-    const struct pl_tcp_address *best = NULL;
-    for (int i = 0; i < o->addresses; i++)
-        if (o->address[i].family == family && o->address[i].kind != PL_TCP_LOOPBACK && (!best || better(&o->address[i], best)))
-            best = &o->address[i];
-    return best;
 }
 
 pl_status pl_tcp_by_route(const struct pl_tcp_offer *o, int members, int me, struct pl_tcp_address *out)
@@ -309,14 +317,15 @@ pl_status pl_tcp_by_route(const struct pl_tcp_offer *o, int members, int me, str
     int family = common_family(o, members), other = 0;
     while (other < members && o[other].host == o[me].host)
         other++;
-    const struct pl_tcp_address *peer = other < members ? best_of(&o[other], family) : NULL, *mine = best_of(&o[me], family);
+    const struct pl_tcp_address *peer = other < members ? best_of(o, members, other, family) : NULL, *mine = best_of(o, members, me, family);
     if (!peer || !mine)
         return pl_error(PL_ERR_PEER, PL_TCP_ROOM,
-                        "no network reaches all ranks: %s has no address but loopback's\nexchange.interface chooses among what is up",
-                        mine ? "another rank" : "this rank");
+                        "no network reaches all ranks: %s has no address of its own but loopback's\nexchange.interface chooses among what is up",
+                        mine ? "another" : "this one");
     bool routed = source_towards(peer, &source);
     for (int i = 0; routed && i < o[me].addresses; i++)
-        if (o[me].address[i].family == family && memcmp(o[me].address[i].ip, source.ip, sizeof source.ip) == 0) {
+        if (o[me].address[i].family == family && memcmp(o[me].address[i].ip, source.ip, sizeof source.ip) == 0 &&
+            !leads_nowhere(o, members, o[me].host, &o[me].address[i])) {
             *out = o[me].address[i];
             return PL_OK;
         }
