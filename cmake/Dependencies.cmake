@@ -92,10 +92,22 @@ if(NOT PACELINE_WITH_CRYPTO STREQUAL "OFF")
   endif()
 endif()
 
-# CUDA and verbs are not built yet: asked for, they are refused.
-foreach(component CUDA VERBS)
-  if(PACELINE_WITH_${component} STREQUAL "ON")
-    message(FATAL_ERROR "PACELINE_WITH_${component}=ON: this version has no such component yet")
+# verbs: the header alone. The library is opened at run time, so that the program starts without it.
+set(PACELINE_HAVE_VERBS OFF)
+if(NOT PACELINE_WITH_VERBS STREQUAL "OFF")
+  find_path(VERBS_INCLUDE infiniband/verbs.h)
+  if(VERBS_INCLUDE AND PACELINE_HAVE_CRYPTO)
+    set(PACELINE_HAVE_VERBS ON)
+    target_include_directories(paceline_deps SYSTEM INTERFACE ${VERBS_INCLUDE})
+    target_compile_definitions(paceline_deps INTERFACE PL_HAVE_VERBS)
+    target_link_libraries(paceline_deps INTERFACE ${CMAKE_DL_LIBS})
+  elseif(PACELINE_WITH_VERBS STREQUAL "ON")
+    message(FATAL_ERROR "PACELINE_WITH_VERBS=ON, but libibverbs or libcrypto was not found: install libibverbs-dev libssl-dev")
   endif()
-endforeach()
-message(STATUS "Paceline: BLAS ${BLAS_LIBRARY}, oneDNN ${PACELINE_HAVE_DNNL}, libdeflate ${PACELINE_HAVE_LIBDEFLATE}, JPEG ${PACELINE_HAVE_JPEG}, libcrypto ${PACELINE_HAVE_CRYPTO}, HDF5 ${HDF5_C_LIBRARIES}")
+endif()
+
+# CUDA is not built yet: asked for, it is refused.
+if(PACELINE_WITH_CUDA STREQUAL "ON")
+  message(FATAL_ERROR "PACELINE_WITH_CUDA=ON: this version has no such component yet")
+endif()
+message(STATUS "Paceline: BLAS ${BLAS_LIBRARY}, oneDNN ${PACELINE_HAVE_DNNL}, libdeflate ${PACELINE_HAVE_LIBDEFLATE}, JPEG ${PACELINE_HAVE_JPEG}, libcrypto ${PACELINE_HAVE_CRYPTO}, verbs ${PACELINE_HAVE_VERBS}, HDF5 ${HDF5_C_LIBRARIES}")

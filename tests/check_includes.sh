@@ -27,6 +27,7 @@ home 'mpi\.h' '^src/(world/|transport/mpi/)'
 home 'hdf5' '^src/base/h5'
 home 'cblas|oneapi|omp\.h' '^src/backend/cpu/'
 home 'turbojpeg' '^src/data/'
+home 'infiniband|rdma/' '^src/transport/verbs/'
 home 'yaml' '^src/job/'
 for room in src/*/; do
     r=$(basename "$room")

@@ -1,0 +1,176 @@
+/* The way in of a queue pair: what arrives lies in the ring until its receive is posted, is copied there, and its slot
+ * given back. Control messages without a receive make room for others by moving out of the ring. */
+#include "transport/verbs/verbs.h"
+
+#include <endian.h>
+
+static const struct pl_verbs_frame *slot_of(const struct pl_verbs_queue *q, uint32_t count)
+{
+    return (const void *)(q->ring + (size_t)(count % (uint32_t)q->slots) * q->stride);
+}
+
+const struct pl_verbs_frame *pl_verbs_first_frame(const struct pl_verbs_queue *q)
+{
+    return q->arrived == q->consumed ? NULL : slot_of(q, q->consumed);
+}
+
+static bool same_label(const struct pl_verbs_frame *f, const struct pl_label *l)
+{
+    return f->step == l->step && f->bucket == l->bucket && f->piece == l->piece;
+}
+
+/* Part of the message into its receive; false: it does not fit, and the peer is lost for it. */
+static bool take_frame(struct pl_transport *t, struct pl_verbs_queue *q, struct pl_verbs_request *r, const struct pl_verbs_frame *f, const void *payload)
+{
+    int rank = q->peer->rank;
+    unsigned long long step = f->step;
+    if (f->kind != PL_VERBS_DATA || f->total != r->bytes || f->offset != r->moved) {
+        pl_verbs_lose(t, q->peer, "rank %d sent %u bytes from byte %u of step %llu, bucket %d, piece %u, where %u bytes from byte %u were due",
+                      rank, f->total, f->offset, step, (int)f->bucket, f->piece, r->bytes, r->moved);
+        return false;
+    }
+    if (!pl_verbs_copy_payload(f, payload, r->p + r->moved)) {
+        pl_verbs_lose(t, q->peer, "a frame of rank %d was damaged on its way (%s port %d, step %llu, bucket %d, piece %u): wrong checksum", rank,
+                      q->device->port.device, q->device->port.port, step, (int)f->bucket, f->piece);
+        return false;
+    }
+    r->moved += f->bytes;
+    return true;
+}
+
+/* A control message without a receive makes room for those behind it. False: there is no room, so it stays. */
+static bool store(struct pl_transport *t, struct pl_verbs_peer *p, const struct pl_verbs_frame *f)
+{
+    struct pl_verbs_stored *s = t->stored_free;
+    if (p->stored_count == PL_VERBS_STORED)
+        return false;
+    if (s)
+        t->stored_free = s->next;
+    else if (!(s = pl_alloc(sizeof *s, "control messages that wait")))
+        return false;
+    s->frame = *f;
+    memcpy(s->payload, f + 1, f->bytes);
+    s->next = NULL;
+    if (p->stored)
+        p->stored_last->next = s;
+    else
+        p->stored = s;
+    p->stored_last = s;
+    p->stored_count++;
+    return true;
+}
+
+/* The stored message of that label, the oldest, taken out. */
+static struct pl_verbs_stored *take_stored(struct pl_verbs_peer *p, const struct pl_label *l)
+{
+    struct pl_verbs_stored *before = NULL, *s = p->stored;
+    while (s && !same_label(&s->frame, l)) {
+        before = s;
+        s = s->next;
+    }
+    if (!s)
+        return NULL;
+    if (before)
+        before->next = s->next;
+    else
+        p->stored = s->next;
+    if (p->stored_last == s)
+        p->stored_last = before;
+    p->stored_count--;
+    return s;
+}
+
+/* Hands frames that have arrived to their receives. */
+static void drain(struct pl_transport *t, struct pl_verbs_queue *q)
+{
+    const struct pl_verbs_frame *f;
+    if (!q->proved)
+        return; /* the first frame is for the hand-shake */
+    while (!q->peer->lost && (f = pl_verbs_first_frame(q))) {
+        struct pl_verbs_request *r = q->receives.head;
+        while (r && !same_label(f, &r->label))
+            r = r->next;
+        if (r && !take_frame(t, q, r, f, f + 1))
+            return;
+        if (!r && !(q->control && store(t, q->peer, f)))
+            break;
+        q->consumed++;
+        if (r && r->moved == r->bytes) {
+            pl_verbs_take_out(&q->receives, r);
+            q->peer->waiting--;
+            pl_verbs_finish(t, r, PL_OK);
+        }
+    }
+    pl_verbs_give_credits(t, q);
+}
+
+void pl_verbs_await(struct pl_transport *t, struct pl_verbs_request *r)
+{
+    struct pl_verbs_queue *q = r->queue;
+    struct pl_verbs_stored *s = q->control ? take_stored(q->peer, &r->label) : NULL;
+    if (!s) {
+        pl_verbs_append(&q->receives, r);
+        q->peer->waiting++;
+        drain(t, q);
+        return;
+    }
+    bool fits = take_frame(t, q, r, &s->frame, s->payload);
+    s->next = t->stored_free;
+    t->stored_free = s;
+    pl_verbs_finish(t, r, fits ? PL_OK : PL_ERR_PEER);
+    drain(t, q); /* one that was held up has room now */
+}
+
+static bool post_receive(struct pl_verbs_queue *q, int *error)
+{
+    struct ibv_recv_wr w = {.wr_id = (uint64_t)PL_VERBS_WORK_RECEIVE << 32 | q->index}, *bad; /* no memory: it goes into the ring */
+    *error = ibv_post_recv(q->qp, &w, &bad);
+    return *error == 0;
+}
+
+pl_status pl_verbs_fill_receives(struct pl_verbs_queue *q)
+{
+    for (int i = 0, error; i < pl_verbs_receive_depth(q->slots); i++)
+        if (!post_receive(q, &error))
+            return pl_verbs_failed(error, q->device->port.device, "post_recv(");
+    return PL_OK;
+}
+
+/* ---- what the device tells ---------------------------------------------------------------------- */
+
+static bool take_credit(struct pl_transport *t, struct pl_verbs_queue *q, uint32_t told)
+{
+    if (pl_verbs_credit(q->sent, told, &q->acked))
+        return true;
+    pl_verbs_lose_by(t, q, "it acknowledges what was not sent");
+    return false;
+}
+
+static void frame_arrived(struct pl_transport *t, struct pl_verbs_queue *q, uint32_t bytes)
+{
+    const struct pl_verbs_frame *f = slot_of(q, q->arrived);
+    const char *wrong = q->arrived - q->consumed < (uint32_t)q->slots ? pl_verbs_frame_wrong(f, q->arrived, bytes, q->payload) : "more frames than slots";
+    if (wrong) {
+        pl_verbs_lose(t, q->peer, "a frame of rank %d is damaged (%s port %d): %s", q->peer->rank, q->device->port.device, q->device->port.port, wrong);
+        return;
+    }
+    q->arrived++;
+    if (take_credit(t, q, f->consumed))
+        drain(t, q);
+}
+
+void pl_verbs_received(struct pl_transport *t, struct pl_verbs_queue *q, const struct ibv_wc *c)
+{
+    uint32_t immediate = be32toh(c->imm_data);
+    int error;
+    if (!post_receive(q, &error)) {
+        pl_verbs_lose_by(t, q, strerror(error));
+        return;
+    }
+    switch (pl_verbs_immediate_news(immediate)) {
+    case PL_VERBS_NEWS_FRAME: frame_arrived(t, q, c->byte_len); break;
+    case PL_VERBS_NEWS_CREDIT: take_credit(t, q, pl_verbs_immediate_count(immediate, q->acked)); break;
+    case PL_VERBS_NEWS_CLOSED: q->peer->closed = true; break;
+    default: pl_verbs_lose_by(t, q, "it sent what this program does not send");
+    }
+}
