@@ -40,7 +40,9 @@ static bool make_network(int me, struct forks *f, enum network what)
     memcpy(&pid, f->data[1], sizeof pid);
     right = right && (me == 1 || sh("ip link add eth0 type veth peer name eth0 netns %d", (int)pid));
     forks_barrier(f);
-    right = right && sh("ip link set lo up && ip link add docker0 type veth peer name inside && ip addr add 172.17.0.1/16 dev docker0 && ip link set docker0 up && ip link set inside up");
+    right = right && sh("ip link set lo up && "
+                        "ip link add docker0 type veth peer name inside && ip addr add 172.17.0.1/16 dev docker0 && "
+                        "ip link set docker0 up && ip link set inside up");
     if (what == IPV6)
         right = right && sh("ip addr add fd00:9::%d/64 dev eth0 nodad", me + 1);
     else if (what == ROUTED)

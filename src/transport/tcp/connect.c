@@ -65,11 +65,13 @@ pl_status pl_tcp_enough_files(int connections)
     if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= needed)
         return PL_OK;
     if (limit.rlim_max < needed)
-        return pl_error(PL_ERR_PEER, PL_TCP_ROOM, "%d connections need %llu open files, the limit is %llu\nraise it with ulimit -n, or take fewer exchange.channels",
+        return pl_error(PL_ERR_PEER, PL_TCP_ROOM,
+                        "%d connections need %llu open files, the limit is %llu\nraise it with ulimit -n, or take fewer exchange.channels",
                         connections, (unsigned long long)needed, (unsigned long long)limit.rlim_max);
     limit.rlim_cur = limit.rlim_max;
     if (setrlimit(RLIMIT_NOFILE, &limit) != 0)
-        return pl_error(PL_ERR_PEER, PL_TCP_ROOM, "the limit of open files cannot be raised to %llu: %s", (unsigned long long)limit.rlim_max, strerror(errno));
+        return pl_error(PL_ERR_PEER, PL_TCP_ROOM, "the limit of open files cannot be raised to %llu: %s",
+                        (unsigned long long)limit.rlim_max, strerror(errno));
     return PL_OK;
 }
 
@@ -302,7 +304,9 @@ static pl_status timed_out(const struct setup *s)
         if (named++ < 8)
             pl_text_add(&where, "%srank %d at %s", where.s ? ", " : "", rank, text);
     }
-    pl_error(PL_ERR_PEER, PL_TCP_ROOM, "waited %.3g s for rank%s %s to connect (%s)%s%s\nlook for an error of theirs, or a firewall between the hosts; exchange.interface chooses another network than that of %s",
+    pl_error(PL_ERR_PEER, PL_TCP_ROOM,
+             "waited %.3g s for rank%s %s to connect (%s)%s%s\nlook for an error of theirs, or a firewall between the hosts; "
+             "exchange.interface chooses another network than that of %s",
              s->o->timeout_ms / 1000, named == 1 ? "" : "s", ranks.s ? ranks.s : "?", where.s ? where.s : "?",
              s->last_error ? ", the last attempt: " : "", s->last_error ? strerror(s->last_error) : "", s->o->place[s->me].name);
     pl_text_free(&ranks);

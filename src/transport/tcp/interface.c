@@ -201,7 +201,8 @@ pl_status pl_tcp_list(const char *filter, struct pl_tcp_offer *o)
     freeifaddrs(all);
     pl_status s = PL_OK;
     if (o->addresses == 0 && filter)
-        s = pl_error(PL_ERR_PEER, PL_TCP_ROOM, "exchange.interface: %s fits no running interface; there is %.200s\nwrite a name, an address or a CIDR",
+        s = pl_error(PL_ERR_PEER, PL_TCP_ROOM,
+                     "exchange.interface: %s fits no running interface; there is %.200s\nwrite a name, an address or a CIDR",
                      filter, there.s ? there.s : "none");
     else if (o->addresses == 0)
         s = pl_error(PL_ERR_PEER, PL_TCP_ROOM, "no network interface is up");

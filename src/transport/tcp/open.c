@@ -6,7 +6,6 @@
 
 #include <dirent.h>
 #include <errno.h>
-#include <netinet/tcp.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -119,21 +118,6 @@ static pl_status meet(const struct pl_group *g, const struct pl_transport_option
     return PL_OK;
 }
 
-/* A cut link ends in an error after the timeout: of what was sent by the user timeout, of a silent one by probes. */
-static void set_options(int fd, double timeout_ms)
-{
-    const int on = 1;
-    unsigned int limit_ms = timeout_ms < 1e9 ? (unsigned int)timeout_ms : 1000000000u;
-    int idle_s = (int)(timeout_ms / 2000), interval_s = (int)(timeout_ms / 4000);
-    idle_s = idle_s < 1 ? 1 : idle_s > 30 ? 30 : idle_s;
-    interval_s = interval_s < 1 ? 1 : interval_s > 15 ? 15 : interval_s;
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
-    setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof idle_s);
-    setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof interval_s);
-    setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &limit_ms, sizeof limit_ms);
-}
-
 static pl_status watch(struct pl_transport *t, int fd, uint32_t events, void *what)
 {
     struct epoll_event e = {.events = events | EPOLLET, .data.ptr = what};
@@ -161,7 +145,7 @@ static pl_status adopt(struct pl_transport *t, const struct pl_group *g, const s
             c->writable = true;
             pl_tcp_reader_start(&c->reader, c->control);
             fd[m * conns + i] = -1;
-            set_options(c->fd, t->timeout_ms);
+            pl_tcp_set_options(c->fd, t->timeout_ms);
             PL_TRY(watch(t, c->fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP, c));
         }
     }
@@ -208,6 +192,7 @@ static pl_status create(const struct pl_group *g, const struct pl_transport_opti
     t->members = g->members;
     t->channels = o->channels;
     t->timeout_ms = o->timeout_ms;
+    t->looked_ms = pl_now_ms();
     t->epoll = epoll_create1(EPOLL_CLOEXEC);
     t->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     t->peer = pl_alloc((size_t)g->members * sizeof *t->peer, "peers");

@@ -105,6 +105,11 @@ void pl_tcp_lose(struct pl_transport *t, struct pl_tcp_peer *p, const char *fmt,
     fail_list(&p->receives);
 }
 
+void pl_tcp_lose_silent(struct pl_transport *t, struct pl_tcp_peer *p)
+{
+    pl_tcp_lose(t, p, "lost rank %d (%s): no answer for %.3g s (the link is down?)", p->rank, p->where, t->timeout_ms / 1000);
+}
+
 /* One of its connections has ended in order, or is of no use any more. What the others still hold is received. */
 static void begin_closing(struct pl_transport *t, struct pl_tcp_peer *p, const char *why)
 {
@@ -124,7 +129,7 @@ static bool broken(struct pl_transport *t, struct pl_tcp_conn *c, int code, bool
     if (gone && (!reading || pl_tcp_reader_between(&c->reader)))
         begin_closing(t, p, code == EPIPE ? "connection closed by peer" : "connection reset by peer");
     else if (code == ETIMEDOUT)
-        pl_tcp_lose(t, p, "lost rank %d (%s): no answer for %.3g s (the link is down?)", p->rank, p->where, t->timeout_ms / 1000);
+        pl_tcp_lose_silent(t, p);
     else
         pl_tcp_lose(t, p, "lost rank %d (%s): %s", p->rank, p->where, code == ECONNRESET ? "connection reset by peer" : strerror(code));
     return !p->lost;
@@ -334,8 +339,8 @@ static void wrong_frame(struct pl_transport *t, struct pl_tcp_conn *c)
     const struct pl_tcp_frame *f = &c->reader.frame;
     struct pl_tcp_peer *p = c->peer;
     if (c->reader.state == PL_TCP_AT_PAYLOAD)
-        pl_tcp_lose(t, p, "rank %d (%s): %s: step %llu, bucket %u, piece %u, %u bytes\nthe network, or the memory of a host, damages data", p->rank, p->where,
-                    c->reader.wrong, (unsigned long long)f->label.step, f->label.bucket, f->label.piece, f->bytes);
+        pl_tcp_lose(t, p, "rank %d (%s): %s: step %llu, bucket %u, piece %u, %u bytes\nthe network, or the memory of a host, damages data",
+                    p->rank, p->where, c->reader.wrong, (unsigned long long)f->label.step, f->label.bucket, f->label.piece, f->bytes);
     else
         pl_tcp_lose(t, p, "rank %d (%s): %s, after step %llu, bucket %u, piece %u", p->rank, p->where, c->reader.wrong,
                     (unsigned long long)f->label.step, f->label.bucket, f->label.piece);

@@ -226,6 +226,8 @@ static pl_status tcp_progress(struct pl_transport *t, double wait_ms)
     bool sleeps = wait_ms > 0 && !t->woken && !t->first_listed;
     if (sleeps && t->closing > 0 && wait_ms > CLOSING_MS / 4)
         wait_ms = CLOSING_MS / 4;
+    if (sleeps && wait_ms > pl_tcp_look_period(t))
+        wait_ms = pl_tcp_look_period(t);
     take_events(t, events, wait_for_events(t->epoll, events, sleeps ? wait_ms : 0));
     if (wait_ms > 0)
         t->woken = false; /* it has woken this call */
@@ -239,6 +241,7 @@ static pl_status tcp_progress(struct pl_transport *t, double wait_ms)
     }
     if (t->closing > 0)
         give_up_closed(t);
+    pl_tcp_look_for_silence(t);
     return PL_OK;
 }
 

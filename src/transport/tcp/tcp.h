@@ -142,7 +142,7 @@ pl_status pl_tcp_open(const struct pl_group *g, const struct pl_transport_option
                       char *describe, size_t bytes);
 void pl_tcp_destroy(struct pl_transport *t); /* sends nothing any more; NULL is fine */
 
-/* ---- socket.c: an open group's connections ---------------------------------------------------------- */
+/* ---- an open group's connections ---------------------------------------------------------------------- */
 
 struct pl_tcp_request { /* in pl_request.bytes */
     struct pl_tcp_request *next;
@@ -175,6 +175,7 @@ struct pl_tcp_conn {
     struct pl_tcp_peer *peer;
     struct pl_tcp_list out;
     size_t out_bytes;
+    double silent_ms; /* since when it owes an answer; 0: it does not */
     struct pl_tcp_request *in; /* being received */
     struct pl_tcp_note *note;  /* the same of a control message */
     struct pl_tcp_reader reader;
@@ -196,7 +197,7 @@ struct pl_tcp_peer {
 
 struct pl_transport {
     int me, members, channels; /* channels: of data */
-    double timeout_ms;
+    double timeout_ms, looked_ms;
     int epoll, wake;
     bool woken;
     int closing; /* peers that are, but not lost */
@@ -207,6 +208,14 @@ struct pl_transport {
     unsigned char *spoiled; /* tcp.corrupt: the payload that was */
 };
 
+/* ---- silence.c */
+
+void pl_tcp_set_options(int fd, double timeout_ms);
+double pl_tcp_look_period(const struct pl_transport *t); /* ms between looks */
+void pl_tcp_look_for_silence(struct pl_transport *t);    /* if it is time to; loses those that have been silent for the timeout */
+
+/* ---- socket.c */
+
 void pl_tcp_append(struct pl_tcp_list *l, struct pl_tcp_request *q);
 void pl_tcp_enlist(struct pl_transport *t, struct pl_tcp_conn *c);
 /* Writes what the socket takes; reads and delivers what is there, up to a bound. True: there is more to do. */
@@ -214,6 +223,7 @@ void pl_tcp_write(struct pl_transport *t, struct pl_tcp_conn *c);
 bool pl_tcp_serve(struct pl_transport *t, struct pl_tcp_conn *c);
 /* Fails everything that waits for the peer, and closes its connections. */
 void pl_tcp_lose(struct pl_transport *t, struct pl_tcp_peer *p, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+void pl_tcp_lose_silent(struct pl_transport *t, struct pl_tcp_peer *p);
 struct pl_tcp_note *pl_tcp_find_note(struct pl_tcp_peer *p, struct pl_label l); /* takes it from the list */
 void pl_tcp_free_note(struct pl_transport *t, struct pl_tcp_note *n);
 /* A posted receive meets a note; they differ in size: the peer is lost. */
