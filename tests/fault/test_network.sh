@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Over real links, as network namespaces: the same training as over MPI, by two levels; a peer killed, a peer stopped, a
+# link cut, a corrupted frame, a wrong secret, a stranger, all in the middle of a transfer: each its message, exit 5
+# within exchange.timeout and what set-up and the roll-call take, and nobody hangs.
+. "$PL_SOURCE_DIR/tests/tools/lib.sh"
+. "$PL_SOURCE_DIR/tests/network/hosts.sh"
+why=$(hosts_possible) || { echo "skipped: $why"; exit 77; }
+cd "$PL_TMPDIR" || exit 1
+trap hosts_down EXIT
+cp "$tools"/*.yaml .
+"$tools/make_set.py" train.h5 1000 1 12 4 1 && "$tools/make_set.py" test.h5 203 1 12 4 2 || exit 1
+model() { echo "$1/$(cat "$1/latest")/model.h5"; }
+compare() { echo -n "$1 against $2: "; "$tools/compare.py" "$(model "$1")" "$(model "$2")" "${@:3}" || fail "$1 and $2 differ"; }
+says() { grep -q "$2" "$1/metrics.jsonl" || fail "$1: wanted $2: $(head -n 1 "$1/metrics.jsonl")"; }
+hosts_up 3
+
+# hosts N PER DIR KEYS...
+run() {
+    local n=$1 per=$2 dir=$3; shift 3
+    timeout 120 bash -c '. "$PL_SOURCE_DIR/tests/network/hosts.sh"; HOSTS_NAME='$HOSTS_NAME'; mpirun_on "$@"' sh "$n" "$per" "$PACELINE" train job.yaml checkpoint.dir="$dir" report.dir="$dir" "$@" >"$dir.log" 2>&1 ||
+        { fail "training failed: $dir"; grep -v '^--' "$dir.log" | tail -n 8; }
+}
+run 2 2 auto train.epochs=2
+says auto '"transport": "tcp", "algorithm": "shared memory, halving_doubling to 64 KB, ring"'
+run 2 2 by-mpi train.epochs=2 exchange.transport=mpi exchange.algorithm=ring
+run 2 2 by-tcp train.epochs=2 exchange.transport=tcp exchange.algorithm=ring
+says by-mpi '"transport": "mpi", "algorithm": "shared memory, ring"'
+compare by-mpi by-tcp 0 0 exact
+run 3 1 one-level train.epochs=2 exchange.algorithm=ring exchange.interface=10.9.0.0/24
+says one-level 'one rank a node'
+run 3 1 one-level-mpi train.epochs=2 exchange.algorithm=ring exchange.transport=mpi
+compare one-level one-level-mpi 0 0 exact
+run 2 2 squeezed train.epochs=8 exchange.compress=one_bit
+says squeezed '"algorithm": "shared memory, compressed one_bit"'
+
+# A transfer of 4 MB takes most of a step over 200 Mbit/s.
+sed 's/units: 24/units: 8000/' net.yaml >wide.yaml
+for i in 1 2 3; do shape $i 200mbit; done
+cat >rank.sh <<'SH'
+#!/bin/sh
+# One rank, whose own exit code and end are kept.
+trap '' TERM # mpirun ends the others when one is lost; here it is for them to notice
+"$@" 2>"err.$OMPI_COMM_WORLD_RANK" &
+echo $! >"pid.$OMPI_COMM_WORLD_RANK"
+wait $!
+echo "$?" >"code.$OMPI_COMM_WORLD_RANK"
+date +%s.%N >"end.$OMPI_COMM_WORLD_RANK"
+SH
+chmod +x rank.sh
+# strike WHAT TEXT WITHIN EVENT KEYS...: EVENT happens to three ranks in mid-run; rank 0 or 2 must say TEXT, exit 5 in time
+strike() {
+    local what=$1 text=$2 within=$3 event=$4 i begin codes took; shift 4
+    rm -rf run err.* pid.* code.* end.*
+    timeout 100 bash -c '. "$PL_SOURCE_DIR/tests/network/hosts.sh"; HOSTS_NAME='$HOSTS_NAME'; mpirun_on "$@"' sh 3 1 --enable-recovery ./rank.sh \
+        "$PACELINE" train job.yaml model=wide.yaml train.epochs=1000 train.eval_every=never checkpoint.every=never exchange.timeout="4 s" exchange.transport=tcp "$@" >out 2>&1 &
+    local launcher=$!
+    for ((i = 0; i < 600; i++)); do grep -q '"step": 3,' run/metrics.jsonl 2>/dev/null && break; sleep 0.05; [ -e code.0 ] && break; done
+    begin=$(date +%s.%N)
+    $event
+    for ((i = 0; i < 800; i++)); do [ -e end.0 ] && [ -e end.2 ] && break; sleep 0.05; done
+    codes="$(cat code.0 2>/dev/null) $(cat code.2 2>/dev/null)"
+    took=$(sort -n end.0 end.2 2>/dev/null | tail -n 1 | awk -v b="$begin" '{printf "%.1f", $1 - b}')
+    for i in 0 1 2; do kill -CONT "$(cat pid.$i)" 2>/dev/null; kill -KILL "$(cat pid.$i)" 2>/dev/null; done
+    wait $launcher
+    if ! grep -qhE "$text" err.0 err.2; then fail "$what: wanted \"$text\""; grep -H "^\[" err.*;
+    elif ! [[ $codes =~ ^(5|143)\ (5|143)$ && $codes != "143 143" ]]; then fail "$what: exit codes $codes"; head -n 3 err.*; # 143: by mpirun, after the other's 5
+    elif awk "BEGIN{exit !($took > $within)}"; then fail "$what: took $took s, wanted at most $within"
+    else echo "ok: $what: $(grep -hE "$text" err.0 err.2 | head -n 1), after $took s"; fi
+}
+kill_peer() { kill -KILL "$(cat pid.1)"; }
+stop_peer() { kill -STOP "$(cat pid.1)"; }
+cut_link() { link 2 down; }
+nothing() { :; }
+strike "a peer killed" "lost rank 1" 10 kill_peer
+strike "a peer stopped" "missing: rank 1|lost rank 1" 14 stop_peer
+strike "a link cut" "missing: rank 1|lost rank 1" 14 cut_link
+link 2 up
+strike "a corrupted frame" "rank 1.*checksum" 14 nothing debug.fault=tcp.corrupt@rank=1@step=5:fail
+finish
