@@ -328,15 +328,19 @@ static void a_killed_peer_is_named(void **state)
         assert_int_equal(forks_run(3, killed, NULL), 1);
 }
 
-/* Member 1 sends what is asked for and closes at once; 0 receives it later, and only then misses more. */
+/* Member 1 sends what is asked for and closes at once, with messages that it never received; 0 receives it later, and
+ * only then misses more. */
 static bool leaves(const struct pl_group *g, struct forks *f, void *arg)
 {
     (void)arg;
     struct pl_transport *t;
     static unsigned char big[4][200000];
     uint32_t word = 5;
-    struct pl_request data[4], control, more;
+    struct pl_request data[4], control, more, unread[2];
     bool right = open_group(g, 2, 20000, &t);
+    for (uint32_t i = 0; right && g->me == 0 && i < 2; i++)
+        right = TCP.post_send(t, 1, (struct pl_label){9, 0, i}, big[i], 5000, &unread[i]) == PL_OK && finish(t, &unread[i]) == PL_OK;
+    forks_barrier(f);
     if (right && g->me == 1) {
         for (uint32_t i = 0; right && i < 4; i++) {
             fill(big[i], sizeof big[i], 1, 0, (struct pl_label){1, 0, i});
@@ -351,6 +355,8 @@ static bool leaves(const struct pl_group *g, struct forks *f, void *arg)
         forks_barrier(f);
     for (int i = 0; i < 20; i++) /* the end of the control connection is seen long before the data is asked for */
         TCP.progress(t, 5);
+    right = right && TCP.post_send(t, 1, (struct pl_label){9, 0, 2}, big[0], 9, &more) == PL_ERR_PEER && said("connection closed by peer");
+    pl_error_clear();
     for (uint32_t i = 0; right && i < 4; i++) {
         unsigned char *wanted = malloc(sizeof big[i]);
         fill(wanted, sizeof big[i], 1, 0, (struct pl_label){1, 0, i});
@@ -615,6 +621,51 @@ static void a_missing_member_is_named(void **state)
     assert_int_equal(forks_run(3, missing_member, NULL), 0);
 }
 
+/* Who knows the secret may connect once: member 1 does it on its own before it opens. */
+static pl_status allgather_and_connect(void *arg, const void *mine, size_t bytes, void *all)
+{
+    static unsigned char secret[PL_SECRET_BYTES];
+    const struct pl_tcp_offer *offers = all;
+    bool listens = own_listener_port() > 0;
+    pl_status s = forks_allgather(arg, mine, bytes, all);
+    if (!listens)
+        memcpy(secret, offers[0].secret, sizeof secret);
+    if (!listens || ((struct forks_arg *)arg)->me == 0)
+        return s;
+    struct pl_tcp_hand h = {.secret = secret, .members = 2, .channels = 2, .me = 1, .peer = 0, .channel = 1};
+    enum pl_tcp_hand_result r = pl_tcp_hand_start(&h);
+    const char *why;
+    for (int fd = connect_to(offers[0].address[0].port); r == PL_TCP_HAND_ON;) { /* fd stays open */
+        unsigned char in[PL_TCP_HAND_BYTES];
+        if (recv(fd, in, h.wants, MSG_WAITALL) != (ssize_t)h.wants)
+            return PL_ERR_DATA;
+        r = pl_tcp_hand_feed(&h, in, NULL, NULL, &why);
+        if (h.out_bytes > 0 && write(fd, h.out, h.out_bytes) < 0)
+            return PL_ERR_DATA;
+    }
+    return r == PL_TCP_HAND_DONE ? PL_OK : PL_ERR_DATA;
+}
+
+static bool twice(const struct pl_group *given, struct forks *f, void *arg)
+{
+    (void)f, (void)arg;
+    struct pl_group g = *given;
+    struct pl_transport *t;
+    g.allgather = allgather_and_connect;
+    bool open = open_group(&g, 1, 3000, &t);
+    if (g.me == 0) {
+        TCP.close(t, true);
+        return true; /* what it makes of the loss of member 1 is all the same */
+    }
+    return !open && said("rank 0"); /* refused, or too late: member 0 has all it waits for */
+}
+
+static void nobody_connects_twice(void **state)
+{
+    (void)state;
+    assert_int_equal(forks_run(2, twice, NULL), 0);
+}
+
 static bool by_interface(const struct pl_group *g, struct forks *f, void *arg)
 {
     const char *interface = arg;
@@ -728,6 +779,7 @@ int main(void)
         cmocka_unit_test(strangers_are_refused),  cmocka_unit_test(a_wrong_secret_is_refused), cmocka_unit_test(a_missing_member_is_named),
         cmocka_unit_test(interfaces_are_found),   cmocka_unit_test(one_failure_is_everybodys), cmocka_unit_test(a_step_allocates_nothing),
         cmocka_unit_test(a_late_receiver_is_not_lost), cmocka_unit_test(few_files),
+        cmocka_unit_test(nobody_connects_twice),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
