@@ -158,7 +158,7 @@ static bool prepare_flight(struct pl_progress *p, struct flight *f)
 
 static pl_status start(struct pl_progress *p, struct flight *f, struct pl_reduction r)
 {
-    r.step = (uint64_t)(f->what.step + 1);
+    r.step = f->what.step < 0 ? 0 : (uint64_t)f->what.step;
     r.bucket = (uint32_t)(p->next_op % PL_CONTROL_BUCKET);
     pl_status s = pl_collectives_start(p->collectives, &r, &f->ticket);
     p->next_op += s == PL_OK;
