@@ -82,7 +82,9 @@ static bool cut(const struct pl_group *g, struct forks *f, struct pl_transport *
     double begun = pl_now_ms();
     bool right = true;
     forks_barrier(f);
-    if (g->me == 0)
+    if (what == CUT_SENDER && g->me == 1) /* what 0 sends goes out, and is not answered */
+        right = sh("ip addr flush dev eth0");
+    if (what == CUT_RECEIVER && g->me == 0)
         right = sh("ip link set eth0 down");
     forks_barrier(f);
     if (g->me == 0 && what == CUT_SENDER)
