@@ -27,6 +27,13 @@
 /* What such a function calls must be compiled into it: alone it would have the least instruction set. */
 #define PL_WITHIN static inline __attribute__((always_inline))
 
+/* Between two looks at memory that another core is about to write. */
+#if defined(__x86_64__)
+#define pl_relax() __builtin_ia32_pause()
+#else
+#define pl_relax() ((void)0)
+#endif
+
 /* ---- status.c: what a function returns, and the one message of a failure -------------------- */
 
 /* 0 is success, a negative value an error whose message was recorded by whoever found it, a positive

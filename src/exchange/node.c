@@ -6,8 +6,8 @@
  * Shared Memory, SC 2018; here without their copies in and out).
  *
  * The main thread does this itself as it hands buckets over, and the rest in drain: where the ranks fill the
- * cores a thread of its own would only take turns with it on the same core. Only drain waits: it yields for a
- * moment, then sleeps on a futex until any rank moves on.
+ * cores a thread of its own would only take turns with it on the same core. Only drain waits: it looks a few times,
+ * yields for a moment, then sleeps on a futex until any rank moves on.
  *
  * Nobody overwrites what another still reads:
  *  - a gradient of step t is read until its bucket is done by all, and drain of step t returns only then; the
@@ -32,6 +32,7 @@
 #define BLOCK 2048      /* elements added up at a time: the sum stays in the first-level cache */
 #define GRAIN 16384     /* of a thread's part */
 #define MAX_BUCKETS 256 /* posted and not yet added up by this rank; posting waits beyond */
+#define SPINS 64        /* a microsecond or two: a neighbour on a core of its own is that near */
 #define YIELD_MS 0.5    /* then a wait sleeps */
 #define SLEEP_MS 100    /* at most, so that the timeout is seen */
 
@@ -180,6 +181,11 @@ typedef bool condition(struct pl_shared *s);
 /* Until it holds, or the timeout. Whatever all have posted is added up in the meantime. */
 static pl_status wait_until(struct pl_shared *s, condition *holds)
 {
+    for (int i = 0; i < SPINS; i++) {
+        if (holds(s))
+            return PL_OK;
+        pl_relax();
+    }
     double begin = pl_now_ms(), waited = 0;
     while (waited < YIELD_MS) {
         if (holds(s))
