@@ -161,19 +161,29 @@ static void sleep_until_event(struct pl_shared *s, uint32_t seen)
     syscall(SYS_futex, &s->control->events, FUTEX_WAIT, seen, &limit, NULL, 0);
 }
 
-/* Who has posted less than this rank, or else has added up less. */
-static pl_status timed_out(const struct pl_shared *s, int64_t step)
+/* Appends the names of ranks: those that have posted or said less than this rank, or with `adding` those that have
+ * added up less. */
+static void append_missing(const struct pl_shared *s, bool adding, char *text, size_t bytes)
 {
     uint64_t said = atomic_load(&s->mine->said), posted = atomic_load(&s->mine->posted);
+    size_t at = strlen(text);
+    for (int r = 0; r < s->ranks && at + 16 < bytes; r++) {
+        const struct line *l = &s->control->line[r];
+        bool late = adding ? atomic_load(&l->done) < posted : atomic_load(&l->said) < said || atomic_load(&l->posted) < posted;
+        if (late)
+            at += (size_t)snprintf(text + at, bytes - at, "%s%d", at ? ", " : "", s->name ? s->name[r] : r);
+    }
+}
+
+void pl_node_missing(const struct pl_shared *s, char *text, size_t bytes) { append_missing(s, false, text, bytes); }
+
+static pl_status timed_out(const struct pl_shared *s)
+{
     char missing[256] = "";
-    for (int behind = 0; behind < 2 && !missing[0]; behind++)
-        for (int r = 0, at = 0; r < s->ranks && at < (int)sizeof missing - 16; r++) {
-            const struct line *l = &s->control->line[r];
-            bool late = behind == 0 ? atomic_load(&l->said) < said || atomic_load(&l->posted) < posted : atomic_load(&l->done) < posted;
-            if (late)
-                at += snprintf(missing + at, sizeof missing - (size_t)at, "%s%d", at ? ", " : "", s->name ? s->name[r] : r);
-        }
-    return pl_exchange_timed_out(s->exchange, step, missing);
+    append_missing(s, false, missing, sizeof missing);
+    if (!missing[0])
+        append_missing(s, true, missing, sizeof missing);
+    return pl_exchange_timed_out(s->exchange, s->exchange->step, missing);
 }
 
 typedef bool condition(struct pl_shared *s);
@@ -200,7 +210,7 @@ static pl_status wait_until(struct pl_shared *s, condition *holds)
         if (holds(s))
             break;
         if (pl_now_ms() - begin > s->exchange->options.timeout_ms) {
-            status = timed_out(s, s->exchange->step);
+            status = timed_out(s);
             break;
         }
         sleep_until_event(s, seen);
@@ -316,8 +326,6 @@ bool pl_node_result(const struct pl_shared *s, uint64_t number, double *out, int
     memcpy(out, s->control->result[number % 2], (size_t)n * sizeof *out);
     return true;
 }
-
-pl_status pl_node_timed_out(const struct pl_shared *s, int64_t step) { return timed_out(s, step); }
 
 /* ---- the algorithm ------------------------------------------------------------------------------ */
 

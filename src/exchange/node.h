@@ -18,6 +18,7 @@ void pl_node_done(struct pl_shared *s);                          /* this rank's 
 bool pl_node_reduce(struct pl_shared *s, uint64_t number, enum pl_reduce op, double *out, int n);
 void pl_node_publish(struct pl_shared *s, uint64_t number, const double *values, int n);
 bool pl_node_result(const struct pl_shared *s, uint64_t number, double *out, int n);
-pl_status pl_node_timed_out(const struct pl_shared *s, int64_t step);
+/* Appends the ranks of the node that have posted or said less than this one: "2, 5". */
+void pl_node_missing(const struct pl_shared *s, char *text, size_t bytes);
 
 #endif

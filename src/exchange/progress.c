@@ -242,23 +242,25 @@ static void finish_flight(struct pl_progress *p, struct flight *f)
 
 /* ---- waiting too long --------------------------------------------------------------------------- */
 
-/* Everybody who waits tells everybody else; who does not answer is missing. */
+struct answer { char here, missing[255]; }; /* whom that rank misses on its node */
+
+/* Everybody who waits tells everybody else, and whom it misses; who does not answer is missing too. */
 static void roll_call(struct pl_progress *p, char *text, size_t bytes)
 {
     const struct pl_transport_table *t = p->network.table;
     const struct pl_label label = {.bucket = PL_CONTROL_BUCKET};
     int members = p->network.group.members, me = p->network.group.me;
-    size_t at = 0;
-    static const char here = 1;
-    char *answer = pl_alloc((size_t)members, "roll-call");
+    struct answer *answer = pl_alloc((size_t)members * sizeof *answer, "roll-call");
     struct pl_request *send = pl_alloc((size_t)members * 2 * sizeof *send, "roll-call"), *receive = send + members;
     if (!send || !answer)
         return;
+    answer[me].here = 1;
+    snprintf(answer[me].missing, sizeof answer[me].missing, "%s", text);
     for (int r = 0; r < members; r++) {
         if (r == me)
             continue;
-        t->post_receive(p->network.transport, r, label, &answer[r], 1, &receive[r]);
-        t->post_send(p->network.transport, r, label, &here, 1, &send[r]);
+        t->post_receive(p->network.transport, r, label, &answer[r], sizeof answer[r], &receive[r]);
+        t->post_send(p->network.transport, r, label, &answer[me], sizeof answer[me], &send[r]);
     }
     for (double end = pl_now_ms() + ROLL_CALL_MS; pl_now_ms() < end;) {
         bool done;
@@ -270,21 +272,27 @@ static void roll_call(struct pl_progress *p, char *text, size_t bytes)
                 t->test(p->network.transport, &send[r], &done);
         }
     }
-    for (int r = 0; r < members && at + 16 < bytes; r++)
-        if (r != me && !answer[r])
-            at += (size_t)snprintf(text + at, bytes - at, "%s%d", at ? ", " : "", p->network.group.rank[r]);
+    for (int r = 0; r < members; r++) {
+        size_t at = strlen(text);
+        if (r == me || at + 16 > bytes)
+            continue;
+        answer[r].missing[sizeof answer[r].missing - 1] = '\0';
+        if (!answer[r].here)
+            snprintf(text + at, bytes - at, "%s%d", at ? ", " : "", p->network.group.rank[r]);
+        else if (answer[r].missing[0])
+            snprintf(text + at, bytes - at, "%s%s", at ? ", " : "", answer[r].missing);
+    }
     /* send and answer stay: requests may still be in flight, and the process is about to end. */
 }
 
 static pl_status timed_out(struct pl_progress *p)
 {
-    const struct flight *f = &p->flight[p->done % MAX_REQUESTS];
     char missing[256] = "";
-    if (p->exchange->shared && f->stage == POSTED)
-        return pl_node_timed_out(p->exchange->shared, f->what.step);
+    if (p->exchange->shared)
+        pl_node_missing(p->exchange->shared, missing, sizeof missing);
     if (p->network.table)
         roll_call(p, missing, sizeof missing);
-    return pl_exchange_timed_out(p->exchange, f->what.step, missing);
+    return pl_exchange_timed_out(p->exchange, p->flight[p->done % MAX_REQUESTS].what.step, missing);
 }
 
 /* ---- the rounds --------------------------------------------------------------------------------- */
