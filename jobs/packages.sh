@@ -1,7 +1,7 @@
 # Sourced by jobs/quickstart.sh and tests/run.sh: installs what is missing from Debian, if anything
 # is. install_packages [PACKAGE ...]: the packages needed to build, and those named.
 PL_PACKAGES="gcc cmake ninja-build make pkg-config openmpi-bin libopenmpi-dev libopenblas-openmp-dev libdnnl-dev libhdf5-dev
-    zlib1g-dev libdeflate-dev libturbojpeg0-dev libyaml-dev libssl-dev libibverbs-dev librdmacm-dev libcmocka-dev python3 python3-h5py python3-numpy python3-matplotlib"
+    zlib1g-dev libdeflate-dev libturbojpeg0-dev libyaml-dev libssl-dev libibverbs-dev libcmocka-dev python3 python3-h5py python3-numpy python3-matplotlib"
 
 install_packages() {
     local missing=() p

@@ -354,7 +354,7 @@ static void test_alone(void **state)
 /* Many messages the one way, more than a ring holds, for which receives come late and in blocks. */
 static bool body_held(const struct pl_group *g, struct forks *f, void *arg)
 {
-    (void)arg;
+    (void)f, (void)arg;
     enum { MESSAGES = 60, BYTES = 20000 };
     static struct pl_request r[MESSAGES];
     static unsigned char memory[MESSAGES][BYTES];
@@ -370,6 +370,8 @@ static bool body_held(const struct pl_group *g, struct forks *f, void *arg)
             if (verbs->post_send(t, 1, (struct pl_label){3, i, 0}, memory[i], BYTES, &r[i]) < 0)
                 return false;
         }
+        for (double end = pl_now_ms() + 1000; pl_now_ms() < end;) /* as many go out as are let out */
+            verbs->progress(t, 10);
         if (verbs->post_send(t, 1, control, word, sizeof word, &c) < 0 || ended(t, &c) < 0)
             return false;
     } else {
@@ -383,7 +385,6 @@ static bool body_held(const struct pl_group *g, struct forks *f, void *arg)
     for (uint32_t i = 0; i < MESSAGES; i++)
         if (ended(t, &r[i]) < 0 || !right(memory[i], BYTES, 0, (struct pl_label){3, i, 0}))
             return false;
-    forks_barrier(f);
     verbs->close(t, false);
     return true;
 }
@@ -398,7 +399,7 @@ static void test_held(void **state)
  * but themselves. */
 static bool body_control(const struct pl_group *g, struct forks *f, void *arg)
 {
-    (void)arg;
+    (void)f, (void)arg;
     enum { MESSAGES = PL_VERBS_STORED + PL_VERBS_SLOTS + 9 };
     static struct pl_request r[MESSAGES], d;
     static unsigned char memory[MESSAGES][PL_CONTROL_BYTES], data[1000];
@@ -426,7 +427,6 @@ static bool body_control(const struct pl_group *g, struct forks *f, void *arg)
     for (uint32_t i = 0; g->me == 0 && i < MESSAGES; i++)
         if (ended(t, &r[i]) < 0)
             return false;
-    forks_barrier(f);
     verbs->close(t, false);
     return true;
 }
@@ -444,45 +444,52 @@ static void *wake_soon(void *arg)
     return NULL;
 }
 
+/* Rank 1 sleeps until a message comes, again and again; the time of a sleep is long beside what a message takes. */
+static bool sleeps_until_message(struct pl_transport *t, int me)
+{
+    enum { TIMES = 4, SLEEP_MS = 30000 };
+    double start = pl_now_ms();
+    for (int i = 1; i <= TIMES; i++) {
+        const struct pl_label l = {(uint64_t)i, 2, 3};
+        struct pl_request r;
+        int word = me == 0 ? i : 0;
+        if (me == 0) {
+            pl_sleep_ms(300);
+            if (verbs->post_send(t, 1, l, &word, sizeof word, &r) < 0 || ended(t, &r) < 0)
+                return false;
+        } else {
+            bool done = false;
+            if (verbs->post_receive(t, 0, l, &word, sizeof word, &r) < 0)
+                return false;
+            for (int rounds = 0; !done; rounds++)
+                if (verbs->progress(t, SLEEP_MS) < 0 || verbs->test(t, &r, &done) < 0 || rounds > 20) /* it does not spin */
+                    return false;
+            if (word != i)
+                return false;
+        }
+    }
+    return pl_now_ms() - start < SLEEP_MS;
+}
+
 /* progress sleeps until it is woken, and until a message comes. */
 static bool body_wake(const struct pl_group *g, struct forks *f, void *arg)
 {
-    (void)arg;
-    struct pl_transport *t = open_plain(g);
-    struct pl_request r;
+    (void)f, (void)arg;
+    pl_status s;
+    struct pl_transport *t = open_with(g, 2, 600000, &s);
     pthread_t thread;
-    int word = 7;
-    bool done = false;
     if (!t)
         return false;
     verbs->progress(t, 0);
     if (pl_thread_start(&thread, "wake", wake_soon, t) < 0)
         return false;
-    double start = pl_now_ms(), slept;
-    verbs->progress(t, 14000);
-    slept = pl_now_ms() - start;
+    double start = pl_now_ms();
+    verbs->progress(t, 30000);
+    double slept = pl_now_ms() - start;
     pthread_join(thread, NULL);
-    if (slept < 250 || slept > 12000)
-        return false;
-    const struct pl_label l = {1, 2, 3};
-    if (g->me == 0) {
-        pl_sleep_ms(500);
-        if (verbs->post_send(t, 1, l, &word, sizeof word, &r) < 0 || ended(t, &r) < 0)
-            return false;
-    } else {
-        int rounds = 0;
-        word = 0;
-        if (verbs->post_receive(t, 0, l, &word, sizeof word, &r) < 0)
-            return false;
-        for (; !done && rounds < 100; rounds++)
-            if (verbs->progress(t, 20000) < 0 || verbs->test(t, &r, &done) < 0)
-                return false;
-        if (word != 7 || rounds > 20) /* it did not spin */
-            return false;
-    }
-    forks_barrier(f);
+    bool well = slept > 250 && slept < 30000 && sleeps_until_message(t, g->me);
     verbs->close(t, false);
-    return true;
+    return well;
 }
 
 static void test_wake(void **state)
@@ -611,6 +618,7 @@ static void test_memlock_open(void **state)
 /* Rank 0 damages a frame for rank 1; what rank 2 has to do with either goes on. */
 static bool body_corrupt(const struct pl_group *g, struct forks *f, void *arg)
 {
+    (void)f;
     static unsigned char out[3][70000], in[3][70000];
     struct pl_request send[3], receive[3];
     struct pl_transport *t = open_plain(g);
@@ -639,7 +647,6 @@ static bool body_corrupt(const struct pl_group *g, struct forks *f, void *arg)
     }
     if (g->me == 1) /* later ones too */
         well &= verbs->post_send(t, 0, (struct pl_label){9, 1, 1}, out[0], 10, &send[0]) == PL_ERR_PEER;
-    forks_barrier(f);
     verbs->close(t, false);
     return well;
 }
@@ -658,7 +665,7 @@ static bool body_killed(const struct pl_group *g, struct forks *f, void *arg)
     static unsigned char memory[70000], other[70000];
     struct pl_request r, between;
     pl_status s;
-    struct pl_transport *t = open_with(g, 2, 6000, &s);
+    struct pl_transport *t = open_with(g, 2, 12000, &s);
     const struct pl_label l = {1, 1, 1};
     bool well = t != NULL;
     forks_barrier(f);
@@ -670,7 +677,7 @@ static bool body_killed(const struct pl_group *g, struct forks *f, void *arg)
     double start = pl_now_ms();
     well &= (g->me == 0 ? verbs->post_send(t, 2, l, memory, sizeof memory, &r) : verbs->post_receive(t, 2, l, memory, sizeof memory, &r)) == PL_OK;
     well &= ended(t, &r) == PL_ERR_PEER && said("lost rank 2 (") && said("port 1): transport retry counter exceeded");
-    print_message("rank %d: %s, after %.1f s of 6\n", g->me, pl_error_text() ? pl_error_text() : "-", (pl_now_ms() - start) / 1e3);
+    print_message("rank %d: %s, after %.1f s of 12\n", g->me, pl_error_text() ? pl_error_text() : "-", (pl_now_ms() - start) / 1e3);
     well &= verbs->post_receive(t, 2, l, memory, sizeof memory, &r) == PL_ERR_PEER;
     if (g->me == 0)
         fill(other, sizeof other, 0, l);
@@ -689,7 +696,7 @@ static void test_killed(void **state)
 /* Both sides must mean the same by a label. */
 static bool body_lengths(const struct pl_group *g, struct forks *f, void *arg)
 {
-    (void)arg;
+    (void)f, (void)arg;
     static unsigned char memory[5000];
     struct pl_request r;
     struct pl_transport *t = open_plain(g);
@@ -699,7 +706,6 @@ static bool body_lengths(const struct pl_group *g, struct forks *f, void *arg)
         well = verbs->post_send(t, 1, l, memory, 4000, &r) == PL_OK && ended(t, &r) == PL_OK;
     if (well && g->me == 1)
         well = verbs->post_receive(t, 0, l, memory, 5000, &r) == PL_OK && ended(t, &r) == PL_ERR_PEER && said("rank 0 sent 4000 bytes from byte 0 of step 2");
-    forks_barrier(f);
     verbs->close(t, false);
     return well;
 }
