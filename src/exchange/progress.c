@@ -244,6 +244,17 @@ static void finish_flight(struct pl_progress *p, struct flight *f)
 
 struct answer { char here, missing[255]; }; /* whom that rank misses on its node */
 
+/* One more in a list, as far as it has room. */
+static void append(char *text, size_t bytes, const char *more)
+{
+    size_t at = strlen(text), n = strlen(more);
+    if (n == 0 || at + n + 3 > bytes)
+        return;
+    if (at > 0)
+        memcpy(text + at, ", ", 2), at += 2;
+    memcpy(text + at, more, n + 1);
+}
+
 /* Everybody who waits tells everybody else, and whom it misses; who does not answer is missing too. */
 static void roll_call(struct pl_progress *p, char *text, size_t bytes)
 {
@@ -255,7 +266,7 @@ static void roll_call(struct pl_progress *p, char *text, size_t bytes)
     if (!send || !answer)
         return;
     answer[me].here = 1;
-    snprintf(answer[me].missing, sizeof answer[me].missing, "%s", text);
+    append(answer[me].missing, sizeof answer[me].missing, text);
     for (int r = 0; r < members; r++) {
         if (r == me)
             continue;
@@ -273,14 +284,11 @@ static void roll_call(struct pl_progress *p, char *text, size_t bytes)
         }
     }
     for (int r = 0; r < members; r++) {
-        size_t at = strlen(text);
-        if (r == me || at + 16 > bytes)
-            continue;
+        char name[16];
+        snprintf(name, sizeof name, "%d", p->network.group.rank[r]);
         answer[r].missing[sizeof answer[r].missing - 1] = '\0';
-        if (!answer[r].here)
-            snprintf(text + at, bytes - at, "%s%d", at ? ", " : "", p->network.group.rank[r]);
-        else if (answer[r].missing[0])
-            snprintf(text + at, bytes - at, "%s%s", at ? ", " : "", answer[r].missing);
+        if (r != me)
+            append(text, bytes, answer[r].here ? answer[r].missing : name);
     }
     /* send and answer stay: requests may still be in flight, and the process is about to end. */
 }

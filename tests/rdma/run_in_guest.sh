@@ -90,7 +90,7 @@ rdma link add rxe0 type rxe netdev $rxe || echo "no soft-RoCE on $rxe"
 $(printf %q "$here")/device_nodes.sh
 cd $(printf %q "$PWD")
 stty -F /dev/hvc0 raw -echo
-($(for name in PACELINE PL_SOURCE_DIR PL_BUILD_DIR PL_MPIEXEC; do [ -n "${!name:-}" ] && printf 'export %s=%q; ' "$name" "${!name}"; done)
+($(for name in PACELINE PL_SOURCE_DIR PL_BUILD_DIR PL_MPIEXEC PL_TMPDIR; do [ -n "${!name:-}" ] && printf 'export %s=%q; ' "$name" "${!name}"; done)
 $(printf '%q ' "$@")) >/dev/hvc0 2>&1
 echo \$? >/control/status
 MAIN
