@@ -424,8 +424,9 @@ static void *run(void *arg)
 /* Until so many requests at most are not done. */
 static pl_status wait_for(struct pl_progress *p, unsigned left)
 {
-    pl_status s = p->failed;
+    pl_status s = PL_OK;
     if (!p->threaded) {
+        s = p->failed;
         while (s >= 0 && p->tail - p->done > left) {
             take(p, false);
             s = round_once(p);

@@ -132,8 +132,7 @@ static bool body(const struct pl_group *g, struct forks *f, void *arg)
     if (t->hang == me)
         pl_sleep_ms(t->timeout_ms + 4000);
     forks_barrier(f);
-    if (t->hang < 0)
-        pl_exchange_destroy(x);
+    pl_exchange_destroy(x);
     return right;
 }
 
