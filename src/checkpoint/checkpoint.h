@@ -32,7 +32,13 @@ struct pl_checkpoint_source {
     const float *const *slot;
     const struct pl_run_state *state;
     const struct pl_job *job;
+    int parts; /* written before by so many ranks, 0: none */
 };
+/* What differs by rank: writes a part of the checkpoint of `step`, on every rank, before pl_checkpoint_save makes it
+ * one of it. residual: what compression lost. */
+pl_status pl_checkpoint_save_part(const char *dir, int64_t step, int rank, const struct pl_graph *g, const float *residual);
+/* Reads it back; on another number of ranks they are summed and shared out. Zeros where there is none. */
+pl_status pl_checkpoint_load_part(const char *path, const struct pl_graph *g, int rank, int ranks, float *residual);
 pl_status pl_checkpoint_save(const char *dir, const struct pl_checkpoint_source *src);
 
 /* Before training: dir can be made and written. */
@@ -52,7 +58,7 @@ pl_status pl_checkpoint_text(const char *path, const char *what, char **text);
 /* Background writer: takes a snapshot (copies), writes in its own thread, one at a time. */
 struct pl_checkpoint_writer;
 pl_status pl_checkpoint_writer_create(const char *dir, const struct pl_graph *g, const struct pl_optimizer *o,
-                                      const struct pl_job *job, struct pl_checkpoint_writer **out);
+                                      const struct pl_job *job, int parts, struct pl_checkpoint_writer **out);
 /* Copies and returns; only when nothing is under way. Without checkpoint.background: waits, too. */
 pl_status pl_checkpoint_writer_save(struct pl_checkpoint_writer *w, const float *params,
                                     const struct pl_run_state *state);

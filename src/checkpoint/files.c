@@ -49,49 +49,86 @@ static bool measure(const char *path, long long *bytes, uint32_t *crc)
     return fine;
 }
 
-pl_status pl_manifest_write(const char *dir)
+char *pl_checkpoint_part_name(const char *parts, int rank) { return pl_strdupf("%s/part-%05d.h5", parts, rank); }
+
+static pl_status add_entry(struct pl_text *t, const char *dir, const char *name)
 {
     long long bytes;
     uint32_t crc;
-    char text[256];
-    char *model = pl_strdupf("%s/%s", dir, MODEL_FILE), *path = pl_strdupf("%s/%s", dir, MANIFEST_FILE);
-    pl_status s = model && path ? PL_OK : PL_ERR_MEMORY;
-    if (s == PL_OK && !measure(model, &bytes, &crc))
-        s = pl_error(PL_ERR_CHECKPOINT, "checkpoint", "%s: cannot be read back", model);
-    if (s == PL_OK) {
-        snprintf(text, sizeof text, "{\"format\": 1, \"files\": [\n{\"name\": \"%s\", \"bytes\": %lld, \"crc32\": \"%08x\"}\n]}\n", MODEL_FILE, bytes, crc);
-        s = pl_checkpoint_write_text(path, text);
-    }
-    pl_free(model);
+    char *path = pl_strdupf("%s/%s", dir, name);
+    pl_status s = path ? PL_OK : PL_ERR_MEMORY;
+    if (s == PL_OK && !measure(path, &bytes, &crc))
+        s = pl_error(PL_ERR_CHECKPOINT, "checkpoint", "%s: cannot be read back", path);
+    if (s == PL_OK)
+        pl_text_add(t, "%s{\"name\": \"%s\", \"bytes\": %lld, \"crc32\": \"%08x\"}", t->len > 40 ? ",\n" : "", name, bytes, crc);
     pl_free(path);
     return s;
 }
 
-const char *pl_manifest_check(const char *dir)
+pl_status pl_manifest_write(const char *dir, int parts)
 {
-    char text[1024] = "", name[64];
+    struct pl_text t = {0};
+    char *path = pl_strdupf("%s/%s", dir, MANIFEST_FILE);
+    pl_text_add(&t, "{\"format\": 1, \"files\": [\n");
+    pl_status s = path && t.s ? add_entry(&t, dir, MODEL_FILE) : PL_ERR_MEMORY;
+    for (int r = 0; s == PL_OK && r < parts; r++) {
+        char *name = pl_checkpoint_part_name(PARTS_DIR, r);
+        s = name ? add_entry(&t, dir, name) : PL_ERR_MEMORY;
+        pl_free(name);
+    }
+    pl_text_add(&t, "\n]}\n");
+    if (s == PL_OK)
+        s = t.s ? pl_checkpoint_write_text(path, t.s) : PL_ERR_MEMORY;
+    pl_text_free(&t);
+    pl_free(path);
+    return s;
+}
+
+/* model.h5 or parts/part-00003.h5: nothing outside of the checkpoint is looked at. */
+static bool is_ours(const char *name)
+{
+    int rank, end = 0;
+    return strcmp(name, MODEL_FILE) == 0 || (sscanf(name, PARTS_DIR "/part-%d.h5%n", &rank, &end) == 1 && end > 0 && name[end] == '\0');
+}
+
+static const char *check_entry(const char *dir, const char *entry, bool *model)
+{
+    static char wrong[128];
+    char name[64];
     long long wanted, bytes;
     unsigned crc_wanted;
     uint32_t crc;
-    char *path = pl_strdupf("%s/%s", dir, MANIFEST_FILE);
-    FILE *f = path ? fopen(path, "r") : NULL;
-    pl_free(path);
-    if (!f)
-        return "it has no manifest.json";
-    size_t n = fread(text, 1, sizeof text - 1, f);
-    fclose(f);
-    text[n] = '\0';
-    const char *entry = strstr(text, "{\"name\"");
-    if (!entry || sscanf(entry, "{\"name\": \"%63[^\"]\", \"bytes\": %lld, \"crc32\": \"%x\"}", name, &wanted, &crc_wanted) != 3 || strcmp(name, MODEL_FILE) != 0)
+    if (sscanf(entry, "{\"name\": \"%63[^\"]\", \"bytes\": %lld, \"crc32\": \"%x\"}", name, &wanted, &crc_wanted) != 3 || !is_ours(name))
         return "its manifest.json is damaged";
-    path = pl_strdupf("%s/%s", dir, name);
+    *model |= strcmp(name, MODEL_FILE) == 0;
+    char *path = pl_strdupf("%s/%s", dir, name);
     bool read = path && measure(path, &bytes, &crc);
     pl_free(path);
-    if (!read)
-        return "model.h5 cannot be read";
-    if (bytes != wanted)
-        return "model.h5 has not the size that manifest.json says";
-    return crc == crc_wanted ? NULL : "model.h5 has not the checksum that manifest.json says";
+    if (read && bytes == wanted && crc == crc_wanted)
+        return NULL;
+    snprintf(wrong, sizeof wrong, "%s %s", name, !read ? "cannot be read" : bytes != wanted ? "has not the size that manifest.json says" : "has not the checksum that manifest.json says");
+    return wrong;
+}
+
+const char *pl_manifest_check(const char *dir)
+{
+    char *text = NULL, *path = pl_strdupf("%s/%s", dir, MANIFEST_FILE);
+    const char *wrong = NULL;
+    bool model = false;
+    struct stat st;
+    if (!path || stat(path, &st) != 0 || pl_read_file(path, "checkpoint", PL_ERR_CHECKPOINT, &text, NULL) < 0) {
+        pl_free(path);
+        pl_error_clear();
+        return "it has no manifest.json";
+    }
+    pl_free(path);
+    for (const char *entry = text; !wrong && (entry = strstr(entry, "{\"name\"")) != NULL; entry++)
+        wrong = check_entry(dir, entry, &model);
+    size_t n = strlen(text);
+    if (!wrong && (!model || n < 3 || strcmp(text + n - 3, "]}\n") != 0))
+        wrong = "its manifest.json is damaged";
+    pl_free(text);
+    return wrong;
 }
 
 static int ascending(const void *a, const void *b)
@@ -128,15 +165,37 @@ pl_status pl_checkpoint_list(const char *dir, int64_t **steps, int *n)
 
 char *pl_checkpoint_name(const char *dir, int64_t step) { return pl_strdupf("%s/step-%08lld", dir, (long long)step); }
 
+static void remove_file(const char *dir, const char *name)
+{
+    char *file = pl_strdupf("%s/%s", dir, name);
+    if (file)
+        unlink(file);
+    pl_free(file);
+}
+
+void pl_checkpoint_remove_parts(const char *path)
+{
+    DIR *d = opendir(path);
+    int rank, end;
+    for (struct dirent *e; d && (e = readdir(d));) {
+        end = 0;
+        if (sscanf(e->d_name, "part-%d.h5%n", &rank, &end) == 1 && end > 0 && e->d_name[end] == '\0')
+            remove_file(path, e->d_name);
+    }
+    if (d)
+        closedir(d);
+    rmdir(path);
+}
+
 void pl_checkpoint_remove(const char *path)
 {
     static const char *const files[] = {MANIFEST_FILE, MODEL_FILE, "latest"}; /* the manifest first: no half looks whole */
-    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
-        char *file = pl_strdupf("%s/%s", path, files[i]);
-        if (file)
-            unlink(file);
-        pl_free(file);
-    }
+    char *parts = pl_strdupf("%s/%s", path, PARTS_DIR);
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++)
+        remove_file(path, files[i]);
+    if (parts)
+        pl_checkpoint_remove_parts(parts);
+    pl_free(parts);
     rmdir(path);
 }
 

@@ -195,6 +195,53 @@ pl_status pl_checkpoint_load(const char *path, const struct pl_graph *g, struct 
     return s;
 }
 
+/* ---- parts ---------------------------------------------------------------------------------------- */
+
+static pl_status read_part(const char *dir, const struct pl_graph *g, int rank, float *residual)
+{
+    struct pl_h5 *f;
+    char group[64], *parts = pl_strdupf("%s/%s", dir, PARTS_DIR), *path = parts ? pl_checkpoint_part_name(parts, rank) : NULL;
+    snprintf(group, sizeof group, "/rank/%d/compression", rank);
+    pl_status s = path ? pl_h5_open(path, "checkpoint", PL_ERR_CHECKPOINT, &f) : PL_ERR_MEMORY;
+    if (s == PL_OK) {
+        s = read_slab(f, group, g, true, residual);
+        pl_h5_close(f);
+    }
+    pl_free(parts);
+    pl_free(path);
+    return s;
+}
+
+static pl_status share_out(const char *dir, const struct pl_graph *g, int64_t parts, int ranks, float *residual)
+{
+    int64_t elems = pl_graph_elems(g);
+    float *one = pl_alloc((size_t)elems * sizeof *one, "what compression lost");
+    pl_status s = one ? PL_OK : PL_ERR_MEMORY;
+    for (int r = 0; s == PL_OK && r < parts; r++) {
+        s = read_part(dir, g, r, one);
+        for (int64_t i = 0; i < elems; i++)
+            residual[i] += one[i] / (float)ranks;
+    }
+    pl_free(one);
+    return s;
+}
+
+pl_status pl_checkpoint_load_part(const char *path, const struct pl_graph *g, int rank, int ranks, float *residual)
+{
+    struct pl_h5 *f;
+    int64_t parts = 0;
+    PL_TRY(open_model(path, &f));
+    pl_status s = pl_h5_get_int(f, "/run", "parts", &parts);
+    pl_h5_close(f);
+    if (s < 0) { /* written before there were parts */
+        pl_error_clear();
+        return PL_OK;
+    }
+    if (parts == 0)
+        return PL_OK;
+    return parts == ranks ? read_part(path, g, rank, residual) : share_out(path, g, parts, ranks, residual);
+}
+
 pl_status pl_checkpoint_load_weights(const char *path, const struct pl_graph *g, float *params)
 {
     struct pl_h5 *f;

@@ -26,6 +26,70 @@ static pl_status write_tensor(struct pl_h5 *f, const char *group, const struct p
     return s;
 }
 
+/* ---- parts --------------------------------------------------------------------------------------- */
+
+static char *part_dir(const char *dir, int64_t step) { return pl_strdupf("%s/.parts-%08lld", dir, (long long)step); }
+
+static pl_status write_part(const char *path, int rank, const struct pl_graph *g, const float *residual)
+{
+    struct pl_h5 *f;
+    const struct pl_tensor *tensor;
+    char group[64];
+    int n = pl_graph_tensors(g, &tensor);
+    snprintf(group, sizeof group, "/rank/%d/compression", rank);
+    PL_TRY(pl_h5_create(path, "checkpoint", PL_ERR_CHECKPOINT, &f));
+    pl_status s = PL_OK;
+    for (int t = 0; s == PL_OK && t < n; t++)
+        s = write_tensor(f, group, &tensor[t], residual);
+    pl_status closed = pl_h5_close(f);
+    if (s == PL_OK)
+        s = closed;
+    return s < 0 ? s : pl_checkpoint_sync_path(path);
+}
+
+pl_status pl_checkpoint_save_part(const char *dir, int64_t step, int rank, const struct pl_graph *g, const float *residual)
+{
+    char *parts = part_dir(dir, step), *path = parts ? pl_checkpoint_part_name(parts, rank) : NULL;
+    pl_status s = path ? pl_make_dirs(parts, "checkpoint") : PL_ERR_MEMORY;
+    if (s == PL_OK && unlink(path) != 0 && errno != ENOENT) /* of a life that was killed here */
+        s = pl_error(PL_ERR_CHECKPOINT, "checkpoint", "%s stands in the way: %s", path, strerror(errno));
+    if (s == PL_OK)
+        s = write_part(path, rank, g, residual);
+    pl_free(parts);
+    pl_free(path);
+    return s;
+}
+
+static pl_status take_parts(const char *temporary, const struct pl_checkpoint_source *src, const char *dir)
+{
+    if (src->parts == 0)
+        return PL_OK;
+    char *from = part_dir(dir, src->state->step), *to = pl_strdupf("%s/%s", temporary, PARTS_DIR);
+    pl_status s = from && to ? pl_checkpoint_sync_path(from) : PL_ERR_MEMORY;
+    if (s == PL_OK && rename(from, to) != 0)
+        s = pl_error(PL_ERR_CHECKPOINT, "checkpoint", "%s: cannot be renamed: %s", from, strerror(errno));
+    pl_free(from);
+    pl_free(to);
+    return s;
+}
+
+/* Parts that belong to nothing: of a killed life, or of a checkpoint that failed. */
+static void remove_old_parts(const char *dir)
+{
+    DIR *d = opendir(dir);
+    for (struct dirent *e; d && (e = readdir(d));)
+        if (strncmp(e->d_name, ".parts-", 7) == 0) {
+            char *old = pl_strdupf("%s/%s", dir, e->d_name);
+            if (old)
+                pl_checkpoint_remove_parts(old);
+            pl_free(old);
+        }
+    if (d)
+        closedir(d);
+}
+
+/* ---- the whole ----------------------------------------------------------------------------------- */
+
 static pl_status write_slabs(struct pl_h5 *f, const struct pl_checkpoint_source *src)
 {
     const struct pl_tensor *tensor;
@@ -48,7 +112,7 @@ static pl_status write_run(struct pl_h5 *f, const struct pl_checkpoint_source *s
     const struct { const char *name; int64_t v; } numbers[] = {
         {"step", r->step}, {"epoch", r->epoch}, {"epoch_step", r->epoch_step}, {"samples_seen", r->samples_seen},
         {"global_batch", r->global_batch}, {"train_samples", r->train_samples}, {"seed", r->seed}, {"ranks", r->ranks}, {"done", r->done}, {"last_eval_step", r->last_eval_step},
-        {"best_step", r->best_step}, {"signature", (int64_t)pl_graph_signature(src->graph)}};
+        {"best_step", r->best_step}, {"parts", src->parts}, {"signature", (int64_t)pl_graph_signature(src->graph)}};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         PL_TRY(pl_h5_set_int(f, "/run", numbers[i].name, numbers[i].v));
     PL_TRY(pl_h5_set_double(f, "/run", "best", r->best));
@@ -129,7 +193,7 @@ static pl_status set_latest(const char *dir, const char *temporary, int64_t step
     return s;
 }
 
-static pl_status fill(const char *temporary, const struct pl_checkpoint_source *src)
+static pl_status fill(const char *temporary, const char *dir, const struct pl_checkpoint_source *src)
 {
     char *model = pl_strdupf("%s/%s", temporary, MODEL_FILE);
     if (!model)
@@ -137,8 +201,9 @@ static pl_status fill(const char *temporary, const struct pl_checkpoint_source *
     pl_status s = pl_fault("checkpoint.write", src->state->step) ? pl_error(PL_ERR_CHECKPOINT, "checkpoint", "debug.fault at checkpoint.write") : write_model(model, src);
     pl_free(model);
     PL_TRY(s);
+    PL_TRY(take_parts(temporary, src, dir));
     pl_fault("checkpoint.after_parts", src->state->step);
-    PL_TRY(pl_manifest_write(temporary));
+    PL_TRY(pl_manifest_write(temporary, src->parts));
     return pl_checkpoint_sync_path(temporary);
 }
 
@@ -175,7 +240,7 @@ pl_status pl_checkpoint_save(const char *dir, const struct pl_checkpoint_source 
         return PL_ERR_MEMORY;
     pl_status s = make_temporary(dir, &temporary);
     if (s == PL_OK)
-        s = fill(temporary, src);
+        s = fill(temporary, dir, src);
     if (s == PL_OK)
         pl_fault("checkpoint.before_rename", src->state->step);
     if (s == PL_OK)
@@ -186,6 +251,8 @@ pl_status pl_checkpoint_save(const char *dir, const struct pl_checkpoint_source 
         s = set_latest(dir, temporary, src->state->step);
     else if (temporary)
         pl_checkpoint_remove(temporary);
+    if (s < 0 && src->parts > 0)
+        remove_old_parts(dir);
     if (s == PL_OK)
         pl_checkpoint_retain(dir, src->job->checkpoint.keep, src->state->step, src->job->checkpoint.keep_best ? src->state->best_step : -1);
     pl_free(temporary);
@@ -197,6 +264,7 @@ pl_status pl_checkpoint_probe(const char *dir)
 {
     char *temporary = NULL;
     PL_TRY(pl_make_dirs(dir, "checkpoint"));
+    remove_old_parts(dir);
     PL_TRY(make_temporary(dir, &temporary));
     pl_checkpoint_remove(temporary);
     pl_free(temporary);

@@ -117,7 +117,7 @@ static pl_status make_sums(struct pl_exchange *x)
         return x->gradient && x->sum ? PL_OK : PL_ERR_MEMORY;
     }
     int64_t buckets = 1 + (int64_t)((double)x->elems * sizeof(float) / x->options.bucket_bytes);
-    x->partial_elems = x->elems / x->levels.columns + 32 * (buckets + 1);
+    x->partial_elems = x->elems / x->levels.columns + 32 * (buckets + 1 + 2 * x->options.exacts);
     x->partial = x->own[2] = pl_alloc((size_t)x->partial_elems * sizeof(float), "a part of the node's gradient");
     return x->partial ? PL_OK : PL_ERR_MEMORY;
 }
@@ -127,7 +127,7 @@ static pl_status make_slabs(struct pl_exchange *x)
     PL_TRY(make_sums(x));
     if (!x->codec)
         return PL_OK;
-    x->residual = x->own[3] = pl_alloc((size_t)(x->shared ? x->partial_elems : x->elems) * sizeof(float), "what compression loses");
+    x->residual = x->own[3] = pl_alloc((size_t)x->elems * sizeof(float), "what compression loses");
     return x->residual ? PL_OK : PL_ERR_MEMORY;
 }
 
@@ -199,6 +199,13 @@ static struct pl_exchange *make(const struct pl_exchange_options *o, int64_t ele
     if (!x)
         return NULL;
     x->codec = o->compress ? pl_codec_find(o->compress) : NULL;
+    x->exact = pl_alloc((size_t)o->exacts * sizeof *x->exact, "what is not compressed");
+    if (!x->exact) {
+        pl_free(x);
+        return NULL;
+    }
+    if (o->exacts > 0)
+        memcpy(x->exact, o->exact, (size_t)o->exacts * sizeof *x->exact);
     x->options = *o;
     x->elems = elems;
     x->step = -1;
@@ -257,6 +264,7 @@ void pl_exchange_destroy(struct pl_exchange *x)
     pl_exchange_shared_close(x);
     for (int i = 0; i < 4; i++)
         pl_free(x->own[i]);
+    pl_free(x->exact);
     if (x->world)
         free_levels(&x->levels);
     pl_free(x);
@@ -266,6 +274,7 @@ const char *pl_exchange_transport(const struct pl_exchange *x) { return x->trans
 const char *pl_exchange_algorithm(const struct pl_exchange *x) { return x->name; }
 const char *pl_exchange_why(const struct pl_exchange *x) { return x->why; }
 float *pl_exchange_gradient(struct pl_exchange *x) { return x->gradient; }
+float *pl_exchange_residual(struct pl_exchange *x) { return x->residual; }
 const float *pl_exchange_agreed(const struct pl_exchange *x) { return x->sum; }
 
 pl_status pl_exchange_timed_out(const struct pl_exchange *x, int64_t step, const char *missing)
@@ -287,6 +296,21 @@ pl_status pl_exchange_begin(struct pl_exchange *x, int64_t step)
     return PL_OK;
 }
 
+/* With compression a bucket goes out in pieces that are compressed and pieces that must not be, from the far end. */
+static pl_status post_pieces(struct pl_exchange *x, int64_t a, int64_t b)
+{
+    for (int r = x->options.exacts - 1; b > a;) {
+        while (r >= 0 && x->exact[r].a >= b)
+            r--;
+        bool exact = r >= 0 && x->exact[r].b >= b;
+        int64_t from = r < 0 ? a : exact ? x->exact[r].a : x->exact[r].b;
+        from = from > a ? from : a;
+        PL_TRY(x->algorithm->post_bucket(x, from, b, exact));
+        b = from;
+    }
+    return PL_OK;
+}
+
 static pl_status post_bucket(struct pl_exchange *x)
 {
     int64_t a = x->ready_from, b = x->bucket_end;
@@ -295,7 +319,7 @@ static pl_status post_bucket(struct pl_exchange *x)
     x->bucket_end = a;
     if (x->first_post_ms == 0)
         x->first_post_ms = pl_now_ms();
-    return x->algorithm->post_bucket(x, a, b);
+    return x->codec && x->progress ? post_pieces(x, a, b) : x->algorithm->post_bucket(x, a, b, true);
 }
 
 pl_status pl_exchange_ready(struct pl_exchange *x, int64_t a, int64_t b)

@@ -9,6 +9,8 @@
 
 struct pl_exchange;
 
+struct pl_span { int64_t a, b; }; /* elements [a, b) */
+
 struct pl_exchange_options {
     const char *transport; /* name or "auto" */
     const char *algorithm; /* name or "auto" */
@@ -18,6 +20,8 @@ struct pl_exchange_options {
     struct pl_transport_options network; /* timeout_ms: as below */
     const char *compress;  /* codec of what goes between nodes, or "none", NULL; with algorithm auto only */
     double compress_ratio; /* top_k: the part of the elements that is sent */
+    const struct pl_span *exact; /* [exacts] ascending, apart: never compressed. Copied. */
+    int exacts;
     double bucket_bytes;   /* a bucket goes out when it holds this much */
     double timeout_ms;     /* of a wait in which nothing moves */
     bool direct;           /* no thread: the main thread does it all, polling, in finish, sum and max */
@@ -44,6 +48,9 @@ const char *pl_exchange_why(const struct pl_exchange *x);       /* a sentence */
  * with one rank both are the same. */
 float *pl_exchange_gradient(struct pl_exchange *x);
 const float *pl_exchange_agreed(const struct pl_exchange *x);
+/* With compression: [elems], what this rank's part in it lost so far, to be added later; NULL without. The sum over
+ * ranks is what the sum of gradients lacks. To be kept and given back between two steps. */
+float *pl_exchange_residual(struct pl_exchange *x);
 
 /* The gradient of a step: begin; ready for ranges [a, b) from elems down to 0 without a gap; finish waits
  * until the sum is whole. PL_ERR_PEER names the ranks that are missing after the timeout. */

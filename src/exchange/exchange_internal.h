@@ -12,8 +12,8 @@ struct pl_shared;   /* node.c */
 
 /* A way to add up over several ranks. Called by the main thread, the same calls on every rank. */
 struct pl_algorithm {
-    /* Elements [a, b) of the gradient are final: adds them up, or starts to. */
-    pl_status (*post_bucket)(struct pl_exchange *x, int64_t a, int64_t b);
+    /* Elements [a, b) of the gradient are final: adds them up, or starts to. exact: whatever else is compressed. */
+    pl_status (*post_bucket)(struct pl_exchange *x, int64_t a, int64_t b, bool exact);
     /* The same for n doubles, in place. */
     pl_status (*post_values)(struct pl_exchange *x, enum pl_reduce op, double *values, int n);
     /* Until all that was posted is whole. */
@@ -42,7 +42,8 @@ struct pl_exchange {
     float *gradient, *sum; /* [elems] */
     float *partial;        /* [partial_elems] this node's sum of the parts of this rank's column */
     const struct pl_codec *codec; /* NULL: as it is */
-    float *residual;       /* as long as what goes into the network, `partial` or `gradient`: what compression lost */
+    struct pl_span *exact;        /* [options.exacts] */
+    float *residual;       /* [elems], or NULL: what compression lost, for the next step */
     float *own[4];         /* those of them that close with us */
     int64_t elems, partial_elems, step;
     int64_t bucket_end, ready_from; /* elements of the open bucket: [ready_from, bucket_end) */

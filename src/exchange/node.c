@@ -329,8 +329,9 @@ bool pl_node_result(const struct pl_shared *s, uint64_t number, double *out, int
 
 /* ---- the algorithm ------------------------------------------------------------------------------ */
 
-static pl_status shared_post_bucket(struct pl_exchange *x, int64_t a, int64_t b)
+static pl_status shared_post_bucket(struct pl_exchange *x, int64_t a, int64_t b, bool exact)
 {
+    (void)exact;
     struct pl_shared *s = x->shared;
     if (pl_fault("exchange.start", x->step))
         return pl_error(PL_ERR_PEER, "exchange", "debug.fault at exchange.start");

@@ -28,6 +28,7 @@ enum kind { BUCKET, VALUES, STOP };
 
 struct request {
     enum kind kind;
+    bool exact; /* BUCKET: not compressed */
     enum pl_reduce op;
     int64_t a, n;    /* BUCKET: elements [a, a + n) */
     double *values;  /* VALUES: [n] */
@@ -106,7 +107,7 @@ static bool add_on_node(struct pl_progress *p, struct flight *f)
     float *partial = x->partial + p->partial_at;
     p->partial_at += f->n;
     pl_node_add(x->shared, f->what.a + begin, f->n, partial);
-    f->residual = x->residual ? x->residual + (partial - x->partial) : NULL;
+    f->residual = x->residual ? x->residual + f->what.a + begin : NULL;
     f->in = partial;
     f->out = x->sum + f->what.a + begin;
     return true;
@@ -201,7 +202,7 @@ static pl_status begin_flight(struct pl_progress *p, struct flight *f)
         return gather(p, f);
     if (pl_fault("exchange.start", f->what.step))
         return pl_error(PL_ERR_PEER, "exchange", "debug.fault at exchange.start");
-    f->compressed = p->compressed && f->what.kind == BUCKET;
+    f->compressed = p->compressed && f->what.kind == BUCKET && !f->what.exact;
     f->by_library = !f->compressed && !pl_choose_pattern(&p->exchange->choice, bytes, &pattern);
     if (f->compressed)
         return scatter(p, f);
@@ -462,12 +463,12 @@ static pl_status drain(struct pl_progress *p)
     return s;
 }
 
-static pl_status network_post_bucket(struct pl_exchange *x, int64_t a, int64_t b)
+static pl_status network_post_bucket(struct pl_exchange *x, int64_t a, int64_t b, bool exact)
 {
     struct pl_progress *p = x->progress;
     if (x->shared)
         pl_node_post(x->shared);
-    return post(p, (struct request){.kind = BUCKET, .op = PL_SUM_F32, .a = a, .n = b - a, .step = x->step, .number = ++p->buckets});
+    return post(p, (struct request){.kind = BUCKET, .exact = exact, .op = PL_SUM_F32, .a = a, .n = b - a, .step = x->step, .number = ++p->buckets});
 }
 
 static pl_status network_post_values(struct pl_exchange *x, enum pl_reduce op, double *values, int n)

@@ -2,7 +2,7 @@
  * while backward goes on. The counts travel as doubles beside the gradient. */
 #include "sync/sync.h"
 
-enum { ROWS, LOSS, TOTAL, CORRECT, CORRECT5, STOP, NOT_FINITE, VALUES };
+enum { ROWS, LOSS, TOTAL, CORRECT, CORRECT5, STOP, SAVE, NOT_FINITE, VALUES };
 
 struct pl_sync {
     struct pl_exchange *exchange;
@@ -30,6 +30,7 @@ static pl_status allreduce_contribute(struct pl_sync *s, const struct pl_contrib
     s->values[CORRECT] = mine->correct;
     s->values[CORRECT5] = mine->correct5;
     s->values[STOP] = mine->stop ? 1 : 0;
+    s->values[SAVE] = mine->save ? 1 : 0;
     s->values[NOT_FINITE] = mine->not_finite ? 1 : 0;
     return pl_exchange_post_sum(s->exchange, s->values, VALUES);
 }
@@ -49,6 +50,7 @@ static pl_status allreduce_finish(struct pl_sync *s, struct pl_agreement *out)
     out->correct = s->values[CORRECT];
     out->correct5 = s->values[CORRECT5];
     out->stop = s->values[STOP] > 0;
+    out->save = s->values[SAVE] > 0;
     out->not_finite = (int)s->values[NOT_FINITE];
     return PL_OK;
 }

@@ -11,12 +11,14 @@ struct pl_sync;
 struct pl_contribution {
     double rows, loss, total, correct, correct5; /* loss of the main head, total of all, weighted */
     bool stop;       /* a signal asked this rank to stop */
+    bool save;       /* a checkpoint is due by this rank's clock */
     bool not_finite; /* its total is NaN or infinite */
 };
 struct pl_agreement {
     const float *sum;      /* agreed gradient, summed over samples; valid until the next begin */
     double rows, loss, total, correct, correct5; /* sums over those who took part */
     bool stop;             /* somebody was asked to stop */
+    bool save;             /* a checkpoint is due by somebody's clock */
     int not_finite;        /* ranks with a loss that is not finite */
     const char *late;      /* ranks that were dropped, "2, 5"; NULL: none */
     struct pl_exchange_times times;

@@ -103,7 +103,8 @@ static pl_status open_outputs(struct run *r)
     if (!r->root)
         return PL_OK;
     PL_TRY(pl_checkpoint_probe(t->job->checkpoint.dir));
-    return pl_checkpoint_writer_create(t->job->checkpoint.dir, t->graph, t->optimizer, t->job, &r->writer);
+    int parts = pl_exchange_residual(t->exchange) ? t->world->ranks : 0;
+    return pl_checkpoint_writer_create(t->job->checkpoint.dir, t->graph, t->optimizer, t->job, parts, &r->writer);
 }
 
 static pl_status set_up(struct run *r, struct pl_world *w, const struct pl_job *job, char *path, size_t bytes)
@@ -203,15 +204,32 @@ static pl_status settle(struct run *r)
     return PL_OK;
 }
 
+/* What differs by rank, on every rank; all learn of one that could not write it. */
+static pl_status save_part(struct run *r)
+{
+    struct pl_trainer *t = &r->t;
+    pl_status s = pl_checkpoint_save_part(t->job->checkpoint.dir, t->state.step, t->world->rank, t->graph, pl_exchange_residual(t->exchange));
+    double failed = s < 0;
+    PL_TRY(pl_exchange_sum(t->exchange, &failed, 1));
+    return failed > 0 && s == PL_OK ? pl_error(PL_ERR_CHECKPOINT, "checkpoint", "another rank could not write its part") : s;
+}
+
 static pl_status save(struct run *r)
 {
     struct pl_trainer *t = &r->t;
+    bool parts = t->job->checkpoint.dir && pl_exchange_residual(t->exchange) != NULL;
+    double wanted = r->writer && !(r->saved_step == t->state.step && !r->lost);
     r->saved_ms = pl_now_ms();
-    if (!r->writer || (r->saved_step == t->state.step && !r->lost))
+    if (parts)
+        PL_TRY(pl_exchange_sum(t->exchange, &wanted, 1)); /* rank 0 decides: it alone knows what was lost */
+    if (wanted == 0)
         return PL_OK;
-    PL_TRY(settle(r));
+    PL_TRY(r->writer ? settle(r) : PL_OK);
     r->saved_step = t->state.step;
     r->lost = false;
+    PL_TRY(parts ? survive(r, save_part(r)) : PL_OK);
+    if (!r->writer || r->lost)
+        return PL_OK;
     t->state.done = r->goal_reached; /* the end by count is seen from step */
     PL_TRY(survive(r, pl_checkpoint_writer_save(r->writer, pl_graph_params(t->graph), &t->state)));
     r->pending = !r->lost;
@@ -263,12 +281,17 @@ static void report_step(struct run *r)
     }
 }
 
+/* Rank 0's, and a step later all ranks know. */
+static bool due_by_clock(const struct run *r)
+{
+    const struct pl_period *every = &r->t.job->checkpoint.every;
+    return every->unit == PL_MS && every->n > 0 && pl_now_ms() - r->saved_ms >= every->n;
+}
+
 static bool checkpoint_due(const struct run *r)
 {
     const struct pl_period *every = &r->t.job->checkpoint.every;
-    if (every->unit == PL_MS)
-        return every->n > 0 && pl_now_ms() - r->saved_ms >= every->n;
-    return due(&r->t, *every);
+    return every->unit == PL_MS ? r->last.save : due(&r->t, *every);
 }
 
 /* Steps until the end, the goal or a signal. PL_STOPPED for a signal. */
@@ -284,6 +307,7 @@ static pl_status run_steps(struct run *r)
         if (pl_fault("step", t->state.step))
             return pl_error(PL_ERR_MEMORY, "train", "debug.fault at step");
         t->stop_asked = pl_signals_seen();
+        t->save_asked = r->root && due_by_clock(r);
         PL_TRY(pl_trainer_step(t, &r->last));
         r->samples += (int64_t)r->last.rows;
         report_step(r);

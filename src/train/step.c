@@ -14,7 +14,7 @@ static pl_status contribute(struct pl_trainer *t, const struct pl_loss_sums *sum
 {
     struct pl_contribution mine = {.rows = (double)sums->rows, .loss = sums->loss, .total = sums->total,
                                    .correct = sums->correct, .correct5 = sums->correct5,
-                                   .not_finite = !isfinite(sums->total), .stop = t->stop_asked};
+                                   .not_finite = !isfinite(sums->total), .stop = t->stop_asked, .save = t->save_asked};
     return t->sync_table->contribute(t->sync, &mine);
 }
 
@@ -109,6 +109,7 @@ pl_status pl_trainer_step(struct pl_trainer *t, struct pl_step_result *out)
     out->compute_ms -= agreed.times.within_ms;
     out->late = agreed.late;
     out->stop = agreed.stop;
+    out->save = agreed.save;
     double end = pl_now_ms();
     out->update_ms = end - updating;
     out->step_ms = end - begin;

@@ -35,6 +35,7 @@ struct pl_trainer {
     int64_t steps_per_epoch, total_steps;
     int64_t ahead;                       /* steps done more than the data order has by now: since a change of global batch */
     bool stop_asked;                     /* by a signal seen on this rank */
+    bool save_asked;                     /* by this rank's clock */
     struct pl_run_state state;           /* position: step to be done next, data to be read next */
 };
 
@@ -46,7 +47,7 @@ struct pl_step_result {
     double step_ms, data_ms, compute_ms, update_ms;
     struct pl_exchange_times exchange;
     const char *late;
-    bool stop;
+    bool stop, save;
 };
 
 /* Opens device, network, exchange and, with `train`, optimizer and sync; parameters are 0 until they are

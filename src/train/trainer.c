@@ -42,6 +42,29 @@ static pl_status open_network(struct pl_trainer *t, bool train)
     return train ? pl_optimizer_create(t->job, t->graph, &t->optimizer) : PL_OK;
 }
 
+/* Running statistics travel with the gradient, but half of one is none. */
+static pl_status find_statistics(const struct pl_graph *g, struct pl_span **out, int *n)
+{
+    const struct pl_tensor *tensor;
+    int tensors = pl_graph_tensors(g, &tensor);
+    struct pl_span *span = pl_alloc((size_t)tensors * sizeof *span, "running statistics");
+    *n = 0;
+    *out = span;
+    if (!span)
+        return PL_ERR_MEMORY;
+    for (int t = 0; t < tensors; t++) {
+        int64_t a = tensor[t].param->offset, elems = pl_shape_elems(&tensor[t].param->shape);
+        int i = *n;
+        if (!tensor[t].param->statistic)
+            continue;
+        for (; i > 0 && span[i - 1].a > a; i--)
+            span[i] = span[i - 1];
+        span[i] = (struct pl_span){a, a + elems};
+        ++*n;
+    }
+    return PL_OK;
+}
+
 /* The gradient is written where the exchange adds it up. */
 static pl_status open_exchange(struct pl_trainer *t, bool train)
 {
@@ -51,7 +74,12 @@ static pl_status open_exchange(struct pl_trainer *t, bool train)
                                     .network = {.channels = (int)j->exchange.channels, .interface = j->exchange.interface},
                                     .compress = pl_job_compress_name(j), .compress_ratio = j->exchange.compress_ratio,
                                     .bucket_bytes = j->exchange.bucket_mb * 1048576, .timeout_ms = j->exchange.timeout_ms};
-    PL_TRY(pl_exchange_create(t->world, &o, train ? pl_graph_elems(t->graph) : 0, &t->exchange));
+    struct pl_span *statistics;
+    PL_TRY(pl_world_agree(t->world, find_statistics(t->graph, &statistics, &o.exacts)));
+    o.exact = statistics;
+    pl_status s = pl_exchange_create(t->world, &o, train ? pl_graph_elems(t->graph) : 0, &t->exchange);
+    pl_free(statistics);
+    PL_TRY(s);
     if (!train)
         return PL_OK;
     t->sync_table = pl_sync_find("allreduce");

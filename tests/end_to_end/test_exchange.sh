@@ -41,6 +41,21 @@ for c in bf16 one_bit top_k; do
     says tcp-$c "\"algorithm\": \"compressed $c\""
     says tcp-$c '"saved_mb": '
 done
+# What compression lost is part of a checkpoint: cut in two, the same bits; on other ranks it is shared out.
+lossy="train.global_batch=190 exchange.transport=tcp exchange.compress=top_k exchange.compress_ratio=0.05 train.eval_every=never"
+run 3 whole $lossy train.steps=20
+run 3 halves $lossy train.steps=9
+cp -r halves damaged && cp -r halves shared
+run 3 halves $lossy train.steps=20
+compare whole halves 0 0 exact
+run 3 shared $lossy train.steps=9 checkpoint.resume=auto && run 2 shared $lossy train.steps=20
+echo -n "on other ranks: "; "$tools/compare.py" "$(model whole)" "$(model shared)" 0.5 1 || fail "another trajectory on other ranks"
+printf x >>damaged/step-00000009/parts/part-00001.h5
+run 3 damaged $lossy train.steps=10
+grep -q 'damaged/step-00000009 is damaged and passed over: parts/part-00001.h5 has not the size' damaged.log || fail "a damaged part was taken"
+run 2 clock $lossy train.steps=30 checkpoint.every="1 ms" checkpoint.keep=2
+[ "$(ls -d clock/step-*/parts/part-00001.h5 | wc -l)" -eq 2 ] || { fail "checkpoints by the clock: $(ls -a clock clock/*)"; }
+[ -z "$(find . -name '.parts-*')" ] || fail "parts were left: $(find . -name '.parts-*')"
 run 2 one-node train.steps=2 exchange.compress=bf16
 says one-node 'nothing leaves this node, nothing is compressed'
 expect 2 "exchange.algorithm ring cannot add up compressed gradients" 2 job.yaml checkpoint.dir=no report.dir=no exchange.transport=tcp exchange.algorithm=ring exchange.compress=bf16
