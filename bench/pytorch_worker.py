@@ -1,6 +1,7 @@
 """A process of vs_pytorch.py: a network of a model file in PyTorch, trained on made-up data when told to. Its one
 argument is a JSON object; it answers each line of its input ({"do": ...}) with one line of JSON, {"error": ...} if it
 cannot."""
+import contextlib
 import json
 import os
 import sys
@@ -355,16 +356,19 @@ class Trainer:
         if c["ranks"] > 1:
             torch.distributed.init_process_group("gloo", init_method="file://" + c["meeting"], rank=c["rank"], world_size=c["ranks"])
             network = nn.parallel.DistributedDataParallel(network, gradient_as_bucket_view=True)
+        self.ddp = network
         self.network = torch.compile(network) if c["mode"].startswith("compile") else network
         self.ranks = c["ranks"]
 
-    def steps(self, n):
+    def steps(self, n, alone=False):
+        """alone: without the exchange of gradients."""
         if self.ranks > 1:
             torch.distributed.barrier()
-        begin = time.perf_counter()
-        for _ in range(n):
-            step(self.network, self.optimizer, self.data, self.label)
-        return {"seconds": time.perf_counter() - begin, "peak_mb": peak_mb()}
+        with self.ddp.no_sync() if alone else contextlib.nullcontext():
+            begin = time.perf_counter()
+            for _ in range(n):
+                step(self.network, self.optimizer, self.data, self.label)
+            return {"seconds": time.perf_counter() - begin, "peak_mb": peak_mb()}
 
 
 def versions():

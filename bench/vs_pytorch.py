@@ -184,12 +184,16 @@ class Torch:
             worker.answer()
         self.run(3)
 
-    def run(self, steps):
-        """Seconds a step, MB a rank."""
+    def run(self, steps, alone=False):
+        """Seconds a step, MB a rank. alone: without the exchange."""
         for worker in self.workers:
-            worker.ask("steps", n=steps)
+            worker.ask("steps", n=steps, alone=alone)
         answers = [worker.answer() for worker in self.workers]
         return max(a["seconds"] for a in answers) / steps, statistics.mean(a["peak_mb"] for a in answers)
+
+    def exchange_ms(self, steps, seconds):
+        """Of a step: what it takes longer than without the exchange."""
+        return (seconds - self.run(steps, alone=True)[0]) * 1000
 
     def end(self):
         for worker in self.workers:
@@ -229,7 +233,11 @@ class Paceline:
         """Seconds a step, MB a rank."""
         said = paceline(self.case, "bench", "step", self.job, "--rounds", "1", "--steps", str(steps), ranks=self.case.ranks)
         figures = json.loads(last(said))
+        self.exposed_ms = figures["exchange_ms"]
         return figures["step_ms"] / 1000, figures["memory_mb"]
+
+    def exchange_ms(self, steps, seconds):
+        return self.exposed_ms
 
     def end(self):
         pass
@@ -240,6 +248,7 @@ class Paceline:
 class Case:
     def __init__(self, name, threads, options, folder):
         file, self.batch = MODELS[name]
+        self.batch = options.batch or self.batch
         self.name, self.threads, self.ranks = name, threads, options.ranks
         self.model, self.program, self.folder = os.path.join(ROOT, "models", file), options.program, folder
 
@@ -340,20 +349,23 @@ def start(case, modes, found):
 
 def time_rounds(case, contenders, options):
     """name -> samples/s of each round. Every round begins with another contender."""
-    speed = {c.name: [] for c in contenders}
+    speed, exchange = {c.name: [] for c in contenders}, {c.name: [] for c in contenders}
     for r in range(options.rounds):
         for c in contenders[r % len(contenders):] + contenders[:r % len(contenders)]:
-            seconds, memory = c.run(max(1, round(options.seconds / c.seconds)))
+            steps = max(1, round(options.seconds / c.seconds))
+            seconds, memory = c.run(steps)
+            if case.ranks > 1:
+                exchange[c.name].append(c.exchange_ms(steps, seconds))
             c.memory = max(c.memory, memory)
             speed[c.name].append(case.batch * case.ranks / seconds)
-    return speed
+    return speed, exchange
 
 
 def measure(case, options):
     found = check(case)
     contenders = start(case, modes_of(options.modes, found["images"], is_debians()), found)
     try:
-        speed = time_rounds(case, contenders, options)
+        speed, exchange = time_rounds(case, contenders, options)
     finally:
         for c in contenders:
             c.end()
@@ -361,7 +373,8 @@ def measure(case, options):
     ratios = [speed["paceline"][r] / max(speed[m][r] for m in rivals) for r in range(options.rounds)] if rivals else []
     return {"model": case.name, "batch": case.batch, "threads": case.threads, "ranks": case.ranks,
             "samples_per_s": {name: statistics.median(v) for name, v in speed.items()}, "rounds": speed,
-            "ratio": statistics.median(ratios) if ratios else None, "ratios": ratios, "peak_mb_a_rank": {c.name: c.memory for c in contenders},
+            "ratio": statistics.median(ratios) if ratios else None, "ratios": ratios,
+            "exchange_ms": {name: statistics.median(v) for name, v in exchange.items() if v}, "peak_mb_a_rank": {c.name: c.memory for c in contenders},
             "losses": found["losses"], "optimizer": next(iter(found["optimizer"])), "versions": found["versions"]}
 
 
@@ -384,6 +397,8 @@ def print_row(r, columns):
         ratio, span = f"{r['ratio']:.2f}", f"{min(r['ratios']):.2f}-{max(r['ratios']):.2f}"
     print(f"{r['model']:<14} {r['batch']:>5} {r['threads']:>7}{cells(map(r['samples_per_s'].get, columns))} {ratio:>6} {span:>11}"
           f"{cells(map(r['peak_mb_a_rank'].get, columns))}", flush=True)
+    if r["exchange_ms"]:
+        print(f"{'':<14} exchange not hidden, ms a step: " + ", ".join(f"{n} {ms:.2f}" for n, ms in r["exchange_ms"].items()), flush=True)
 
 
 def cpu_name():
@@ -410,6 +425,7 @@ def read_arguments():
     a.add_argument("--models", type=listed(str, list(MODELS)), default=list(MODELS), help="default: all; " + ",".join(MODELS))
     a.add_argument("--threads", type=listed(int), default=[1], help="1,2: of each rank, one row each (1)")
     a.add_argument("--ranks", type=int, choices=(1, 2), default=1, help="2: Paceline with mpirun, PyTorch with DDP over gloo")
+    a.add_argument("--batch", type=int, help="of each rank; default: the model's own")
     a.add_argument("--rounds", type=int, default=5)
     a.add_argument("--seconds", type=float, default=2, help="of each contender in a round (2)")
     a.add_argument("--modes", type=listed(str, MODES), default=["eager", "compile"], help="of " + ",".join(MODES))
@@ -417,8 +433,8 @@ def read_arguments():
     a.add_argument("--build", default=os.path.join(ROOT, "build", "release"), help="folder of the program (build/release)")
     a.add_argument("--json", help="write everything to this file")
     options = a.parse_args()
-    if options.rounds < 1 or not options.seconds > 0:
-        a.error("--rounds and --seconds must be positive")
+    if options.rounds < 1 or not options.seconds > 0 or (options.batch is not None and options.batch < 1):
+        a.error("--rounds, --seconds and --batch must be positive")
     options.program = os.path.join(os.path.abspath(options.build), "paceline")
     return options
 

@@ -69,6 +69,7 @@ static double median(double *v, int n)
 struct figures {
     int rounds;
     double step_ms[MOST_ROUNDS], exposed_ms[MOST_ROUNDS], busy_ms[MOST_ROUNDS], update_ms[MOST_ROUNDS], peak[MOST_ROUNDS];
+    double sent_mb;   /* a step, by this rank, with algorithms of our own */
     double memory_mb; /* the most that a rank held, mean of all ranks */
 };
 
@@ -124,6 +125,7 @@ static pl_status measure(struct pl_trainer *t, int steps, struct figures *f, str
         PL_TRY(pl_exchange_sum(t->exchange, &ms, 1)); /* start together */
         for (int i = 0; i < steps; i++) {
             PL_TRY(pl_trainer_step(t, &r));
+            f->sent_mb = r.exchange.sent_mb;
             ms += r.step_ms, exposed += r.exchange.exposed_ms, busy += r.exchange.busy_ms, update += r.update_ms;
         }
         f->step_ms[round] = ms / steps;
@@ -142,10 +144,10 @@ static void print_figures(const struct pl_trainer *t, struct figures *f)
     double flops = 3 * pl_graph_flops(t->graph, t->batch);
     printf("{\"model\": \"%s\", \"ranks\": %d, \"threads\": %d, \"batch\": %lld, \"step_ms\": %.3f, "
            "\"samples_per_s\": %.1f, \"gflops_a_rank\": %.2f, \"peak_gflops\": %.2f, \"share_of_peak\": %.3f, "
-           "\"exchange_ms\": %.3f, \"exchange_share\": %.3f, \"exchange_whole_ms\": %.3f, \"update_ms\": %.3f, \"memory_mb\": %.1f}\n",
+           "\"exchange_ms\": %.3f, \"exchange_share\": %.3f, \"exchange_whole_ms\": %.3f, \"update_ms\": %.3f, \"sent_mb\": %.4f, \"memory_mb\": %.1f}\n",
            t->job->model_name, t->world->ranks, t->threads, (long long)t->batch, step,
            (double)t->micro_global / step * 1000, flops / step / 1e6, peak, flops / step / 1e6 / peak, exposed,
-           exposed / step, busy, median(f->update_ms, n), f->memory_mb);
+           exposed / step, busy, median(f->update_ms, n), f->sent_mb, f->memory_mb);
 }
 
 static void print_layers(const struct pl_trainer *t, const double *ms, int64_t steps, double step_ms)
