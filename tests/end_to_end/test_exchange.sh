@@ -75,5 +75,6 @@ expect 2 "bad:1: wanted TRANSPORT MEMBERS BYTES" 2 job.yaml checkpoint.dir=no re
 printf '\n\ntcp 2 - native\n' >bad
 expect 2 "bad:3: tcp has no all-reduce of its own" 2 job.yaml checkpoint.dir=no report.dir=no exchange.transport=tcp exchange.table=bad
 expect 2 "native is MPI's own; transport tcp has none" 2 job.yaml checkpoint.dir=no report.dir=no exchange.transport=tcp exchange.algorithm=native
+[ -n "$(ls /sys/class/infiniband 2>/dev/null)" ] || expect 5 "verbs cannot be had" 2 job.yaml checkpoint.dir=no report.dir=no exchange.transport=verbs
 expect 5 "exchange.interface" 2 job.yaml checkpoint.dir=no report.dir=no exchange.transport=tcp exchange.interface=none0
 finish
