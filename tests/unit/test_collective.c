@@ -278,8 +278,29 @@ static void test_bytes(void **state)
             }
 }
 
+/* More elements than an int counts. */
+static void test_huge(void **state)
+{
+    (void)state;
+    const int64_t elems = 5000000017;
+    for (int p = 0; p < PL_PATTERNS; p++)
+        for (int me = 0; me < 3; me++) {
+            struct pl_schedule s;
+            int64_t got = 0, farthest = 0;
+            assert_int_equal(pl_schedule_make((enum pl_pattern)p, me, 3, elems, 1 << 22, &s), PL_OK);
+            for (int i = 0; i < s.receives; i++) {
+                assert_true(s.receive[i].a >= 0 && s.receive[i].n > 0 && s.receive[i].a + s.receive[i].n <= elems);
+                got += s.receive[i].n;
+                farthest = s.receive[i].a + s.receive[i].n > farthest ? s.receive[i].a + s.receive[i].n : farthest;
+            }
+            assert_true(got >= elems);
+            assert_true(farthest == elems);
+            pl_schedule_free(&s);
+        }
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_bytes), cmocka_unit_test(test_patterns), cmocka_unit_test(test_many)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_huge), cmocka_unit_test(test_bytes), cmocka_unit_test(test_patterns), cmocka_unit_test(test_many)};
     return cmocka_run_group_tests_name("collective", tests, NULL, NULL);
 }
