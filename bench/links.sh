@@ -2,7 +2,15 @@
 # What a slow link costs and what compression buys: step times of LeNet and the 14.3 M MLP on two hosts, a rank each,
 # over tcp, with the link shaped to 100 Mbit/s, 1 Gbit/s and not at all. The hosts are network namespaces on this
 # machine (root, iproute2). bench/links.sh [key=value ...]
+# Takes about three minutes.
 set -u
+for k in "$@"; do
+    case $k in
+        --help|-h) sed -n '2,5p' "$0" | cut -c3-; exit 0 ;;
+        *=*) ;;
+        *) echo "bench/links.sh: $k is no key=value; see --help" >&2; exit 2 ;;
+    esac
+done
 cd "$(dirname "$0")/.."
 paceline=$PWD/${PACELINE:-build/release/paceline}
 [ -x "$paceline" ] || { echo "bench/links.sh: $paceline is not built; run jobs/quickstart.sh or set PACELINE" >&2; exit 2; }

@@ -12,7 +12,7 @@ by='' counts='' rounds=3 out=. job='' keys=()
 while [ $# -gt 0 ]; do
     case $1 in
         --by|--counts|--rounds|--out) [ $# -gt 1 ] || die "$1 takes a value"; declare "${1#--}=$2"; shift ;;
-        --help|-h) sed -n '2,9p' "$0" | cut -c3-; exit 0 ;;
+        --help|-h) sed -n '2,8p' "$0" | cut -c3-; exit 0 ;;
         -*) die "unknown option $1; see --help" ;;
         *=*) keys+=("$1") ;;
         *) [ -z "$job" ] || die "one job file is enough"; job=$1 ;;

@@ -58,7 +58,8 @@ static pl_status add_entry(struct pl_text *t, const char *dir, const char *name)
     char *path = pl_strdupf("%s/%s", dir, name);
     pl_status s = path ? PL_OK : PL_ERR_MEMORY;
     if (s == PL_OK && !measure(path, &bytes, &crc))
-        s = pl_error(PL_ERR_CHECKPOINT, "checkpoint", "%s: cannot be read back", path);
+        s = pl_error(PL_ERR_CHECKPOINT, "checkpoint", strcmp(name, MODEL_FILE) == 0 ? "%s: cannot be read back" :
+                     "%s: cannot be read back\neach rank writes a part: checkpoint.dir must be on storage that all of them see", path);
     if (s == PL_OK)
         pl_text_add(t, "%s{\"name\": \"%s\", \"bytes\": %lld, \"crc32\": \"%08x\"}", t->len > 40 ? ",\n" : "", name, bytes, crc);
     pl_free(path);

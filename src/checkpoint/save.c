@@ -60,6 +60,17 @@ pl_status pl_checkpoint_save_part(const char *dir, int64_t step, int rank, const
     return s;
 }
 
+void pl_checkpoint_discard_part(const char *dir, int64_t step, int rank)
+{
+    char *parts = part_dir(dir, step), *path = parts ? pl_checkpoint_part_name(parts, rank) : NULL;
+    if (path) {
+        unlink(path);
+        rmdir(parts); /* the last one's succeeds */
+    }
+    pl_free(parts);
+    pl_free(path);
+}
+
 static pl_status take_parts(const char *temporary, const struct pl_checkpoint_source *src, const char *dir)
 {
     if (src->parts == 0)

@@ -367,7 +367,7 @@ static int run_bench(int argc, char **argv)
 const struct pl_command pl_cmd_bench = {
     .name = "bench",
     .usage = "paceline bench step|layers|data JOB.yaml [--steps N] [--rounds R] [key=value ...]\n"
-             "  paceline bench allreduce [--from BYTES] [--to BYTES] [--transport T] [--algorithm A] [--tune FILE] ...",
+             "  paceline bench allreduce [--from BYTES] [--to BYTES] [--transport T] [--algorithm A] [--tune=FILE] ...",
     .help = "Times training steps of the job's model on made-up data: medians of R rounds (default 5) of N\n"
             "steps (default 10), each beside the machine's own matrix product (sgemm 2048, same threads).\n"
             "Prints one JSON object. memory_mb: the most that a rank held in training. bench/step does it for all models.\n"
@@ -378,6 +378,7 @@ const struct pl_command pl_cmd_bench = {
             "`allreduce` adds up messages of 4 bytes to 64 MB (--from, --to) over the ranks, by every way there is here, or\n"
             "by --transport shared|mpi|tcp|verbs and --algorithm, each beside plain MPI_Allreduce in turn: medians of --rounds (5).\n"
             "limit: share of what memory copies, or a link of --line Gbit/s, let through. thread ms: through the exchange\n"
-            "thread, as in training. --interface, --channels: as exchange.*. --tune FILE: writes the fastest as exchange.table.",
+            "thread, as in training. Above 1: a message that fits the caches. --interface, --channels: as exchange.*. Sizes rise by 4.\n"
+            "--tune=FILE (with the =, or Open MPI's mpirun takes it for its own): writes the fastest as an exchange.table.",
     .run = run_bench,
 };

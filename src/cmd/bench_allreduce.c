@@ -34,7 +34,7 @@ struct bench {
     bool works[WAYS];
     int sizes;
     size_t bytes[MOST_SIZES];
-    double ms[MOST_SIZES][WAYS]; /* directly */
+    double ms[MOST_SIZES][WAYS]; /* as in training: through the exchange thread, where there is one */
 };
 
 /* ---- one way, one size -------------------------------------------------------------------------- */
@@ -158,7 +158,7 @@ static pl_status measure_way(struct bench *b, int k, int size)
             pl_world_abort(b->world, s);
         pl_exchange_destroy(x);
     }
-    b->ms[size][k] = r[0].ms;
+    b->ms[size][k] = r[one_thread ? 0 : 1].ms;
     if (b->world->rank != 0)
         return PL_OK;
     int ends = b->o.line_gbit > 0 ? b->world->nodes : b->world->ranks; /* of the wires */
@@ -223,6 +223,8 @@ static pl_status probe(struct bench *b)
 /* From each size on the fastest way of a transport, as lines of a table. */
 static pl_status write_table(struct bench *b)
 {
+    /* On two levels the members are the nodes, and a message is a part of the node's. */
+    int columns = b->world->nodes > 1 ? b->world->least_local : 1;
     FILE *f = fopen(b->o.tune, "w");
     if (!f)
         return pl_error(PL_ERR_CHECKPOINT, "bench", "%s: cannot be written", b->o.tune);
@@ -238,8 +240,8 @@ static pl_status write_table(struct bench *b)
             if (i > 0 && best != last && (i == b->sizes || lines < 14)) {
                 char bytes[32] = "-";
                 if (i < b->sizes)
-                    snprintf(bytes, sizeof bytes, "%zu", b->bytes[i - 1] * 2 < b->bytes[i] ? b->bytes[i - 1] * 2 : b->bytes[i - 1]);
-                fprintf(f, "%s %d %s %s\n", ways[t].transport, b->world->ranks, bytes, ways[last].algorithm);
+                    snprintf(bytes, sizeof bytes, "%zu", b->bytes[i - 1] * 2 / (size_t)columns);
+                fprintf(f, "%s %d %s %s\n", ways[t].transport, b->world->ranks / columns, bytes, ways[last].algorithm);
                 lines++;
             }
             last = best;
@@ -251,8 +253,20 @@ static pl_status write_table(struct bench *b)
     return PL_OK;
 }
 
+/* Before minutes of measuring. */
+static pl_status try_table(const struct bench *b)
+{
+    FILE *f = b->o.tune && b->world->rank == 0 ? fopen(b->o.tune, "a") : NULL;
+    if (b->o.tune && b->world->rank == 0 && !f)
+        return pl_error(PL_ERR_CHECKPOINT, "bench", "%s: cannot be written", b->o.tune);
+    if (f)
+        fclose(f);
+    return PL_OK;
+}
+
 static pl_status run_all(struct bench *b)
 {
+    PL_TRY(pl_world_agree(b->world, try_table(b)));
     PL_TRY(pl_world_agree(b->world, probe(b)));
     PL_TRY(measure_copy(b));
     if (b->world->rank == 0) {
@@ -290,10 +304,18 @@ static pl_status read_options(const struct pl_args *args, struct options *o)
     PL_TRY(number("rounds", args->option_value[2], 5, 1, MOST_ROUNDS, &rounds));
     PL_TRY(number("channels", args->option_value[6], 2, 1, PL_MOST_CHANNELS, &channels));
     PL_TRY(number("line", args->option_value[7], 0, 0, 1e6, &o->line_gbit));
+    if (o->from > o->to)
+        return pl_error(PL_ERR_USAGE, "bench", "--from %.0f is more than --to %.0f", o->from, o->to);
     o->rounds = (int)rounds;
     o->transport = args->option_value[3];
     o->algorithm = args->option_value[4];
     o->tune = args->option_value[8];
+    for (int k = 0; k < WAYS && o->transport && strcmp(ways[k].transport, o->transport) != 0; k++)
+        if (k == WAYS - 1)
+            return pl_error(PL_ERR_USAGE, "bench", "--transport %s: one of shared, mpi, tcp, verbs", o->transport);
+    for (int k = 0; k < WAYS && o->algorithm && strcmp(ways[k].algorithm, o->algorithm) != 0; k++)
+        if (k == WAYS - 1)
+            return pl_error(PL_ERR_USAGE, "bench", "--algorithm %s: one of native, ring, halving_doubling, tree", o->algorithm);
     o->network = (struct pl_transport_options){.channels = (int)channels, .interface = args->option_value[5], .timeout_ms = 60000};
     return PL_OK;
 }

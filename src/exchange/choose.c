@@ -1,4 +1,4 @@
-/* The choice of an algorithm by size. A table, as `paceline bench allreduce --tune` writes it, has lines of
+/* The choice of an algorithm by size. A table, as `paceline bench allreduce --tune=FILE` writes it, has lines of
  *     TRANSPORT MEMBERS BYTES ALGORITHM
  * : up to BYTES (or "-": without limit) ALGORITHM was the fastest. Lines for the nearest number of members of
  * the same transport hold. '#' starts a comment. */
@@ -49,9 +49,9 @@ static pl_status read_line(const char *text, const char *path, int number, struc
     int n = sscanf(text, "%15s %d %31s %31s %1s", l->transport, &l->members, l->limit, l->algorithm, rest);
     bool unlimited = n == 4 && strcmp(l->limit, "-") == 0;
     l->bytes = unlimited ? SIZE_MAX : n == 4 ? strtoull(l->limit, &end, 10) : 0;
-    if (n != 4 || l->members < 2 || *end || l->bytes == 0 || !pattern_by_name(l->algorithm, &l->pattern))
+    if (n != 4 || l->members < 2 || (!unlimited && !(l->limit[0] >= '0' && l->limit[0] <= '9')) || *end || l->bytes == 0 || !pattern_by_name(l->algorithm, &l->pattern))
         return pl_error(PL_ERR_USAGE, "exchange", "%s:%d: wanted TRANSPORT MEMBERS BYTES|- ALGORITHM, found: %.60s\n"
-                        "paceline bench allreduce --tune writes such a table", path, number, text);
+                        "paceline bench allreduce --tune=FILE writes such a table", path, number, text);
     if (l->pattern == PL_NATIVE && strcmp(l->transport, "mpi") != 0)
         return pl_error(PL_ERR_USAGE, "exchange", "%s:%d: %s has no all-reduce of its own", path, number, l->transport);
     return PL_OK;

@@ -97,7 +97,8 @@ static pl_status open_node(struct pl_exchange *x)
     const struct pl_world *w = x->world;
     const struct pl_exchange_options *o = &x->options;
     if (!o->two_level || (w->nodes == 1 && (named(o->transport) || named(o->algorithm)))) {
-        snprintf(x->why, sizeof x->why, "no shared memory by the job's choice");
+        snprintf(x->why, sizeof x->why, "no shared memory by the job's choice of exchange.%s",
+                 !o->two_level ? "two_level" : named(o->transport) ? "transport" : "algorithm");
         return PL_END;
     }
     if (w->most_local == 1) {
@@ -155,7 +156,7 @@ static pl_status open_network(struct pl_exchange *x)
     struct pl_transport_options o = x->options.network;
     char why[1024], reason[256];
     o.timeout_ms = x->options.timeout_ms;
-    PL_TRY(pl_network_find(w, x->options.transport, &o, &n, why, sizeof why));
+    PL_TRY(pl_world_agree(w, pl_network_find(w, x->options.transport, &o, &n, why, sizeof why)));
     pl_status s = make_slabs(x);
     if (s == PL_OK)
         s = choose_algorithm(x, n.table->name);
@@ -186,6 +187,8 @@ static pl_status open(struct pl_exchange *x)
         snprintf(x->name, sizeof x->name, "shared memory");
         if (x->codec)
             snprintf(x->why + at, sizeof x->why - at, "; exchange.compress %s: nothing leaves this node, nothing is compressed", x->codec->name);
+        else if (x->options.network.interface || x->options.table)
+            snprintf(x->why + at, sizeof x->why - at, "; nothing leaves this node: exchange.%s is not used", x->options.network.interface ? "interface" : "table");
         return PL_OK;
     }
     if (s == PL_END)
@@ -199,13 +202,16 @@ static struct pl_exchange *make(const struct pl_exchange_options *o, int64_t ele
     if (!x)
         return NULL;
     x->codec = o->compress ? pl_codec_find(o->compress) : NULL;
-    x->exact = pl_alloc((size_t)o->exacts * sizeof *x->exact, "what is not compressed");
+    x->exact = pl_alloc((size_t)(o->exacts + o->gaps) * sizeof *x->exact, "what is not compressed");
     if (!x->exact) {
         pl_free(x);
         return NULL;
     }
+    x->gap = x->exact + o->exacts;
     if (o->exacts > 0)
         memcpy(x->exact, o->exact, (size_t)o->exacts * sizeof *x->exact);
+    if (o->gaps > 0)
+        memcpy(x->gap, o->gap, (size_t)o->gaps * sizeof *x->gap);
     x->options = *o;
     x->elems = elems;
     x->step = -1;

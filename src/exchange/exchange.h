@@ -20,8 +20,8 @@ struct pl_exchange_options {
     struct pl_transport_options network; /* timeout_ms: as below */
     const char *compress;  /* codec of what goes between nodes, or "none", NULL; with algorithm auto only */
     double compress_ratio; /* top_k: the part of the elements that is sent */
-    const struct pl_span *exact; /* [exacts] ascending, apart: never compressed. Copied. */
-    int exacts;
+    const struct pl_span *exact, *gap; /* [exacts], [gaps] ascending, apart: never compressed; hold nothing and stay 0. Copied. */
+    int exacts, gaps;
     double bucket_bytes;   /* a bucket goes out when it holds this much */
     double timeout_ms;     /* of a wait in which nothing moves */
     bool direct;           /* no thread: the main thread does it all, polling, in finish, sum and max */

@@ -42,7 +42,7 @@ struct pl_exchange {
     float *gradient, *sum; /* [elems] */
     float *partial;        /* [partial_elems] this node's sum of the parts of this rank's column */
     const struct pl_codec *codec; /* NULL: as it is */
-    struct pl_span *exact;        /* [options.exacts] */
+    struct pl_span *exact, *gap;  /* [options.exacts], [options.gaps], of one allocation */
     float *residual;       /* [elems], or NULL: what compression lost, for the next step */
     float *own[4];         /* those of them that close with us */
     int64_t elems, partial_elems, step;

@@ -48,7 +48,7 @@ struct flight {
     const void *in;
     void *out;
     float *residual; /* compressed */
-    int64_t n;
+    int64_t at, n;   /* elements [at, at + n) of the gradient */
     double said[PL_EXCHANGE_VALUES], sum[PL_EXCHANGE_VALUES];
 };
 
@@ -107,7 +107,8 @@ static bool add_on_node(struct pl_progress *p, struct flight *f)
     float *partial = x->partial + p->partial_at;
     p->partial_at += f->n;
     pl_node_add(x->shared, f->what.a + begin, f->n, partial);
-    f->residual = x->residual ? x->residual + f->what.a + begin : NULL;
+    f->at = f->what.a + begin;
+    f->residual = x->residual ? x->residual + f->at : NULL;
     f->in = partial;
     f->out = x->sum + f->what.a + begin;
     return true;
@@ -146,7 +147,8 @@ static bool prepare_flight(struct pl_progress *p, struct flight *f)
     }
     f->n = f->what.n;
     if (f->what.kind == BUCKET) {
-        f->residual = x->residual ? x->residual + f->what.a : NULL;
+        f->at = f->what.a;
+        f->residual = x->residual ? x->residual + f->at : NULL;
         f->in = x->gradient + f->what.a;
         f->out = x->sum + f->what.a;
     } else {
@@ -214,6 +216,26 @@ static pl_status begin_flight(struct pl_progress *p, struct flight *f)
     return s;
 }
 
+/* A codec that knows no tensors leaves something in the gaps between them. */
+static void clear_gaps(const struct pl_exchange *x, const struct flight *f)
+{
+    float *out = f->out;
+    for (int i = 0; i < x->options.gaps; i++) {
+        int64_t a = x->gap[i].a > f->at ? x->gap[i].a : f->at, b = x->gap[i].b < f->at + f->n ? x->gap[i].b : f->at + f->n;
+        if (a >= b)
+            continue;
+        memset(out + a - f->at, 0, (size_t)(b - a) * sizeof *out);
+        memset(f->residual + a - f->at, 0, (size_t)(b - a) * sizeof *out);
+    }
+}
+
+static pl_status unpack(struct pl_progress *p, struct flight *f)
+{
+    PL_TRY(pl_compressed_unpack(p->compressed, f->n, f->out));
+    clear_gaps(p->exchange, f);
+    return PL_OK;
+}
+
 /* ON_NETWORK -> WHOLE */
 static pl_status test_flight(struct pl_progress *p, struct flight *f)
 {
@@ -223,7 +245,7 @@ static pl_status test_flight(struct pl_progress *p, struct flight *f)
     else
         done = pl_collectives_done(p->collectives, f->ticket);
     if (done && f->compressed)
-        PL_TRY(pl_compressed_unpack(p->compressed, f->n, f->out));
+        PL_TRY(unpack(p, f));
     if (done)
         f->stage = WHOLE;
     return PL_OK;

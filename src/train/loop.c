@@ -149,7 +149,8 @@ static void announce(struct run *r, const char *path)
                                 .train_samples = pl_dataset_samples(r->train_data),
                                 .test_samples = r->test_data ? pl_dataset_samples(r->test_data) : 0};
     pl_report_start(r->report, &s);
-    pl_report_say(r->report, "%s", pl_exchange_why(t->exchange));
+    if (t->world->ranks > 1)
+        pl_report_say(r->report, "gradients are added up by %s; %s", pl_exchange_algorithm(t->exchange), pl_exchange_why(t->exchange));
     if (!t->job->checkpoint.dir)
         pl_report_say(r->report, "no checkpoint.dir: the trained network is not kept");
     if (path[0]) {
@@ -204,14 +205,22 @@ static pl_status settle(struct run *r)
     return PL_OK;
 }
 
-/* What differs by rank, on every rank; all learn of one that could not write it. */
+/* What differs by rank, on every rank. All learn of one that could not write it, whose own message says why. */
 static pl_status save_part(struct run *r)
 {
     struct pl_trainer *t = &r->t;
-    pl_status s = pl_checkpoint_save_part(t->job->checkpoint.dir, t->state.step, t->world->rank, t->graph, pl_exchange_residual(t->exchange));
-    double failed = s < 0;
-    PL_TRY(pl_exchange_sum(t->exchange, &failed, 1));
-    return failed > 0 && s == PL_OK ? pl_error(PL_ERR_CHECKPOINT, "checkpoint", "another rank could not write its part") : s;
+    const char *dir = t->job->checkpoint.dir;
+    bool stop = t->job->checkpoint.on_error == 0;
+    pl_status s = pl_checkpoint_save_part(dir, t->state.step, t->world->rank, t->graph, pl_exchange_residual(t->exchange));
+    double failed = s < 0 ? t->world->rank + 1 : 0;
+    if (s < 0 && !stop && !r->root)
+        pl_log("%s", pl_error_text());
+    PL_TRY(pl_exchange_max(t->exchange, &failed, 1));
+    if (failed > 0)
+        pl_checkpoint_discard_part(dir, t->state.step, t->world->rank);
+    if (failed == 0 || s < 0)
+        return s;
+    return stop ? PL_ERR_ECHO : pl_error(PL_ERR_CHECKPOINT, "checkpoint", "rank %.0f could not write its part", failed - 1);
 }
 
 static pl_status save(struct run *r)

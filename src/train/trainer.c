@@ -3,6 +3,7 @@
 #include "train/train.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 static int threads_of(const struct pl_world *w, const struct pl_job *job)
@@ -42,26 +43,40 @@ static pl_status open_network(struct pl_trainer *t, bool train)
     return train ? pl_optimizer_create(t->job, t->graph, &t->optimizer) : PL_OK;
 }
 
-/* Running statistics travel with the gradient, but half of one is none. */
-static pl_status find_statistics(const struct pl_graph *g, struct pl_span **out, int *n)
+static int by_offset(const void *a, const void *b)
+{
+    int64_t x = ((const struct pl_span *)a)->a, y = ((const struct pl_span *)b)->a;
+    return (x > y) - (x < y);
+}
+
+/* Running statistics travel with the gradient, but half of one is none; and what lies between tensors stays 0. */
+struct spans { struct pl_span *statistic, *gap; int statistics, gaps; };
+
+static pl_status find_spans(const struct pl_graph *g, struct spans *s)
 {
     const struct pl_tensor *tensor;
     int tensors = pl_graph_tensors(g, &tensor);
-    struct pl_span *span = pl_alloc((size_t)tensors * sizeof *span, "running statistics");
-    *n = 0;
-    *out = span;
-    if (!span)
+    size_t bytes = (size_t)(tensors + 1) * sizeof(struct pl_span);
+    struct pl_span *all = pl_alloc(bytes, "spans");
+    int64_t end = 0;
+    *s = (struct spans){pl_alloc(bytes, "running statistics"), pl_alloc(bytes, "gaps"), 0, 0};
+    if (!all || !s->statistic || !s->gap) {
+        pl_free(all);
         return PL_ERR_MEMORY;
-    for (int t = 0; t < tensors; t++) {
-        int64_t a = tensor[t].param->offset, elems = pl_shape_elems(&tensor[t].param->shape);
-        int i = *n;
-        if (!tensor[t].param->statistic)
-            continue;
-        for (; i > 0 && span[i - 1].a > a; i--)
-            span[i] = span[i - 1];
-        span[i] = (struct pl_span){a, a + elems};
-        ++*n;
     }
+    for (int t = 0; t < tensors; t++) {
+        all[t].a = tensor[t].param->offset;
+        all[t].b = all[t].a + pl_shape_elems(&tensor[t].param->shape);
+        if (tensor[t].param->statistic)
+            s->statistic[s->statistics++] = all[t];
+    }
+    all[tensors].a = all[tensors].b = pl_graph_elems(g);
+    qsort(all, (size_t)tensors + 1, sizeof *all, by_offset);
+    qsort(s->statistic, (size_t)s->statistics, sizeof *all, by_offset);
+    for (int t = 0; t <= tensors; end = all[t++].b)
+        if (all[t].a > end)
+            s->gap[s->gaps++] = (struct pl_span){end, all[t].a};
+    pl_free(all);
     return PL_OK;
 }
 
@@ -74,11 +89,14 @@ static pl_status open_exchange(struct pl_trainer *t, bool train)
                                     .network = {.channels = (int)j->exchange.channels, .interface = j->exchange.interface},
                                     .compress = pl_job_compress_name(j), .compress_ratio = j->exchange.compress_ratio,
                                     .bucket_bytes = j->exchange.bucket_mb * 1048576, .timeout_ms = j->exchange.timeout_ms};
-    struct pl_span *statistics;
-    PL_TRY(pl_world_agree(t->world, find_statistics(t->graph, &statistics, &o.exacts)));
-    o.exact = statistics;
-    pl_status s = pl_exchange_create(t->world, &o, train ? pl_graph_elems(t->graph) : 0, &t->exchange);
-    pl_free(statistics);
+    struct spans spans;
+    pl_status s = pl_world_agree(t->world, find_spans(t->graph, &spans));
+    o.exact = spans.statistic, o.exacts = spans.statistics;
+    o.gap = spans.gap, o.gaps = spans.gaps;
+    if (s == PL_OK)
+        s = pl_exchange_create(t->world, &o, train ? pl_graph_elems(t->graph) : 0, &t->exchange);
+    pl_free(spans.statistic);
+    pl_free(spans.gap);
     PL_TRY(s);
     if (!train)
         return PL_OK;

@@ -50,6 +50,13 @@ run 3 halves $lossy train.steps=20
 compare whole halves 0 0 exact
 run 3 shared $lossy train.steps=9 checkpoint.resume=auto && run 2 shared $lossy train.steps=20
 echo -n "on other ranks: "; "$tools/compare.py" "$(model whole)" "$(model shared)" 0.5 1 || fail "another trajectory on other ranks"
+run 3 bits $lossy exchange.compress=one_bit train.steps=12
+run 3 bits-halves $lossy exchange.compress=one_bit train.steps=5
+run 3 bits-halves $lossy exchange.compress=one_bit train.steps=12
+compare bits bits-halves 0 0 exact
+expect 6 "conv1/weight: cannot be written" 3 job.yaml $lossy checkpoint.dir=unwritten report.dir=unwritten train.steps=9 checkpoint.every="3 steps" debug.fault=h5.write@rank=2@count=1:fail
+run 3 lossy-disk $lossy train.steps=9 checkpoint.every="3 steps" checkpoint.on_error=continue debug.fault=h5.write@rank=2@count=1:fail
+grep -q 'rank 2 could not write its part' lossy-disk.log || fail "nobody says whose part is missing"
 printf x >>damaged/step-00000009/parts/part-00001.h5
 run 3 damaged $lossy train.steps=10
 grep -q 'damaged/step-00000009 is damaged and passed over: parts/part-00001.h5 has not the size' damaged.log || fail "a damaged part was taken"
@@ -64,7 +71,7 @@ says one-node 'nothing leaves this node, nothing is compressed'
 expect 2 "exchange.algorithm ring cannot add up compressed gradients" 2 job.yaml checkpoint.dir=no report.dir=no exchange.transport=tcp exchange.algorithm=ring exchange.compress=bf16
 
 # A table of choices, measured and made up.
-ranks 2 "$PACELINE" bench allreduce --from 1024 --to 65536 --rounds 1 --transport tcp --tune table >bench.log 2>&1 || { fail "bench allreduce --tune"; tail -n 5 bench.log; }
+ranks 2 "$PACELINE" bench allreduce --from 1024 --to 65536 --rounds 1 --transport tcp --tune=table >bench.log 2>&1 || { fail "bench allreduce --tune"; tail -n 5 bench.log; }
 grep -qE '^tcp 2 - (ring|halving_doubling|tree)$' table || { fail "a table without an end"; cat table; }
 run 2 by-table train.steps=2 exchange.transport=tcp exchange.table=table
 printf '# made up\n\ntcp 2 1024 tree\ntcp 2 - ring\nmpi 2 - native\n' >made-up

@@ -202,7 +202,7 @@ pl_status pl_tcp_list(const char *filter, struct pl_tcp_offer *o)
     pl_status s = PL_OK;
     if (o->addresses == 0 && filter)
         s = pl_error(PL_ERR_PEER, PL_TCP_ROOM,
-                     "exchange.interface: %s fits no running interface; there is %.200s\nwrite a name, an address or a CIDR",
+                     "exchange.interface: %s fits no running interface; there is %.200s\nwrite a name or a CIDR such as 10.9.0.0/24 (an address is one host's alone)",
                      filter, there.s ? there.s : "none");
     else if (o->addresses == 0)
         s = pl_error(PL_ERR_PEER, PL_TCP_ROOM, "no network interface is up");
@@ -321,7 +321,7 @@ pl_status pl_tcp_by_route(const struct pl_tcp_offer *o, int members, int me, str
     const struct pl_tcp_address *peer = other < members ? best_of(o, members, other, family) : NULL, *mine = best_of(o, members, me, family);
     if (!peer || !mine)
         return pl_error(PL_ERR_PEER, PL_TCP_ROOM,
-                        "no network reaches all ranks: %s has no address of its own but loopback's\nexchange.interface chooses among what is up",
+                        "no network reaches all ranks: %s has none but loopback's among the addresses it may use\nlook at exchange.interface, and at what is up",
                         mine ? "another" : "this one");
     bool routed = source_towards(peer, &source);
     for (int i = 0; routed && i < o[me].addresses; i++)
