@@ -39,7 +39,8 @@ struct pl_checkpoint_source {
 pl_status pl_checkpoint_save_part(const char *dir, int64_t step, int rank, const struct pl_graph *g, const float *residual);
 /* Takes this rank's back, after any rank could not write its own. */
 void pl_checkpoint_discard_part(const char *dir, int64_t step, int rank);
-/* Reads it back; on another number of ranks they are summed and shared out. Zeros where there is none. */
+/* Reads it back; on another number of ranks they are summed and shared out. Zeros where there is none. residual
+ * NULL: this run has no use for it; PL_END where there is one. */
 pl_status pl_checkpoint_load_part(const char *path, const struct pl_graph *g, int rank, int ranks, float *residual);
 pl_status pl_checkpoint_save(const char *dir, const struct pl_checkpoint_source *src);
 

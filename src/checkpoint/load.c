@@ -237,8 +237,8 @@ pl_status pl_checkpoint_load_part(const char *path, const struct pl_graph *g, in
         pl_error_clear();
         return PL_OK;
     }
-    if (parts == 0)
-        return PL_OK;
+    if (parts == 0 || !residual)
+        return parts == 0 ? PL_OK : PL_END;
     return parts == ranks ? read_part(path, g, rank, residual) : share_out(path, g, parts, ranks, residual);
 }
 

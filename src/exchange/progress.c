@@ -1,16 +1,9 @@
-/* Over a network: requests are carried out in the order they come, several at a time, by a thread that alone
- * calls the transport. While compute runs it sleeps until something can be moved, because a spinning progress
+/* Over a network: tasks are carried out in the order they come, several at a time, by a thread that alone calls
+ * the transport. While compute runs it sleeps until something can be moved, because a spinning progress
  * thread steals the compute core (horovod#2804); once the main thread waits too, the core is free and it polls
- * for a moment, yielding. Where nothing overlaps, the main thread does the same work itself (direct).
- *
- * On two levels (the ranks of a node share memory) a bucket has three stages: once all of this node have posted
- * it, this rank adds its part of it over their slabs; that part is summed with those of the same part on the
- * other nodes; then it counts as done. A compressed bucket crosses the network twice (compressed.h). Small values are added by the node's first rank, which hands the result
- * to the others. A wait in which nothing moves for too long ends with a roll-call that names the ranks that are
- * missing. */
-#include "exchange/collective.h"
-#include "exchange/compressed.h"
-#include "exchange/exchange_internal.h"
+ * for a moment, yielding. Where nothing overlaps, the main thread does the same work itself (direct). A wait in
+ * which nothing moves for too long ends with a roll-call that names the ranks that are missing. */
+#include "exchange/flight.h"
 #include "exchange/node.h"
 
 #include <sched.h>
@@ -24,46 +17,15 @@
 /* A bucket can hold few elements, but a slab has at most so many in flight; posting waits beyond. */
 #define MAX_REQUESTS 256
 
-enum kind { BUCKET, VALUES, STOP };
-
-struct request {
-    enum kind kind;
-    bool exact; /* BUCKET: not compressed */
-    enum pl_reduce op;
-    int64_t a, n;    /* BUCKET: elements [a, a + n) */
-    double *values;  /* VALUES: [n] */
-    int64_t step;
-    uint64_t number; /* buckets, and values, from the start of the run */
-    double posted_ms;
-};
-
-enum stage { POSTED, ON_NODE, SCATTERING, ON_NETWORK, WHOLE };
-
-struct flight {
-    struct request what;
-    enum stage stage;
-    bool by_library, compressed;
-    struct pl_request request; /* by_library */
-    unsigned ticket;           /* otherwise */
-    const void *in;
-    void *out;
-    float *residual; /* compressed */
-    int64_t at, n;   /* elements [at, at + n) of the gradient */
-    double said[PL_EXCHANGE_VALUES], sum[PL_EXCHANGE_VALUES];
-};
-
 struct pl_progress {
-    struct pl_exchange *exchange;
-    struct pl_network network; /* table NULL: this rank has no counterpart on some node, and no network */
-    struct pl_collectives *collectives;
-    struct pl_compressed *compressed; /* NULL: not asked for */
+    struct pl_route route;
     struct pl_memory *memory[2];
 
     /* `lock` guards the ring and the counts; nothing else is locked while it is held. */
     pthread_t thread;
     pthread_mutex_t lock;
     pthread_cond_t to_thread, to_main;
-    struct request ring[MAX_REQUESTS];
+    struct pl_task ring[MAX_REQUESTS];
     unsigned tail;        /* where the next goes */
     unsigned done;        /* requests finished; all of them when done == tail */
     pl_status failed;
@@ -72,196 +34,12 @@ struct pl_progress {
     bool threaded;
     uint64_t buckets, values; /* posted by the main thread */
     uint64_t sent_before, saved_before;
-    _Atomic uint64_t saved;   /* bytes that compression did not send */
 
     /* The thread's own. Flights [done, taken) are under way, [done, begun) of them on the network or beyond. */
-    struct flight flight[MAX_REQUESTS];
+    struct pl_flight flight[MAX_REQUESTS];
     unsigned taken, begun;
-    uint64_t next_op;    /* numbers what goes over the network */
     double moved_ms;     /* when anything moved last */
-    int64_t partial_at;  /* of the node's sums that are in use */
 };
-
-/* ---- the stages of a flight --------------------------------------------------------------------- */
-
-/* Elements of [a, a + n) that this rank adds up over its node. */
-static int64_t own_part(const struct pl_exchange *x, int64_t n, int64_t *begin)
-{
-    const struct pl_levels *l = &x->levels;
-    if (l->column < 0)
-        return *begin = 0;
-    *begin = pl_part(n, l->column, l->columns);
-    return pl_part(n, l->column + 1, l->columns) - *begin;
-}
-
-/* false: others of this node have not posted it yet. */
-static bool add_on_node(struct pl_progress *p, struct flight *f)
-{
-    struct pl_exchange *x = p->exchange;
-    int64_t begin;
-    if (!pl_node_posted(x->shared, f->what.number))
-        return false;
-    f->n = own_part(x, f->what.n, &begin);
-    if (f->what.a + f->what.n == x->elems) /* the first of a step */
-        p->partial_at = 0;
-    float *partial = x->partial + p->partial_at;
-    p->partial_at += f->n;
-    pl_node_add(x->shared, f->what.a + begin, f->n, partial);
-    f->at = f->what.a + begin;
-    f->residual = x->residual ? x->residual + f->at : NULL;
-    f->in = partial;
-    f->out = x->sum + f->what.a + begin;
-    return true;
-}
-
-static bool is_first_of_node(const struct pl_exchange *x) { return x->levels.column == 0; }
-
-/* Values on two levels. false: not yet. */
-static bool gather_on_node(struct pl_progress *p, struct flight *f)
-{
-    struct pl_exchange *x = p->exchange;
-    if (!is_first_of_node(x)) {
-        if (!pl_node_result(x->shared, f->what.number, f->what.values, (int)f->what.n))
-            return false;
-        f->stage = WHOLE;
-        return true;
-    }
-    if (!pl_node_reduce(x->shared, f->what.number, f->what.op, f->said, (int)f->what.n))
-        return false;
-    f->in = f->said;
-    f->out = f->sum;
-    f->n = f->what.n;
-    return true;
-}
-
-/* POSTED -> ON_NODE, or WHOLE. */
-static bool prepare_flight(struct pl_progress *p, struct flight *f)
-{
-    struct pl_exchange *x = p->exchange;
-    f->stage = ON_NODE;
-    if (x->shared) {
-        bool ready = f->what.kind == BUCKET ? add_on_node(p, f) : gather_on_node(p, f);
-        if (!ready)
-            f->stage = POSTED;
-        return ready;
-    }
-    f->n = f->what.n;
-    if (f->what.kind == BUCKET) {
-        f->at = f->what.a;
-        f->residual = x->residual ? x->residual + f->at : NULL;
-        f->in = x->gradient + f->what.a;
-        f->out = x->sum + f->what.a;
-    } else {
-        memcpy(f->said, f->what.values, (size_t)f->n * sizeof *f->said);
-        f->in = f->said;
-        f->out = f->sum;
-    }
-    return true;
-}
-
-static pl_status start(struct pl_progress *p, struct flight *f, struct pl_reduction r)
-{
-    r.step = f->what.step < 0 ? 0 : (uint64_t)f->what.step;
-    r.bucket = (uint32_t)(p->next_op % PL_CONTROL_BUCKET);
-    pl_status s = pl_collectives_start(p->collectives, &r, &f->ticket);
-    p->next_op += s == PL_OK;
-    return s;
-}
-
-/* ON_NODE -> SCATTERING */
-static pl_status scatter(struct pl_progress *p, struct flight *f)
-{
-    size_t slot;
-    if (!pl_collectives_idle(p->collectives))
-        return PL_END;
-    PL_TRY(pl_compressed_pack(p->compressed, f->in, f->residual, f->n, &slot));
-    f->stage = SCATTERING;
-    uint64_t others = (uint64_t)p->network.group.members - 1, plain = (uint64_t)f->n * sizeof(float) / (others + 1) * 2 * others;
-    atomic_fetch_add(&p->saved, plain > 2 * others * slot ? plain - 2 * others * slot : 0);
-    return start(p, f, (struct pl_reduction){.pattern = PL_SCATTER, .bytes = true, .in = pl_compressed_sent(p->compressed),
-                                             .out = pl_compressed_received(p->compressed), .n = (int64_t)slot * p->network.group.members});
-}
-
-/* SCATTERING -> ON_NETWORK. No other has begun in between. */
-static pl_status gather(struct pl_progress *p, struct flight *f)
-{
-    size_t slot = pl_compressed_slot(p->compressed);
-    if (!pl_collectives_done(p->collectives, f->ticket))
-        return PL_END;
-    PL_TRY(pl_compressed_sum(p->compressed, f->in, f->residual, f->n, f->out));
-    f->stage = ON_NETWORK;
-    return start(p, f, (struct pl_reduction){.pattern = PL_GATHER, .bytes = true, .in = pl_compressed_sent(p->compressed),
-                                             .out = pl_compressed_received(p->compressed), .n = (int64_t)slot * p->network.group.members});
-}
-
-/* ON_NODE -> ON_NETWORK. PL_END: those under way come first. */
-static pl_status begin_flight(struct pl_progress *p, struct flight *f)
-{
-    size_t bytes = (size_t)f->n * (f->what.op == PL_SUM_F32 ? sizeof(float) : sizeof(double));
-    enum pl_pattern pattern;
-    pl_status s;
-    if (f->stage == SCATTERING)
-        return gather(p, f);
-    if (pl_fault("exchange.start", f->what.step))
-        return pl_error(PL_ERR_PEER, "exchange", "debug.fault at exchange.start");
-    f->compressed = p->compressed && f->what.kind == BUCKET && !f->what.exact;
-    f->by_library = !f->compressed && !pl_choose_pattern(&p->exchange->choice, bytes, &pattern);
-    if (f->compressed)
-        return scatter(p, f);
-    if (f->by_library)
-        s = p->network.table->post_allreduce(p->network.transport, f->what.op, f->in, f->out, f->n, &f->request);
-    else
-        s = start(p, f, (struct pl_reduction){.pattern = pattern, .op = f->what.op, .in = f->in, .out = f->out, .n = f->n});
-    f->stage = s == PL_OK ? ON_NETWORK : f->stage;
-    return s;
-}
-
-/* A codec that knows no tensors leaves something in the gaps between them. */
-static void clear_gaps(const struct pl_exchange *x, const struct flight *f)
-{
-    float *out = f->out;
-    for (int i = 0; i < x->options.gaps; i++) {
-        int64_t a = x->gap[i].a > f->at ? x->gap[i].a : f->at, b = x->gap[i].b < f->at + f->n ? x->gap[i].b : f->at + f->n;
-        if (a >= b)
-            continue;
-        memset(out + a - f->at, 0, (size_t)(b - a) * sizeof *out);
-        memset(f->residual + a - f->at, 0, (size_t)(b - a) * sizeof *out);
-    }
-}
-
-static pl_status unpack(struct pl_progress *p, struct flight *f)
-{
-    PL_TRY(pl_compressed_unpack(p->compressed, f->n, f->out));
-    clear_gaps(p->exchange, f);
-    return PL_OK;
-}
-
-/* ON_NETWORK -> WHOLE */
-static pl_status test_flight(struct pl_progress *p, struct flight *f)
-{
-    bool done = false;
-    if (f->by_library)
-        PL_TRY(p->network.table->test(p->network.transport, &f->request, &done));
-    else
-        done = pl_collectives_done(p->collectives, f->ticket);
-    if (done && f->compressed)
-        PL_TRY(unpack(p, f));
-    if (done)
-        f->stage = WHOLE;
-    return PL_OK;
-}
-
-static void finish_flight(struct pl_progress *p, struct flight *f)
-{
-    struct pl_exchange *x = p->exchange;
-    if (x->shared && f->what.kind == BUCKET)
-        pl_node_done(x->shared);
-    if (f->what.kind == BUCKET || (x->shared && !is_first_of_node(x)))
-        return;
-    memcpy(f->what.values, f->sum, (size_t)f->what.n * sizeof *f->sum);
-    if (x->shared)
-        pl_node_publish(x->shared, f->what.number, f->sum, (int)f->what.n);
-}
 
 /* ---- waiting too long --------------------------------------------------------------------------- */
 
@@ -281,9 +59,9 @@ static void append(char *text, size_t bytes, const char *more)
 /* Everybody who waits tells everybody else, and whom it misses; who does not answer is missing too. */
 static void roll_call(struct pl_progress *p, char *text, size_t bytes)
 {
-    const struct pl_transport_table *t = p->network.table;
+    const struct pl_transport_table *t = p->route.network.table;
     const struct pl_label label = {.bucket = PL_CONTROL_BUCKET};
-    int members = p->network.group.members, me = p->network.group.me;
+    int members = p->route.network.group.members, me = p->route.network.group.me;
     struct answer *answer = pl_alloc((size_t)members * sizeof *answer, "roll-call");
     struct pl_request *send = pl_alloc((size_t)members * 2 * sizeof *send, "roll-call"), *receive = send + members;
     if (!send || !answer)
@@ -293,22 +71,22 @@ static void roll_call(struct pl_progress *p, char *text, size_t bytes)
     for (int r = 0; r < members; r++) {
         if (r == me)
             continue;
-        t->post_receive(p->network.transport, r, label, &answer[r], sizeof answer[r], &receive[r]);
-        t->post_send(p->network.transport, r, label, &answer[me], sizeof answer[me], &send[r]);
+        t->post_receive(p->route.network.transport, r, label, &answer[r], sizeof answer[r], &receive[r]);
+        t->post_send(p->route.network.transport, r, label, &answer[me], sizeof answer[me], &send[r]);
     }
     for (double end = pl_now_ms() + ROLL_CALL_MS; pl_now_ms() < end;) {
         bool done;
-        t->progress(p->network.transport, 1);
+        t->progress(p->route.network.transport, 1);
         for (int r = 0; r < members; r++) {
             if (receive[r].active)
-                t->test(p->network.transport, &receive[r], &done);
+                t->test(p->route.network.transport, &receive[r], &done);
             if (send[r].active)
-                t->test(p->network.transport, &send[r], &done);
+                t->test(p->route.network.transport, &send[r], &done);
         }
     }
     for (int r = 0; r < members; r++) {
         char name[16];
-        snprintf(name, sizeof name, "%d", p->network.group.rank[r]);
+        snprintf(name, sizeof name, "%d", p->route.network.group.rank[r]);
         answer[r].missing[sizeof answer[r].missing - 1] = '\0';
         if (r != me)
             append(text, bytes, answer[r].here ? answer[r].missing : name);
@@ -319,11 +97,11 @@ static void roll_call(struct pl_progress *p, char *text, size_t bytes)
 static pl_status timed_out(struct pl_progress *p)
 {
     char missing[256] = "";
-    if (p->exchange->shared)
-        pl_node_missing(p->exchange->shared, missing, sizeof missing);
-    if (p->network.table)
+    if (p->route.exchange->shared)
+        pl_node_missing(p->route.exchange->shared, missing, sizeof missing);
+    if (p->route.network.table)
         roll_call(p, missing, sizeof missing);
-    return pl_exchange_timed_out(p->exchange, p->flight[p->done % MAX_REQUESTS].what.step, missing);
+    return pl_exchange_timed_out(p->route.exchange, p->flight[p->done % MAX_REQUESTS].what.step, missing);
 }
 
 /* ---- the rounds --------------------------------------------------------------------------------- */
@@ -334,24 +112,24 @@ static pl_status move_flights(struct pl_progress *p, bool *some)
     bool moved = false;
     *some = false;
     for (unsigned i = p->begun; i != p->taken; i++) {
-        struct flight *f = &p->flight[i % MAX_REQUESTS];
-        if (f->stage == POSTED)
-            *some |= prepare_flight(p, f);
-        if (f->stage == POSTED)
+        struct pl_flight *f = &p->flight[i % MAX_REQUESTS];
+        if (f->stage == PL_POSTED)
+            *some |= pl_flight_prepare(&p->route, f);
+        if (f->stage == PL_POSTED)
             break;
-        if (i == p->begun && f->stage == ON_NODE && f->n == 0)
-            f->stage = WHOLE;
-        pl_status s = i == p->begun && f->stage < ON_NETWORK ? begin_flight(p, f) : PL_OK;
+        if (i == p->begun && f->stage == PL_ON_NODE && f->n == 0)
+            f->stage = PL_WHOLE;
+        pl_status s = i == p->begun && f->stage < PL_ON_NETWORK ? pl_flight_begin(&p->route, f) : PL_OK;
         if (s < 0)
             return s;
-        if (i == p->begun && f->stage >= ON_NETWORK)
+        if (i == p->begun && f->stage >= PL_ON_NETWORK)
             p->begun++, *some = true;
     }
-    if (p->collectives)
-        PL_TRY(pl_collectives_progress(p->collectives, &moved));
+    if (p->route.collectives)
+        PL_TRY(pl_collectives_progress(p->route.collectives, &moved));
     for (unsigned i = p->done; i != p->begun; i++)
-        if (p->flight[i % MAX_REQUESTS].stage == ON_NETWORK)
-            PL_TRY(test_flight(p, &p->flight[i % MAX_REQUESTS]));
+        if (p->flight[i % MAX_REQUESTS].stage == PL_ON_NETWORK)
+            PL_TRY(pl_flight_test(&p->route, &p->flight[i % MAX_REQUESTS]));
     *some |= moved;
     return PL_OK;
 }
@@ -366,18 +144,18 @@ static bool take(struct pl_progress *p, bool wait)
         p->moved_ms = pl_now_ms();
     for (; p->taken != p->tail; p->taken++) {
         p->flight[p->taken % MAX_REQUESTS].what = p->ring[p->taken % MAX_REQUESTS];
-        p->flight[p->taken % MAX_REQUESTS].stage = POSTED;
+        p->flight[p->taken % MAX_REQUESTS].stage = PL_POSTED;
     }
     pthread_mutex_unlock(&p->lock);
-    return p->flight[(p->taken - 1) % MAX_REQUESTS].what.kind == STOP && p->taken != p->done;
+    return p->flight[(p->taken - 1) % MAX_REQUESTS].what.kind == PL_STOP && p->taken != p->done;
 }
 
 /* Hands finished flights back, in order. */
 static bool publish(struct pl_progress *p, pl_status failed)
 {
     unsigned to = p->done;
-    while (to != p->begun && p->flight[to % MAX_REQUESTS].stage == WHOLE)
-        finish_flight(p, &p->flight[to++ % MAX_REQUESTS]);
+    while (to != p->begun && p->flight[to % MAX_REQUESTS].stage == PL_WHOLE)
+        pl_flight_finish(&p->route, &p->flight[to++ % MAX_REQUESTS]);
     if (to == p->done && failed == PL_OK)
         return false;
     pthread_mutex_lock(&p->lock);
@@ -391,26 +169,26 @@ static bool publish(struct pl_progress *p, pl_status failed)
 static pl_status sleep_or_poll(struct pl_progress *p)
 {
     double now = pl_now_ms(), wait = SLEEP_MS;
-    if (now - p->moved_ms > p->exchange->options.timeout_ms)
+    if (now - p->moved_ms > p->route.exchange->options.timeout_ms)
         return timed_out(p);
     bool poll = !p->threaded || (atomic_load(&p->main_waits) && now - p->moved_ms < YIELD_MS);
     if (poll && now - p->moved_ms > YIELD_MS / 50)
         sched_yield();
-    bool node = p->begun != p->taken && p->exchange->shared;
-    if (!p->network.table) {
+    bool node = p->begun != p->taken && p->route.exchange->shared;
+    if (!p->route.network.table) {
         if (!poll)
             pl_sleep_ms(NODE_SLEEP_MS);
         return PL_OK;
     }
     if (poll)
-        return p->network.table->progress(p->network.transport, 0);
+        return p->route.network.table->progress(p->route.network.transport, 0);
     if (node)
         wait = NODE_SLEEP_MS;
     atomic_store(&p->asleep, true);
     pthread_mutex_lock(&p->lock);
     bool news = p->taken != p->tail;
     pthread_mutex_unlock(&p->lock);
-    pl_status s = p->network.table->progress(p->network.transport, news ? 0 : wait);
+    pl_status s = p->route.network.table->progress(p->route.network.transport, news ? 0 : wait);
     atomic_store(&p->asleep, false);
     return s;
 }
@@ -464,7 +242,7 @@ static pl_status wait_for(struct pl_progress *p, unsigned left)
     return s;
 }
 
-static pl_status post(struct pl_progress *p, struct request r)
+static pl_status post(struct pl_progress *p, struct pl_task r)
 {
     PL_TRY(wait_for(p, MAX_REQUESTS - 1));
     pthread_mutex_lock(&p->lock);
@@ -472,8 +250,8 @@ static pl_status post(struct pl_progress *p, struct request r)
     p->ring[p->tail++ % MAX_REQUESTS] = r;
     pthread_cond_signal(&p->to_thread);
     pthread_mutex_unlock(&p->lock);
-    if (p->threaded && atomic_load(&p->asleep) && p->network.table)
-        p->network.table->wake(p->network.transport);
+    if (p->threaded && atomic_load(&p->asleep) && p->route.network.table)
+        p->route.network.table->wake(p->route.network.transport);
     return PL_OK;
 }
 
@@ -490,7 +268,7 @@ static pl_status network_post_bucket(struct pl_exchange *x, int64_t a, int64_t b
     struct pl_progress *p = x->progress;
     if (x->shared)
         pl_node_post(x->shared);
-    return post(p, (struct request){.kind = BUCKET, .exact = exact, .op = PL_SUM_F32, .a = a, .n = b - a, .step = x->step, .number = ++p->buckets});
+    return post(p, (struct pl_task){.kind = PL_BUCKET, .exact = exact, .op = PL_SUM_F32, .a = a, .n = b - a, .step = x->step, .number = ++p->buckets});
 }
 
 static pl_status network_post_values(struct pl_exchange *x, enum pl_reduce op, double *values, int n)
@@ -502,7 +280,7 @@ static pl_status network_post_values(struct pl_exchange *x, enum pl_reduce op, d
         PL_TRY(p->values > 0 ? wait_for(p, 0) : PL_OK); /* their places are used in turn */
         pl_node_say(x->shared, values, n);
     }
-    return post(p, (struct request){.kind = VALUES, .op = op, .values = values, .n = n, .step = x->step, .number = ++p->values});
+    return post(p, (struct pl_task){.kind = PL_VALUES, .op = op, .values = values, .n = n, .step = x->step, .number = ++p->values});
 }
 
 static pl_status network_drain(struct pl_exchange *x)
@@ -514,7 +292,7 @@ static pl_status network_drain(struct pl_exchange *x)
 void pl_exchange_network_traffic(struct pl_exchange *x, double *sent_mb, double *saved_mb)
 {
     struct pl_progress *p = x->progress;
-    uint64_t sent = p->collectives ? pl_collectives_sent(p->collectives) : 0, saved = atomic_load(&p->saved);
+    uint64_t sent = p->route.collectives ? pl_collectives_sent(p->route.collectives) : 0, saved = atomic_load(&p->route.saved);
     *sent_mb = (double)(sent - p->sent_before) / 1e6;
     *saved_mb = (double)(saved - p->saved_before) / 1e6;
     p->sent_before = sent;
@@ -528,7 +306,7 @@ static pl_status prepare(struct pl_exchange *x)
     struct pl_progress *p = x->progress = pl_alloc(sizeof *x->progress, "exchange requests");
     if (!p)
         return PL_ERR_MEMORY;
-    p->exchange = x;
+    p->route.exchange = x;
     p->threaded = !x->options.direct;
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->to_thread, NULL);
@@ -544,10 +322,10 @@ pl_status pl_exchange_network_open(struct pl_exchange *x, const struct pl_networ
     x->algorithm = &pl_algorithm_network; /* from here on, close cleans up */
     if (network) {
         size_t in = (size_t)(x->shared ? x->partial_elems : x->elems) * sizeof(float);
-        p->network = *network;
-        PL_TRY(pl_collectives_create(network->table, network->transport, &network->group, &p->collectives));
+        p->route.network = *network;
+        PL_TRY(pl_collectives_create(network->table, network->transport, &network->group, &p->route.collectives));
         if (x->codec && x->elems > 0)
-            PL_TRY(pl_compressed_create(x->codec, x->options.compress_ratio, network->group.me, network->group.members, &p->compressed));
+            PL_TRY(pl_compressed_create(x->codec, x->options.compress_ratio, network->group.me, network->group.members, &p->route.compressed));
         if (x->elems > 0) {
             PL_TRY(network->table->register_memory(network->transport, x->shared ? x->partial : x->gradient, in, &p->memory[0]));
             PL_TRY(network->table->register_memory(network->transport, x->sum, (size_t)x->elems * sizeof(float), &p->memory[1]));
@@ -567,7 +345,7 @@ static void network_close(struct pl_exchange *x)
     bool lost = drain(p) < 0;
     if (p->threaded) {
         if (!lost)
-            post(p, (struct request){.kind = STOP});
+            post(p, (struct pl_task){.kind = PL_STOP});
         pthread_join(p->thread, NULL);
     }
     pthread_mutex_destroy(&p->lock);
@@ -579,10 +357,10 @@ static void network_close(struct pl_exchange *x)
     }
     for (int i = 0; i < 2; i++)
         if (p->memory[i])
-            p->network.table->unregister_memory(p->network.transport, p->memory[i]);
-    pl_network_close(&p->network, false);
-    pl_collectives_destroy(p->collectives);
-    pl_compressed_destroy(p->compressed);
+            p->route.network.table->unregister_memory(p->route.network.transport, p->memory[i]);
+    pl_network_close(&p->route.network, false);
+    pl_collectives_destroy(p->route.collectives);
+    pl_compressed_destroy(p->route.compressed);
     pl_free(p);
 }
 

@@ -86,8 +86,10 @@ static pl_status load_checkpoint(struct pl_trainer *t, const char *path)
                             "%s was trained with train.seed %lld, the job says %lld\n"
                             "give train.seed=%lld, or another checkpoint.dir",
                             path, (long long)t->state.seed, (long long)t->job->train.seed, (long long)t->state.seed);
-        if (pl_exchange_residual(t->exchange))
-            PL_TRY(pl_checkpoint_load_part(path, t->graph, t->world->rank, t->world->ranks, pl_exchange_residual(t->exchange)));
+        pl_status s = pl_checkpoint_load_part(path, t->graph, t->world->rank, t->world->ranks, pl_exchange_residual(t->exchange));
+        PL_TRY(s);
+        if (s == PL_END)
+            pl_log_root("note: what compression had lost until then is left out, as this run compresses nothing");
         return place_in_order(t, path, samples, global_batch);
     }
     if (t->job->train.init)

@@ -57,6 +57,8 @@ compare bits bits-halves 0 0 exact
 expect 6 "conv1/weight: cannot be written" 3 job.yaml $lossy checkpoint.dir=unwritten report.dir=unwritten train.steps=9 checkpoint.every="3 steps" debug.fault=h5.write@rank=2@count=1:fail
 run 3 lossy-disk $lossy train.steps=9 checkpoint.every="3 steps" checkpoint.on_error=continue debug.fault=h5.write@rank=2@count=1:fail
 grep -q 'rank 2 could not write its part' lossy-disk.log || fail "nobody says whose part is missing"
+run 3 shared $lossy exchange.compress=none train.steps=22
+grep -q 'what compression had lost until then is left out' shared.log || fail "what was lost is dropped without a word"
 printf x >>damaged/step-00000009/parts/part-00001.h5
 run 3 damaged $lossy train.steps=10
 grep -q 'damaged/step-00000009 is damaged and passed over: parts/part-00001.h5 has not the size' damaged.log || fail "a damaged part was taken"
