@@ -2,7 +2,7 @@
  * is missing. */
 #include "transport/transport.h"
 
-#if !defined(PL_HAVE_TCP) || !defined(PL_HAVE_VERBS)
+#if !defined(PL_HAVE_CRYPTO) || !defined(PL_HAVE_VERBS)
 
 static bool say(char *reason, size_t bytes, const char *missing)
 {
@@ -17,7 +17,7 @@ static pl_status no_open(const struct pl_group *g, const struct pl_transport_opt
 }
 #endif
 
-#ifndef PL_HAVE_TCP
+#ifndef PL_HAVE_CRYPTO
 static bool tcp_probe(const struct pl_world *w, const struct pl_transport_options *o, bool named, char *reason, size_t bytes)
 {
     (void)w, (void)o, (void)named;

@@ -1,8 +1,6 @@
 /* The secret of a run and proofs of knowing it. */
 #include "transport/secret.h"
 
-#ifdef PL_HAVE_CRYPTO
-
 #include <errno.h>
 #include <openssl/crypto.h>
 #include <openssl/evp.h>
@@ -31,7 +29,3 @@ pl_status pl_secret_prove(const unsigned char *secret, const void *message, size
 }
 
 bool pl_secret_same_proof(const unsigned char *a, const unsigned char *b) { return CRYPTO_memcmp(a, b, PL_PROOF_BYTES) == 0; }
-
-#else
-typedef int pl_secret_needs_libcrypto;
-#endif

@@ -18,6 +18,7 @@ struct pl_label {
     uint64_t step;
     uint32_t bucket, piece; /* piece: of the bucket, on the way from the one to the other */
 };
+static inline bool pl_label_same(struct pl_label a, struct pl_label b) { return a.step == b.step && a.bucket == b.bucket && a.piece == b.piece; }
 enum { PL_CONTROL_BYTES = 4096,          /* most of a control message */
        PL_MESSAGE_BYTES = 1 << 20 };     /* most of any other */
 #define PL_CONTROL_BUCKET 0xffffffffu    /* bucket of a control message: small, and never held up by others */

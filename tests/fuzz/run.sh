@@ -18,7 +18,7 @@ base=$(printf 'src/base/%s.c ' hash fault log memory clock status text)
 build() { # build NAME SOURCE...
     local name=$1; shift
     # shellcheck disable=SC2086
-    clang -std=c17 -g -O1 -D_GNU_SOURCE -DPL_HAVE_CRYPTO -DPL_HAVE_TCP -Isrc -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined \
+    clang -std=c17 -g -O1 -D_GNU_SOURCE -Isrc -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined \
         "tests/fuzz/$name.c" "$@" $base -lcrypto -lz -lpthread -o "$dir/$name" || { echo "tests/fuzz/$name.c does not build"; exit 1; }
 }
 build reader src/transport/tcp/frame.c

@@ -29,8 +29,6 @@ struct net {
 
 static unsigned below(struct net *n, unsigned bound) { return (unsigned)rand_r(&n->seed) % bound; }
 
-static bool same(struct pl_label a, struct pl_label b) { return a.step == b.step && a.bucket == b.bucket && a.piece == b.piece; }
-
 /* What stands first on any wire and is waited for arrives. */
 static void deliver(struct net *n, int to)
 {
@@ -41,7 +39,7 @@ static void deliver(struct net *n, int to)
                 some = false;
                 for (int i = 0; i < n->waiting_count[to] && !some; i++) {
                     struct held *h = &n->waiting[to][i];
-                    if (h->peer != from || !same(h->label, m->label))
+                    if (h->peer != from || !pl_label_same(h->label, m->label))
                         continue;
                     assert_int_equal(h->bytes, m->bytes);
                     memcpy(h->p, m->data, m->bytes);

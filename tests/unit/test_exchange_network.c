@@ -10,7 +10,7 @@
 
 enum { STEPS = 5 };
 
-#ifdef PL_HAVE_TCP
+#ifdef PL_HAVE_CRYPTO
 extern const struct pl_transport_table pl_transport_tcp;
 
 struct trial {

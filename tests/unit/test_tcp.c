@@ -12,7 +12,7 @@
 #include <time.h>
 #include <cmocka.h>
 
-#ifndef PL_HAVE_TCP
+#ifndef PL_HAVE_CRYPTO
 int main(void)
 {
     printf("skipped: this build has no libcrypto, so no tcp\n");

@@ -6,7 +6,7 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
-#ifndef PL_HAVE_TCP
+#ifndef PL_HAVE_CRYPTO
 int main(void)
 {
     printf("skipped: this build has no libcrypto, so no tcp\n");

@@ -8,7 +8,7 @@
 #include <string.h>
 #include <cmocka.h>
 
-#ifndef PL_HAVE_TCP
+#ifndef PL_HAVE_CRYPTO
 int main(void)
 {
     printf("skipped: this build has no libcrypto, so no tcp\n");
@@ -29,7 +29,7 @@ static void frames_go_round(void **state)
         bool control = pl_tcp_is_control(frames[i].label);
         pl_tcp_frame_encode(&frames[i], bytes);
         assert_null(pl_tcp_frame_decode(bytes, control, &out));
-        assert_true(pl_tcp_same_label(out.label, frames[i].label) && out.bytes == frames[i].bytes && out.crc == frames[i].crc);
+        assert_true(pl_label_same(out.label, frames[i].label) && out.bytes == frames[i].bytes && out.crc == frames[i].crc);
         assert_non_null(pl_tcp_frame_decode(bytes, !control, &out));
     }
     unsigned char bytes[PL_TCP_HEADER_BYTES];
@@ -102,7 +102,7 @@ static int feed(struct pl_tcp_reader *rd, const struct stream *s, size_t piece, 
         switch (pl_tcp_reader_next(rd)) {
         case PL_TCP_WRONG: return -1 - n;
         case PL_TCP_PLACE:
-            assert_true(n < MESSAGES && pl_tcp_same_label(rd->frame.label, s->frame[n].label));
+            assert_true(n < MESSAGES && pl_label_same(rd->frame.label, s->frame[n].label));
             assert_false(pl_tcp_reader_between(rd));
             pl_tcp_reader_into(rd, rd->frame.bytes ? memory : NULL);
             break;

@@ -44,7 +44,7 @@ static void test_frame(void **state)
     unsigned char payload[50000], copy[50000];
     for (size_t i = 0; i < sizeof payload; i++)
         payload[i] = (unsigned char)(i * 7);
-    struct pl_verbs_frame f = {.kind = PL_VERBS_DATA, .step = 9, .bucket = 2, .piece = 3, .total = 60000, .offset = 10000, .bytes = 50000, .sequence = 5};
+    struct pl_verbs_frame f = {.kind = PL_VERBS_DATA, .label = {.step = 9, .bucket = 2, .piece = 3}, .total = 60000, .offset = 10000, .bytes = 50000, .sequence = 5};
     f.payload_crc = pl_crc32(0, payload, sizeof payload);
     pl_verbs_seal(&f);
     assert_null(pl_verbs_frame_wrong(&f, 5, 50064, PL_VERBS_PAYLOAD));

@@ -2,8 +2,6 @@
  * the time is over. Strangers are refused one by one and disturb nobody else. */
 #include "transport/tcp/tcp.h"
 
-#ifdef PL_HAVE_TCP
-
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -376,7 +374,3 @@ pl_status pl_tcp_connect(const struct pl_tcp_setup *o, int listener, int *fd)
     pl_free(s.link);
     return status;
 }
-
-#else
-typedef int pl_tcp_connect_needs_libcrypto;
-#endif

@@ -2,8 +2,6 @@
  * bytes as they come, in any pieces, and hands a message out only when its checksum is right. */
 #include "transport/tcp/tcp.h"
 
-#ifdef PL_HAVE_TCP
-
 #include <string.h>
 
 static const unsigned char magic[5] = {'P', 'L', 't', 'f', 1}; /* the last one is the version */
@@ -136,7 +134,3 @@ bool pl_tcp_reader_between(const struct pl_tcp_reader *r)
 {
     return r->state == PL_TCP_AT_HEADER && r->from == r->to && !r->wrong;
 }
-
-#else
-typedef int pl_tcp_needs_libcrypto;
-#endif

@@ -2,8 +2,6 @@
  * role, both nonces and who talks to whom on which channel. A proof is good for this one connection. */
 #include "transport/tcp/tcp.h"
 
-#ifdef PL_HAVE_TCP
-
 #include <string.h>
 
 static const char magic[8] = {'P', 'L', 't', 'c', 'p', 0, 0, 1}; /* the last one is the version */
@@ -144,7 +142,3 @@ enum pl_tcp_hand_result pl_tcp_hand_feed(struct pl_tcp_hand *h, const unsigned c
         return answer(h, in, expected, arg, why);
     return h->stage == 0 ? say_hello(h, in, why) : hear_verdict(h, in, why);
 }
-
-#else
-typedef int pl_tcp_needs_libcrypto;
-#endif

@@ -4,14 +4,11 @@
  * nowhere, gives itself away by two hosts with one address. */
 #include "transport/tcp/tcp.h"
 
-#ifdef PL_HAVE_TCP
-
 #include <arpa/inet.h>
 #include <dirent.h>
 #include <errno.h>
 #include <ifaddrs.h>
 #include <net/if.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -46,30 +43,15 @@ void pl_tcp_print(const struct pl_tcp_address *a, char *text, size_t bytes)
         snprintf(text, bytes, a->family == AF_INET ? "%s:%u" : "[%s]:%u", ip, a->port);
 }
 
-static bool same_network(const struct pl_tcp_address *a, uint16_t family, const unsigned char *ip, int bits)
-{
-    int whole = bits / 8, rest = bits % 8;
-    if (a->family != family || bits > 8 * ip_bytes(family) || memcmp(a->ip, ip, (size_t)whole) != 0)
-        return false;
-    return rest == 0 || (a->ip[whole] ^ ip[whole]) >> (8 - rest) == 0;
-}
-
 bool pl_tcp_fits(const struct pl_tcp_address *a, const char *filter)
 {
-    char text[64], *end;
-    unsigned char ip[16];
+    unsigned char address[16];
     if (!filter || strcmp(a->name, filter) == 0)
         return true;
-    snprintf(text, sizeof text, "%s", filter);
-    char *slash = strchr(text, '/');
-    if (slash)
-        *slash = '\0';
-    if (inet_pton(a->family, text, ip) != 1)
-        return false;
-    long bits = slash ? strtol(slash + 1, &end, 10) : 8 * ip_bytes(a->family);
-    if (slash && (end == slash + 1 || *end || bits < 0))
-        return false;
-    return same_network(a, a->family, ip, (int)(bits < 1000 ? bits : 1000));
+    if ((strchr(filter, ':') != NULL) != (a->family == AF_INET6))
+        return false; /* ::/0 is IPv6 alone */
+    pl_address_map(a->family, a->ip, address);
+    return pl_address_fits(address, filter);
 }
 
 enum pl_tcp_kind pl_tcp_kind_of(const char *name, bool loopback, bool device)
@@ -225,7 +207,7 @@ static bool pick_in(const struct pl_tcp_offer *o, int members, const struct pl_t
         pick[m] = -1;
         for (int i = 0; i < o[m].addresses; i++) {
             const struct pl_tcp_address *a = &o[m].address[i];
-            if (a->prefix == net->prefix && same_network(a, net->family, net->ip, net->prefix) &&
+            if (a->prefix == net->prefix && a->family == net->family && pl_same_bits(a->ip, net->ip, net->prefix) &&
                 (pick[m] < 0 || better(a, &o[m].address[pick[m]])))
                 pick[m] = i;
         }
@@ -333,7 +315,3 @@ pl_status pl_tcp_by_route(const struct pl_tcp_offer *o, int members, int me, str
     *out = *mine; /* the route leads another way than exchange.interface asks for */
     return PL_OK;
 }
-
-#else
-typedef int pl_tcp_interface_needs_libcrypto;
-#endif

@@ -2,8 +2,6 @@
  * sockets over. */
 #include "transport/tcp/tcp.h"
 
-#ifdef PL_HAVE_TCP
-
 #include <dirent.h>
 #include <errno.h>
 #include <string.h>
@@ -45,29 +43,6 @@ bool pl_tcp_probe(const struct pl_world *w, const struct pl_transport_options *o
     return true;
 }
 
-static void carry(struct pl_tcp_offer *o, pl_status s)
-{
-    const char *text = s < 0 ? pl_error_text() : NULL;
-    size_t prefix = strlen(PL_TCP_ROOM ": ");
-    o->status = s;
-    if (text && strncmp(text, PL_TCP_ROOM ": ", prefix) == 0)
-        text += prefix;
-    snprintf(o->message, sizeof o->message, "%s", text ? text : "failed");
-}
-
-/* The first failure of anybody is everybody's. */
-static pl_status agree(const struct pl_group *g, const struct pl_tcp_offer *all)
-{
-    for (int m = 0; m < g->members; m++) {
-        if (all[m].status >= 0)
-            continue;
-        if (m != g->me)
-            pl_error(all[m].status, PL_TCP_ROOM, "rank %d: %.*s", g->rank[m], (int)sizeof all[m].message - 1, all[m].message);
-        return all[m].status;
-    }
-    return PL_OK;
-}
-
 static pl_status bring(const struct pl_group *g, const struct pl_transport_options *o, struct pl_tcp_offer *mine)
 {
     if (o->channels < 1 || o->channels > PL_MOST_CHANNELS)
@@ -103,16 +78,12 @@ static pl_status meet(const struct pl_group *g, const struct pl_transport_option
 {
     struct pl_tcp_offer mine;
     memset(&mine, 0, sizeof mine);
-    carry(&mine, a->place ? bring(g, o, &mine) : PL_ERR_MEMORY);
-    PL_TRY(g->allgather(g->arg, &mine, sizeof mine, all));
-    PL_TRY(agree(g, all));
+    PL_TRY(pl_go_round(g, PL_TCP_ROOM, a->place ? bring(g, o, &mine) : PL_ERR_MEMORY, &mine.say, sizeof mine, all));
     memcpy(a->secret, all[0].secret, sizeof a->secret);
     pl_status s = choose(g, all, &mine.address[0]);
     if (s == PL_OK)
         s = pl_tcp_listen(&mine.address[0], &a->listener);
-    carry(&mine, s);
-    PL_TRY(g->allgather(g->arg, &mine, sizeof mine, all));
-    PL_TRY(agree(g, all));
+    PL_TRY(pl_go_round(g, PL_TCP_ROOM, s, &mine.say, sizeof mine, all));
     for (int m = 0; m < g->members; m++)
         a->place[m] = all[m].address[0];
     return PL_OK;
@@ -252,7 +223,3 @@ pl_status pl_tcp_open(const struct pl_group *g, const struct pl_transport_option
     pl_free(a.place);
     return s;
 }
-
-#else
-typedef int pl_tcp_open_needs_libcrypto;
-#endif

@@ -3,8 +3,6 @@
  * also take a peer for lost that is well and only does not receive at present. */
 #include "transport/tcp/tcp.h"
 
-#ifdef PL_HAVE_TCP
-
 #include <netinet/tcp.h>
 #include <sys/socket.h>
 
@@ -57,7 +55,3 @@ void pl_tcp_look_for_silence(struct pl_transport *t)
             pl_tcp_lose_silent(t, c->peer);
     }
 }
-
-#else
-typedef int pl_tcp_silence_needs_libcrypto;
-#endif

@@ -3,8 +3,6 @@
  * poster's memory without a copy; control messages, small, by way of a note. */
 #include "transport/tcp/tcp.h"
 
-#ifdef PL_HAVE_TCP
-
 #include <errno.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -33,7 +31,7 @@ static struct pl_tcp_request *pop(struct pl_tcp_list *l)
 static struct pl_tcp_request *take_labelled(struct pl_tcp_list *l, struct pl_label label)
 {
     struct pl_tcp_request *before = NULL, *q = l->first;
-    for (; q && !pl_tcp_same_label(q->label, label); q = q->next)
+    for (; q && !pl_label_same(q->label, label); q = q->next)
         before = q;
     if (!q)
         return NULL;
@@ -208,7 +206,7 @@ void pl_tcp_free_note(struct pl_transport *t, struct pl_tcp_note *n)
 struct pl_tcp_note *pl_tcp_find_note(struct pl_tcp_peer *p, struct pl_label l)
 {
     struct pl_tcp_note *before = NULL, *n = p->first_note;
-    for (; n && !pl_tcp_same_label(n->label, l); n = n->next)
+    for (; n && !pl_label_same(n->label, l); n = n->next)
         before = n;
     if (!n)
         return NULL;
@@ -377,7 +375,3 @@ bool pl_tcp_serve(struct pl_transport *t, struct pl_tcp_conn *c)
         read_some(t, c);
     return c->fd >= 0 && ((c->readable && !c->parked) || (c->writable && c->out.first));
 }
-
-#else
-typedef int pl_tcp_socket_needs_libcrypto;
-#endif

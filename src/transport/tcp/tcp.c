@@ -2,8 +2,6 @@
  * A lost peer is the trouble of those requests that wait for it, and of no others. */
 #include "transport/tcp/tcp.h"
 
-#ifdef PL_HAVE_TCP
-
 #include <errno.h>
 #include <linux/sockios.h>
 #include <math.h>
@@ -146,7 +144,7 @@ static pl_status tcp_receive(struct pl_transport *t, int peer, struct pl_label l
         from->moved_ms = pl_now_ms();
     for (int i = 0; i < from->conns; i++) {
         struct pl_tcp_conn *c = &from->conn[i];
-        if (c->parked && (c->control ? from->notes < PL_TCP_NOTES : pl_tcp_same_label(c->reader.frame.label, l))) {
+        if (c->parked && (c->control ? from->notes < PL_TCP_NOTES : pl_label_same(c->reader.frame.label, l))) {
             c->parked = false;
             pl_tcp_enlist(t, c);
         }
@@ -272,7 +270,3 @@ const struct pl_transport_table pl_transport_tcp = {
     .wake = tcp_wake,
     .post_allreduce = no_allreduce,
 };
-
-#else
-typedef int pl_tcp_needs_libcrypto_too;
-#endif

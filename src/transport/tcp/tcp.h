@@ -4,6 +4,7 @@
 #ifndef PL_TRANSPORT_TCP_H
 #define PL_TRANSPORT_TCP_H
 
+#include "transport/meet.h"
 #include "transport/secret.h"
 #include "transport/transport.h"
 
@@ -27,10 +28,6 @@ void pl_tcp_frame_encode(const struct pl_tcp_frame *f, unsigned char out[PL_TCP_
 /* NULL, or what is wrong with it. control: it came over a control connection. */
 const char *pl_tcp_frame_decode(const unsigned char in[PL_TCP_HEADER_BYTES], bool control, struct pl_tcp_frame *f);
 static inline bool pl_tcp_is_control(struct pl_label l) { return l.bucket == PL_CONTROL_BUCKET; }
-static inline bool pl_tcp_same_label(struct pl_label a, struct pl_label b)
-{
-    return a.step == b.step && a.bucket == b.bucket && a.piece == b.piece;
-}
 
 /* Turns a stream of bytes into frames without knowing where they come from. The payload goes straight to its
  * place; what follows it is read ahead, so that a small message costs one system call. */
@@ -99,12 +96,12 @@ struct pl_tcp_address {
     char name[20];
 };
 enum { PL_TCP_ADDRESSES = 24 };
-/* What each member brings. An error travels with its message, so that whoever prints it can. */
+/* What each member brings. */
 struct pl_tcp_offer {
-    int32_t status, addresses;
+    struct pl_say say;
+    int32_t addresses;
     uint64_t host; /* the same number: the same network stack */
     unsigned char secret[PL_SECRET_BYTES]; /* of member 0 */
-    char message[320];
     struct pl_tcp_address address[PL_TCP_ADDRESSES];
 };
 /* This host's addresses of running interfaces that fit `filter` (NULL: all). PL_ERR_PEER. */

@@ -4,10 +4,8 @@
  * to whom on which channel, and the nonces of both. */
 #include "transport/verbs/verbs.h"
 
-struct say { int status; char text[508]; };
-
 struct intro {
-    struct say say;
+    struct pl_say say;
     unsigned char secret[PL_SECRET_BYTES]; /* member 0's is the run's */
     unsigned char nonce[PL_NONCE_BYTES];
     uint32_t sequence; /* packets start there */
@@ -16,7 +14,7 @@ struct intro {
 };
 
 struct numbers {
-    struct say say;
+    struct pl_say say;
     uint64_t rings;
     uint32_t key[PL_VERBS_RAILS];
     uint32_t queue_pair[]; /* [members * queues] */
@@ -29,7 +27,7 @@ struct set_up {
     struct intro mine, *all;                /* [members] */
     struct numbers *mine_numbers, *numbers; /* [members], each numbers_bytes */
     size_t numbers_bytes;
-    struct say *says;                  /* [members] */
+    struct pl_say *says;               /* [members] */
     int *ports;                        /* [members] */
     const struct pl_verbs_port **port; /* [members] */
     int rails[PL_VERBS_RAILS];
@@ -38,32 +36,10 @@ struct set_up {
 
 /* ---- what goes round ------------------------------------------------------------------------------ */
 
-/* All members leave with the same status; those that are well repeat the message of the one that is not. */
-static pl_status go_round(const struct pl_group *g, pl_status s, struct say *mine, size_t bytes, void *all)
-{
-    static const char room[] = "transport verbs: ";
-    const char *text = s < 0 ? pl_error_text() : NULL;
-    mine->status = s < 0 ? s : PL_OK;
-    if (text)
-        snprintf(mine->text, sizeof mine->text, "%s", strncmp(text, room, strlen(room)) == 0 ? text + strlen(room) : text);
-    pl_status went = g->allgather(g->arg, mine, bytes, all);
-    if (s < 0)
-        return s;
-    PL_TRY(went);
-    for (int m = 0; m < g->members; m++) {
-        struct say theirs;
-        memcpy(&theirs, (const char *)all + (size_t)m * bytes, sizeof theirs);
-        theirs.text[sizeof theirs.text - 1] = '\0';
-        if (theirs.status < 0)
-            return pl_error(theirs.status, "transport verbs", "rank %d: %s", g->rank[m], theirs.text);
-    }
-    return PL_OK;
-}
-
 static pl_status agree(struct set_up *u, pl_status s)
 {
-    struct say mine = {0};
-    return go_round(u->group, s, &mine, sizeof mine, u->says);
+    struct pl_say mine = {0};
+    return pl_go_round(u->group, "transport verbs", s, &mine, sizeof mine, u->says);
 }
 
 /* ---- what each member has --------------------------------------------------------------------------- */
@@ -145,7 +121,7 @@ static pl_status tell_numbers(struct set_up *u, pl_status s)
         mine->key[r] = t->device[r].rings->rkey;
     for (int i = 0; s == PL_OK && i < members * t->queues; i++)
         mine->queue_pair[i] = t->queue[i].qp ? t->queue[i].qp->qp_num : 0;
-    return go_round(u->group, s, &mine->say, u->numbers_bytes, u->numbers);
+    return pl_go_round(u->group, "transport verbs", s, &mine->say, u->numbers_bytes, u->numbers);
 }
 
 static uint32_t first_packet(const struct set_up *u, int from, int to, int channel)
@@ -254,7 +230,7 @@ static pl_status shake_hands(struct set_up *u)
 static pl_status connect_in_order(struct set_up *u)
 {
     const struct pl_group *g = u->group;
-    PL_TRY(go_round(g, introduce(u), &u->mine.say, sizeof u->mine, u->all));
+    PL_TRY(pl_go_round(g, "transport verbs", introduce(u), &u->mine.say, sizeof u->mine, u->all));
     PL_TRY(choose(u));
     pl_status s = pl_verbs_make(u->transport, g->rank);
     describe(u);

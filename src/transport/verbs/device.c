@@ -2,7 +2,6 @@
  * address of its network interface. Types and interfaces of GIDs are read from sysfs, where every kernel has them. */
 #include "transport/verbs/verbs.h"
 
-#include <arpa/inet.h>
 #include <dirent.h>
 #include <errno.h>
 #include <ifaddrs.h>
@@ -23,50 +22,9 @@ bool pl_verbs_gid_is_loopback(const struct pl_verbs_gid *g)
     return (is_mapped(g->raw) && g->raw[12] == 127) || memcmp(g->raw, one, 16) == 0 || strcmp(g->netdev, "lo") == 0;
 }
 
-/* "10.1.0.0/16", "10.1.2.3", "fe80::1": as the leading bits of a GID. False: it is no address. */
-static bool parse_network(const char *text, unsigned char address[16], int *bits)
-{
-    char host[INET6_ADDRSTRLEN + 1];
-    const char *slash = strchr(text, '/');
-    size_t n = slash ? (size_t)(slash - text) : strlen(text);
-    char *end = NULL;
-    if (n >= sizeof host)
-        return false;
-    memcpy(host, text, n);
-    host[n] = '\0';
-    memset(address, 0, 16);
-    address[10] = address[11] = 0xff;
-    *bits = 128;
-    int most = 32;
-    if (inet_pton(AF_INET, host, address + 12) != 1) {
-        most = 128;
-        if (inet_pton(AF_INET6, host, address) != 1)
-            return false;
-    }
-    if (slash) {
-        long v = strtol(slash + 1, &end, 10);
-        if (end == slash + 1 || *end || v < 0 || v > most)
-            return false;
-        *bits = (int)v + 128 - most;
-    }
-    return true;
-}
-
-static bool within(const unsigned char *gid, const unsigned char *address, int bits)
-{
-    int whole = bits / 8, rest = bits % 8;
-    if (memcmp(gid, address, (size_t)whole) != 0)
-        return false;
-    return rest == 0 || (gid[whole] ^ address[whole]) >> (8 - rest) == 0;
-}
-
 static bool gid_fits(const struct pl_verbs_gid *g, const char *interface)
 {
-    unsigned char address[16];
-    int bits;
-    if (!interface || strcmp(g->netdev, interface) == 0)
-        return true;
-    return parse_network(interface, address, &bits) && within(g->raw, address, bits);
+    return !interface || strcmp(g->netdev, interface) == 0 || pl_address_fits(g->raw, interface);
 }
 
 int pl_verbs_choose_gid(const struct pl_verbs_gid *gids, int n, const char *interface)

@@ -14,24 +14,19 @@ const struct pl_verbs_frame *pl_verbs_first_frame(const struct pl_verbs_queue *q
     return q->arrived == q->consumed ? NULL : slot_of(q, q->consumed);
 }
 
-static bool same_label(const struct pl_verbs_frame *f, const struct pl_label *l)
-{
-    return f->step == l->step && f->bucket == l->bucket && f->piece == l->piece;
-}
-
 /* Part of the message into its receive; false: it does not fit, and the peer is lost for it. */
 static bool take_frame(struct pl_transport *t, struct pl_verbs_queue *q, struct pl_verbs_request *r, const struct pl_verbs_frame *f, const void *payload)
 {
     int rank = q->peer->rank;
-    unsigned long long step = f->step;
+    unsigned long long step = f->label.step;
     if (f->kind != PL_VERBS_DATA || f->total != r->bytes || f->offset != r->moved) {
         pl_verbs_lose(t, q->peer, "rank %d sent %u bytes from byte %u of step %llu, bucket %d, piece %u, where %u bytes from byte %u were due",
-                      rank, f->total, f->offset, step, (int)f->bucket, f->piece, r->bytes, r->moved);
+                      rank, f->total, f->offset, step, (int)f->label.bucket, f->label.piece, r->bytes, r->moved);
         return false;
     }
     if (!pl_verbs_copy_payload(f, payload, r->p + r->moved)) {
         pl_verbs_lose(t, q->peer, "a frame of rank %d was damaged on its way (%s port %d, step %llu, bucket %d, piece %u): wrong checksum", rank,
-                      q->device->port.device, q->device->port.port, step, (int)f->bucket, f->piece);
+                      q->device->port.device, q->device->port.port, step, (int)f->label.bucket, f->label.piece);
         return false;
     }
     r->moved += f->bytes;
@@ -64,7 +59,7 @@ static bool store(struct pl_transport *t, struct pl_verbs_peer *p, const struct 
 static struct pl_verbs_stored *take_stored(struct pl_verbs_peer *p, const struct pl_label *l)
 {
     struct pl_verbs_stored *before = NULL, *s = p->stored;
-    while (s && !same_label(&s->frame, l)) {
+    while (s && !pl_label_same(s->frame.label, *l)) {
         before = s;
         s = s->next;
     }
@@ -88,7 +83,7 @@ static void drain(struct pl_transport *t, struct pl_verbs_queue *q)
         return; /* the first frame is for the hand-shake */
     while (!q->peer->lost && (f = pl_verbs_first_frame(q))) {
         struct pl_verbs_request *r = q->receives.head;
-        while (r && !same_label(f, &r->label))
+        while (r && !pl_label_same(f->label, r->label))
             r = r->next;
         if (r && !take_frame(t, q, r, f, f + 1))
             return;

@@ -30,7 +30,7 @@ static bool post_frame(struct pl_transport *t, struct pl_verbs_queue *q, struct 
     f->sequence = q->sent;
     f->consumed = q->consumed;
     f->payload_crc = f->bytes ? pl_crc32(0, payload, f->bytes) : 0;
-    if (pl_fault("verbs.corrupt", (int64_t)f->step))
+    if (pl_fault("verbs.corrupt", (int64_t)f->label.step))
         f->payload_crc ^= 1; /* as if a bit of the payload had flipped: the memory itself is not ours to change */
     pl_verbs_seal(f);
     struct ibv_sge parts[2] = {{(uintptr_t)f, sizeof *f, q->device->pool->lkey}, {(uintptr_t)payload, f->bytes, key}};
@@ -106,9 +106,7 @@ static bool send_next(struct pl_transport *t, struct pl_verbs_queue *q, struct p
     } else if (r->memory && !within) {
         key = r->memory->mr[q->device->index]->lkey;
     }
-    f->step = r->label.step;
-    f->bucket = r->label.bucket;
-    f->piece = r->label.piece;
+    f->label = r->label;
     f->total = r->bytes;
     f->offset = r->moved;
     f->bytes = n;

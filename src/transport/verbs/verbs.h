@@ -7,6 +7,7 @@
 #ifndef PL_TRANSPORT_VERBS_H
 #define PL_TRANSPORT_VERBS_H
 
+#include "transport/meet.h"
 #include "transport/secret.h"
 #include "transport/transport.h"
 
@@ -98,8 +99,7 @@ int pl_verbs_match_rails(const struct pl_verbs_port *const *all, const int *port
 /* Goes before the payload, in the byte order of the machines. */
 struct pl_verbs_frame {
     uint32_t magic, kind;
-    uint64_t step; /* the label */
-    uint32_t bucket, piece;
+    struct pl_label label;
     uint32_t total;         /* bytes of the message */
     uint32_t offset, bytes; /* of it in this frame */
     uint32_t sequence;      /* of the frame in its queue, from 0 */
