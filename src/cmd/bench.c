@@ -60,7 +60,7 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static double median(double *v, int n)
+double pl_bench_median(double *v, int n)
 {
     qsort(v, (size_t)n, sizeof *v, by_value);
     return n % 2 ? v[n / 2] : (v[n / 2 - 1] + v[n / 2]) / 2;
@@ -139,15 +139,15 @@ static pl_status measure(struct pl_trainer *t, int steps, struct figures *f, str
 static void print_figures(const struct pl_trainer *t, struct figures *f)
 {
     int n = f->rounds;
-    double step = median(f->step_ms, n), exposed = median(f->exposed_ms, n);
-    double busy = median(f->busy_ms, n), peak = median(f->peak, n);
+    double step = pl_bench_median(f->step_ms, n), exposed = pl_bench_median(f->exposed_ms, n);
+    double busy = pl_bench_median(f->busy_ms, n), peak = pl_bench_median(f->peak, n);
     double flops = 3 * pl_graph_flops(t->graph, t->batch);
     printf("{\"model\": \"%s\", \"ranks\": %d, \"threads\": %d, \"batch\": %lld, \"step_ms\": %.3f, "
            "\"samples_per_s\": %.1f, \"gflops_a_rank\": %.2f, \"peak_gflops\": %.2f, \"share_of_peak\": %.3f, "
            "\"exchange_ms\": %.3f, \"exchange_share\": %.3f, \"exchange_whole_ms\": %.3f, \"update_ms\": %.3f, \"sent_mb\": %.4f, \"memory_mb\": %.1f}\n",
            t->job->model_name, t->world->ranks, t->threads, (long long)t->batch, step,
            (double)t->micro_global / step * 1000, flops / step / 1e6, peak, flops / step / 1e6 / peak, exposed,
-           exposed / step, busy, median(f->update_ms, n), f->sent_mb, f->memory_mb);
+           exposed / step, busy, pl_bench_median(f->update_ms, n), f->sent_mb, f->memory_mb);
 }
 
 static void print_layers(const struct pl_trainer *t, const double *ms, int64_t steps, double step_ms)
@@ -293,7 +293,7 @@ static pl_status print_reading(struct reading *r, struct pl_world *w, const stru
         printf("{\"model\": \"%s\", \"ranks\": %d, \"threads\": %d, \"batch\": %lld, \"batches\": %d, \"samples_per_s\": %.1f, \"batch_ms\": %.3f, "
                "\"read_mb_per_s\": %.1f, \"read_ms_a_sample\": %.4f, \"decode_ms_a_sample\": %.4f}\n",
                job->model_name, w->ranks, (int)job->data.threads, (long long)pl_loader_capacity(r->loader), r->batches, v[1] / slowest * 1000,
-               median(r->ms, r->batches), v[4] / slowest * 1000, v[2] / v[1], v[3] / v[1]);
+               pl_bench_median(r->ms, r->batches), v[4] / slowest * 1000, v[2] / v[1], v[3] / v[1]);
     pl_free(all);
     return s;
 }
@@ -333,12 +333,7 @@ static int run_allreduce(int argc, char **argv)
 {
     struct pl_world w;
     pl_status s = pl_world_start(NULL, NULL, &w);
-    if (s < 0) {
-        if (!w.reported)
-            pl_log("%s", pl_error_text());
-        return pl_exit_code(s);
-    }
-    return pl_world_finish(&w, pl_bench_allreduce(&w, argc, argv));
+    return s < 0 ? pl_cmd_not_started(&w, s) : pl_world_finish(&w, pl_bench_allreduce(&w, argc, argv));
 }
 
 static int run_bench(int argc, char **argv)

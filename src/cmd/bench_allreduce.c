@@ -18,6 +18,8 @@ static const struct way ways[] = {{"shared", "shared memory"}, {"mpi", "native"}
                                   {"tcp", "ring"}, {"tcp", "halving_doubling"}, {"tcp", "tree"},
                                   {"verbs", "ring"}, {"verbs", "halving_doubling"}, {"verbs", "tree"}};
 enum { WAYS = sizeof ways / sizeof *ways, MOST_SIZES = 32 };
+static bool is_shared(const struct way *w) { return strcmp(w->transport, "shared") == 0; }
+static bool same_transport(const struct way *a, const struct way *b) { return strcmp(a->transport, b->transport) == 0; }
 
 struct options {
     double from, to;
@@ -41,7 +43,7 @@ struct bench {
 
 static pl_status open_way(struct bench *b, const struct way *way, size_t bytes, bool direct, struct pl_exchange **out)
 {
-    bool shared = strcmp(way->transport, "shared") == 0;
+    bool shared = is_shared(way);
     struct pl_exchange_options o = {.transport = shared ? "auto" : way->transport, .algorithm = shared ? "auto" : way->algorithm, .two_level = true,
                                     .network = b->o.network, .bucket_bytes = INFINITY, .timeout_ms = 60000, .direct = direct};
     return pl_exchange_create(b->world, &o, (int64_t)(bytes / sizeof(float)), out);
@@ -93,18 +95,6 @@ static pl_status repeat_mpi(struct bench *b, struct pl_exchange *x, float *out, 
     return PL_OK;
 }
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *v, int n)
-{
-    qsort(v, (size_t)n, sizeof *v, by_value);
-    return n % 2 ? v[n / 2] : (v[n / 2 - 1] + v[n / 2]) / 2;
-}
-
 /* How often fits a round: the same on all ranks. */
 static pl_status fit(struct bench *b, double ms, int *times)
 {
@@ -140,7 +130,7 @@ static pl_status measure(struct bench *b, const struct way *way, struct pl_excha
     }
     pl_free(out_mpi);
     if (s == PL_OK)
-        *out = (struct result){median(ours, rounds), median(mpi, rounds), median(ratio, rounds)};
+        *out = (struct result){pl_bench_median(ours, rounds), pl_bench_median(mpi, rounds), pl_bench_median(ratio, rounds)};
     return s;
 }
 
@@ -149,7 +139,7 @@ static pl_status measure_way(struct bench *b, int k, int size)
 {
     size_t bytes = b->bytes[size];
     struct result r[2] = {{0}};
-    bool one_thread = strcmp(ways[k].transport, "shared") == 0 && b->world->nodes == 1;
+    bool one_thread = is_shared(&ways[k]) && b->world->nodes == 1;
     for (int threaded = 0; threaded < (one_thread ? 1 : 2); threaded++) {
         struct pl_exchange *x;
         PL_TRY(open_way(b, &ways[k], bytes, !threaded, &x));
@@ -191,7 +181,7 @@ static pl_status measure_copy(struct bench *b)
     }
     pl_free(from);
     pl_free(to);
-    b->limit_gbs = b->o.line_gbit > 0 ? b->o.line_gbit / 8 : COPY_BYTES / median(ms, 5) / 1e6;
+    b->limit_gbs = b->o.line_gbit > 0 ? b->o.line_gbit / 8 : COPY_BYTES / pl_bench_median(ms, 5) / 1e6;
     return s;
 }
 
@@ -206,12 +196,12 @@ static pl_status probe(struct bench *b)
         char why[1024] = "";
         if (!asked_for(b->o.transport, ways[k].transport) || !asked_for(b->o.algorithm, ways[k].algorithm))
             continue;
-        if (strcmp(ways[k].transport, "shared") == 0) {
+        if (is_shared(&ways[k])) {
             b->works[k] = b->world->most_local > 1;
         } else {
             pl_status s = pl_transport_find(b->world, ways[k].transport, &b->o.network, &table, why, sizeof why);
             b->works[k] = s == PL_OK;
-            if (s < 0 && b->world->rank == 0 && (k == 0 || strcmp(ways[k - 1].transport, ways[k].transport) != 0))
+            if (s < 0 && b->world->rank == 0 && (k == 0 || !same_transport(&ways[k - 1], &ways[k])))
                 printf("# %s\n", pl_error_text());
             pl_error_clear();
         }
@@ -230,11 +220,11 @@ static pl_status write_table(struct bench *b)
         return pl_error(PL_ERR_CHECKPOINT, "bench", "%s: cannot be written", b->o.tune);
     fprintf(f, "# TRANSPORT MEMBERS BYTES ALGORITHM, from paceline bench allreduce --tune on %s: exchange.table\n", b->world->host);
     for (int t = 0; t < WAYS; t++) {
-        if (!b->works[t] || strcmp(ways[t].transport, "shared") == 0 || (t > 0 && b->works[t - 1] && strcmp(ways[t - 1].transport, ways[t].transport) == 0))
+        if (!b->works[t] || is_shared(&ways[t]) || (t > 0 && b->works[t - 1] && same_transport(&ways[t - 1], &ways[t])))
             continue;
         for (int i = 0, last = -1, lines = 0; i <= b->sizes; i++) {
             int best = -1;
-            for (int k = t; i < b->sizes && k < WAYS && strcmp(ways[k].transport, ways[t].transport) == 0; k++)
+            for (int k = t; i < b->sizes && k < WAYS && same_transport(&ways[k], &ways[t]); k++)
                 if (b->works[k] && (best < 0 || b->ms[i][k] < b->ms[i][best]))
                     best = k;
             if (i > 0 && best != last && (i == b->sizes || lines < 14)) {

@@ -48,6 +48,13 @@ pl_status pl_args_read(int argc, char **argv, const char *const *options, struct
 
 void pl_args_free(struct pl_args *a) { pl_free(a->override); }
 
+int pl_cmd_not_started(const struct pl_world *w, pl_status s)
+{
+    if (!w->reported)
+        pl_log("%s", pl_error_text());
+    return pl_exit_code(s);
+}
+
 static pl_status read_job(int argc, char **argv, const char *const *options, struct pl_args *args,
                           struct pl_job **job)
 {
@@ -64,9 +71,7 @@ pl_status pl_cmd_start(int argc, char **argv, const char *const *options, struct
     memset(args, 0, sizeof *args);
     pl_status s = pl_world_start(NULL, NULL, w);
     if (s < 0) {
-        if (!w->reported)
-            pl_log("%s", pl_error_text());
-        *code = pl_exit_code(s);
+        *code = pl_cmd_not_started(w, s);
         return s;
     }
     s = pl_world_agree(w, read_job(argc, argv, options, args, job));

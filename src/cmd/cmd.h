@@ -28,6 +28,9 @@ void pl_args_free(struct pl_args *a);
 pl_status pl_cmd_start(int argc, char **argv, const char *const *options, struct pl_world *w,
                        struct pl_args *args, struct pl_job **job, int *code);
 
+/* Where the world could not be started: says so unless it has been said; the exit code of s. */
+int pl_cmd_not_started(const struct pl_world *w, pl_status s);
+
 /* What to read weights from: the path given, or the newest whole checkpoint of checkpoint.dir.
  * Owner of *path: the caller. (eval.c) */
 pl_status pl_cmd_find_weights(const struct pl_job *job, const char *given, char **path);
@@ -36,5 +39,6 @@ pl_status pl_cmd_find_set(const struct pl_job *job, const char *given, const str
 
 /* bench allreduce, with what follows these words. Collective. (bench_allreduce.c) */
 pl_status pl_bench_allreduce(struct pl_world *w, int argc, char **argv);
+double pl_bench_median(double *v, int n); /* sorts v[n] (bench.c) */
 
 #endif

@@ -57,11 +57,8 @@ static int run_doctor(int argc, char **argv)
     if (s == PL_OK)
         s = pl_world_start(NULL, NULL, &w);
     pl_args_free(&args);
-    if (s < 0) {
-        if (!w.reported)
-            pl_log("%s", pl_error_text());
-        return pl_exit_code(s);
-    }
+    if (s < 0)
+        return pl_cmd_not_started(&w, s);
     if (w.rank == 0) {
         printf("paceline      %s\n", PL_VERSION);
         printf("mpi           %s, %d rank%s on %d node%s\n", pl_world_mpi_version(), w.ranks,
