@@ -156,7 +156,7 @@ static pl_status open_network(struct pl_exchange *x)
     struct pl_transport_options o = x->options.network;
     char why[1024], reason[256];
     o.timeout_ms = x->options.timeout_ms;
-    PL_TRY(pl_world_agree(w, pl_network_find(w, x->options.transport, &o, &n, why, sizeof why)));
+    PL_TRY(pl_world_agree(w, pl_transport_find(w, x->options.transport, &o, &n.table, why, sizeof why)));
     pl_status s = make_slabs(x);
     if (s == PL_OK)
         s = choose_algorithm(x, n.table->name);
@@ -282,6 +282,13 @@ const char *pl_exchange_why(const struct pl_exchange *x) { return x->why; }
 float *pl_exchange_gradient(struct pl_exchange *x) { return x->gradient; }
 float *pl_exchange_residual(struct pl_exchange *x) { return x->residual; }
 const float *pl_exchange_agreed(const struct pl_exchange *x) { return x->sum; }
+
+void pl_exchange_append(char *list, size_t bytes, const char *more)
+{
+    size_t at = strlen(list), n = strlen(more);
+    if (n > 0 && at + n + 3 <= bytes)
+        snprintf(list + at, bytes - at, "%s%s", at > 0 ? ", " : "", more);
+}
 
 pl_status pl_exchange_timed_out(const struct pl_exchange *x, int64_t step, const char *missing)
 {

@@ -79,7 +79,9 @@ void pl_exchange_unmap(void *memory, size_t bytes);
 pl_status pl_exchange_create_in(void *memory, const struct pl_levels *levels, const struct pl_network *network,
                                 const struct pl_exchange_options *o, int64_t elems, struct pl_exchange **out);
 
-/* The one message of a wait that took too long. missing: "2, 5". */
+/* One more in a list of ranks, "2, 5", as far as it has room; more: a number, a list, or nothing. */
+void pl_exchange_append(char *list, size_t bytes, const char *more);
+/* The one message of a wait that took too long. missing: a list. */
 pl_status pl_exchange_timed_out(const struct pl_exchange *x, int64_t step, const char *missing);
 
 #endif

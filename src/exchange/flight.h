@@ -17,7 +17,6 @@ struct pl_task {
     double *values;  /* PL_VALUES: [n] */
     int64_t step;
     uint64_t number; /* buckets, and values, from the start of the run */
-    double posted_ms;
 };
 
 enum pl_stage { PL_POSTED, PL_ON_NODE, PL_SCATTERING, PL_ON_NETWORK, PL_WHOLE };

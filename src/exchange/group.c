@@ -3,12 +3,6 @@
 
 #include <string.h>
 
-pl_status pl_network_find(struct pl_world *w, const char *name, const struct pl_transport_options *o, struct pl_network *n,
-                          char *why, size_t why_bytes)
-{
-    return pl_transport_find(w, name, o, &n->table, why, why_bytes);
-}
-
 struct among { struct pl_world *world; const int *rank; int members; };
 
 static pl_status allgather(void *arg, const void *mine, size_t bytes, void *all)

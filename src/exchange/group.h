@@ -12,10 +12,7 @@ struct pl_network {
     char how[128];
 };
 
-/* Chooses the transport; all ranks of the run. why: one sentence. */
-pl_status pl_network_find(struct pl_world *w, const char *name, const struct pl_transport_options *o, struct pl_network *n,
-                          char *why, size_t why_bytes);
-/* Opens it among rank[members], this rank one of them. Collective over those. The list is copied. */
+/* Opens n->table, by pl_transport_find, among rank[members], this rank one of them. Collective over those. The list is copied. */
 pl_status pl_network_open(struct pl_world *w, const struct pl_transport_options *o, const int *rank, int members, bool one_node,
                           struct pl_network *n);
 void pl_network_close(struct pl_network *n, bool lost);

@@ -121,14 +121,12 @@ static void add_stretch(void *arg, int64_t begin, int64_t end)
     add_range(t->s, t->a + begin, end - begin, t->s->exchange->sum + t->a + begin);
 }
 
-static uint64_t posted_by_all(const struct pl_shared *s)
+bool pl_node_posted(const struct pl_shared *s, uint64_t bucket)
 {
-    uint64_t least = s->posted;
-    for (int r = 0; r < s->ranks; r++) {
-        uint64_t n = atomic_load(&s->control->line[r].posted);
-        least = n < least ? n : least;
-    }
-    return least;
+    for (int r = 0; r < s->ranks; r++)
+        if (atomic_load(&s->control->line[r].posted) < bucket)
+            return false;
+    return true;
 }
 
 /* Tells those who sleep. A sleeper counts itself in, then looks whether anybody has moved on; who moves on
@@ -144,7 +142,7 @@ static void wake(struct pl_shared *s)
 /* Adds this rank's part of every bucket that all have posted. */
 static void add_up(struct pl_shared *s)
 {
-    for (uint64_t all = posted_by_all(s); s->done < all; wake(s)) {
+    for (; pl_node_posted(s, s->done + 1); wake(s)) {
         int64_t a = s->bucket[s->done % MAX_BUCKETS].a, n = s->bucket[s->done % MAX_BUCKETS].b - a;
         int64_t begin = pl_part(n, s->rank, s->ranks), end = pl_part(n, s->rank + 1, s->ranks);
         struct stretch stretch = {s, a + begin};
@@ -166,12 +164,14 @@ static void sleep_until_event(struct pl_shared *s, uint32_t seen)
 static void append_missing(const struct pl_shared *s, bool adding, char *text, size_t bytes)
 {
     uint64_t said = atomic_load(&s->mine->said), posted = atomic_load(&s->mine->posted);
-    size_t at = strlen(text);
-    for (int r = 0; r < s->ranks && at + 16 < bytes; r++) {
+    for (int r = 0; r < s->ranks; r++) {
         const struct line *l = &s->control->line[r];
         bool late = adding ? atomic_load(&l->done) < posted : atomic_load(&l->said) < said || atomic_load(&l->posted) < posted;
-        if (late)
-            at += (size_t)snprintf(text + at, bytes - at, "%s%d", at ? ", " : "", s->name ? s->name[r] : r);
+        if (!late)
+            continue;
+        char name[16];
+        snprintf(name, sizeof name, "%d", s->name ? s->name[r] : r);
+        pl_exchange_append(text, bytes, name);
     }
 }
 
@@ -225,21 +225,18 @@ static bool a_bucket_is_free(struct pl_shared *s)
     return s->posted - s->done < MAX_BUCKETS;
 }
 
-static bool all_is_whole(struct pl_shared *s)
+static bool all_are_done(struct pl_shared *s)
 {
-    add_up(s);
     for (int r = 0; r < s->ranks; r++)
         if (atomic_load(&s->control->line[r].done) < s->posted)
             return false;
     return true;
 }
 
-static bool all_have_said(struct pl_shared *s)
+static bool all_is_whole(struct pl_shared *s)
 {
-    for (int r = 0; r < s->ranks; r++)
-        if (atomic_load(&s->control->line[r].said) < s->said)
-            return false;
-    return true;
+    add_up(s);
+    return all_are_done(s);
 }
 
 static double reduced(const struct pl_shared *s, uint64_t number, enum pl_reduce op, int i)
@@ -252,18 +249,28 @@ static double reduced(const struct pl_shared *s, uint64_t number, enum pl_reduce
     return result;
 }
 
+bool pl_node_reduce(const struct pl_shared *s, uint64_t number, enum pl_reduce op, double *out, int n)
+{
+    for (int r = 0; r < s->ranks; r++)
+        if (atomic_load(&s->control->line[r].said) < number)
+            return false;
+    for (int i = 0; i < n; i++)
+        out[i] = reduced(s, number, op, i);
+    return true;
+}
+
+static bool values_are_whole(struct pl_shared *s) { return pl_node_reduce(s, s->said, s->op, s->values, s->n); }
+
 static pl_status finish_values(struct pl_shared *s)
 {
     if (!s->values)
         return PL_OK;
-    PL_TRY(wait_until(s, all_have_said));
-    for (int i = 0; i < s->n; i++)
-        s->values[i] = reduced(s, s->said, s->op, i);
+    PL_TRY(wait_until(s, values_are_whole));
     s->values = NULL;
     return PL_OK;
 }
 
-/* ---- with a network: the exchange thread's side --------------------------------------------------- */
+/* ---- with a network: what progress.c asks besides -------------------------------------------------- */
 
 void pl_node_post(struct pl_shared *s)
 {
@@ -277,23 +284,7 @@ void pl_node_say(struct pl_shared *s, const double *values, int n)
     atomic_store(&s->mine->said, ++s->said);
 }
 
-static bool all_are_done(struct pl_shared *s)
-{
-    for (int r = 0; r < s->ranks; r++)
-        if (atomic_load(&s->control->line[r].done) < s->posted)
-            return false;
-    return true;
-}
-
 pl_status pl_node_drain(struct pl_shared *s) { return wait_until(s, all_are_done); }
-
-bool pl_node_posted(const struct pl_shared *s, uint64_t bucket)
-{
-    for (int r = 0; r < s->ranks; r++)
-        if (atomic_load(&s->control->line[r].posted) < bucket)
-            return false;
-    return true;
-}
 
 void pl_node_add(const struct pl_shared *s, int64_t a, int64_t n, float *out) { add_range(s, a, n, out); }
 
@@ -301,16 +292,6 @@ void pl_node_done(struct pl_shared *s)
 {
     atomic_fetch_add(&s->mine->done, 1);
     wake(s);
-}
-
-bool pl_node_reduce(struct pl_shared *s, uint64_t number, enum pl_reduce op, double *out, int n)
-{
-    for (int r = 0; r < s->ranks; r++)
-        if (atomic_load(&s->control->line[r].said) < number)
-            return false;
-    for (int i = 0; i < n; i++)
-        out[i] = reduced(s, number, op, i);
-    return true;
 }
 
 void pl_node_publish(struct pl_shared *s, uint64_t number, const double *values, int n)
@@ -338,8 +319,7 @@ static pl_status shared_post_bucket(struct pl_exchange *x, int64_t a, int64_t b,
     PL_TRY(wait_until(s, a_bucket_is_free));
     s->bucket[s->posted % MAX_BUCKETS].a = a;
     s->bucket[s->posted % MAX_BUCKETS].b = b;
-    atomic_store(&s->mine->posted, ++s->posted);
-    wake(s);
+    pl_node_post(s);
     add_up(s);
     return PL_OK;
 }
@@ -353,8 +333,7 @@ static pl_status shared_post_values(struct pl_exchange *x, enum pl_reduce op, do
     s->values = values;
     s->op = op;
     s->n = n;
-    memcpy(s->mine->value[(s->said + 1) % 2], values, (size_t)n * sizeof *values);
-    atomic_store(&s->mine->said, ++s->said);
+    pl_node_say(s, values, n);
     wake(s);
     return PL_OK;
 }

@@ -15,7 +15,7 @@ bool pl_node_posted(const struct pl_shared *s, uint64_t bucket); /* by all of th
 void pl_node_add(const struct pl_shared *s, int64_t a, int64_t n, float *out); /* their sum of [a, a + n) */
 void pl_node_done(struct pl_shared *s);                          /* this rank's part of the next bucket is whole */
 /* The node's values, by its first rank; false: not all have said them. Then what all nodes' gave; false: not yet. */
-bool pl_node_reduce(struct pl_shared *s, uint64_t number, enum pl_reduce op, double *out, int n);
+bool pl_node_reduce(const struct pl_shared *s, uint64_t number, enum pl_reduce op, double *out, int n);
 void pl_node_publish(struct pl_shared *s, uint64_t number, const double *values, int n);
 bool pl_node_result(const struct pl_shared *s, uint64_t number, double *out, int n);
 /* Appends the ranks of the node that have posted or said less than this one: "2, 5". */

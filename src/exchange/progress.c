@@ -45,17 +45,6 @@ struct pl_progress {
 
 struct answer { char here, missing[255]; }; /* whom that rank misses on its node */
 
-/* One more in a list, as far as it has room. */
-static void append(char *text, size_t bytes, const char *more)
-{
-    size_t at = strlen(text), n = strlen(more);
-    if (n == 0 || at + n + 3 > bytes)
-        return;
-    if (at > 0)
-        memcpy(text + at, ", ", 2), at += 2;
-    memcpy(text + at, more, n + 1);
-}
-
 /* Everybody who waits tells everybody else, and whom it misses; who does not answer is missing too. */
 static void roll_call(struct pl_progress *p, char *text, size_t bytes)
 {
@@ -67,7 +56,7 @@ static void roll_call(struct pl_progress *p, char *text, size_t bytes)
     if (!send || !answer)
         return;
     answer[me].here = 1;
-    append(answer[me].missing, sizeof answer[me].missing, text);
+    pl_exchange_append(answer[me].missing, sizeof answer[me].missing, text);
     for (int r = 0; r < members; r++) {
         if (r == me)
             continue;
@@ -89,7 +78,7 @@ static void roll_call(struct pl_progress *p, char *text, size_t bytes)
         snprintf(name, sizeof name, "%d", p->route.network.group.rank[r]);
         answer[r].missing[sizeof answer[r].missing - 1] = '\0';
         if (r != me)
-            append(text, bytes, answer[r].here ? answer[r].missing : name);
+            pl_exchange_append(text, bytes, answer[r].here ? answer[r].missing : name);
     }
     /* send and answer stay: requests may still be in flight, and the process is about to end. */
 }
@@ -246,7 +235,6 @@ static pl_status post(struct pl_progress *p, struct pl_task r)
 {
     PL_TRY(wait_for(p, MAX_REQUESTS - 1));
     pthread_mutex_lock(&p->lock);
-    r.posted_ms = pl_now_ms();
     p->ring[p->tail++ % MAX_REQUESTS] = r;
     pthread_cond_signal(&p->to_thread);
     pthread_mutex_unlock(&p->lock);

@@ -41,7 +41,7 @@ static pl_status run(struct pl_world *w, const char *name)
     char why[1024] = "";
     for (int i = 0; i < w->ranks; i++)
         rank[i] = i;
-    PL_TRY(pl_network_find(w, name, &o, &n, why, sizeof why));
+    PL_TRY(pl_transport_find(w, name, &o, &n.table, why, sizeof why));
     pl_status s = pl_world_agree(w, pl_network_open(w, &o, rank, w->ranks, w->nodes == 1, &n));
     for (uint64_t step = 0; s == PL_OK && step < STEPS; step++)
         s = around(&n, step);
