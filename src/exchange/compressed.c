@@ -91,18 +91,18 @@ pl_status pl_compressed_sum(struct pl_compressed *c, const float *in, float *res
         if (r == c->me)
             for (int64_t i = a; i < a + m; i++)
                 out[i] += in[i];
-        else if (!c->codec->decode_add(c->received + (size_t)r * c->slot, m, c->ratio, out + a))
+        else if (!c->codec->decode(c->received + (size_t)r * c->slot, m, c->ratio, true, out + a))
             return malformed(r);
     }
     unsigned char *own = c->sent + (size_t)c->me * c->slot;
     c->codec->encode(out + a, residual + a, m, c->ratio, own, c->scratch);
-    return c->codec->decode(own, m, c->ratio, out + a) ? PL_OK : malformed(c->me);
+    return c->codec->decode(own, m, c->ratio, false, out + a) ? PL_OK : malformed(c->me);
 }
 
 pl_status pl_compressed_unpack(struct pl_compressed *c, int64_t n, float *out)
 {
     for (int r = 0; r < c->members; r++)
-        if (r != c->me && !c->codec->decode(c->received + (size_t)r * c->slot, length_of(c, n, r), c->ratio, out + begin_of(c, n, r)))
+        if (r != c->me && !c->codec->decode(c->received + (size_t)r * c->slot, length_of(c, n, r), c->ratio, false, out + begin_of(c, n, r)))
             return malformed(r);
     return PL_OK;
 }

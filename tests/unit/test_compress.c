@@ -95,7 +95,7 @@ static void encode(struct trial *t, bool feedback)
 static void decode(struct trial *t)
 {
     memset(t->out, MARK, (size_t)t->n * sizeof *t->out);
-    CHECK(t, t->codec->decode(t->code, t->n, t->ratio, t->out), "its own code is refused");
+    CHECK(t, t->codec->decode(t->code, t->n, t->ratio, false, t->out), "its own code is refused");
 }
 
 /* ---- oracles: t->out as it must be ---------------------------------------------------------------- */
@@ -205,12 +205,12 @@ static void check_nothing_lost(const struct trial *t)
     }
 }
 
-static void check_decode_add(struct trial *t)
+static void check_adding(struct trial *t)
 {
     float *to = floats(t->n), *before = floats(t->n);
     fill(to, t->n, 0);
     memcpy(before, to, (size_t)t->n * sizeof *to);
-    CHECK(t, t->codec->decode_add(t->code, t->n, t->ratio, to), "decode_add refuses what decode takes");
+    CHECK(t, t->codec->decode(t->code, t->n, t->ratio, true, to), "adding, decode refuses what it takes otherwise");
     for (int64_t i = 0; i < t->n; i++)
         CHECK(t, to[i] == before[i] + t->out[i], "element %lld: %.9g, wanted %.9g", (long long)i, (double)to[i],
               (double)(before[i] + t->out[i]));
@@ -243,7 +243,7 @@ static void round_trip(const struct pl_codec *codec, int64_t n, double ratio, in
     expect(&t);
     if (feedback)
         check_nothing_lost(&t);
-    check_decode_add(&t);
+    check_adding(&t);
     check_again(&t, feedback);
     free(before);
     drop(&t);
@@ -350,7 +350,7 @@ static void test_two_passes(void **state)
             for (int r = 0; r < RANKS; r++) {
                 fill(rank[r].value, N, r);
                 encode(&rank[r], true);
-                CHECK(&second, pl_codecs[c]->decode_add(rank[r].code, N, 0.05, second.value), "rank %d", r);
+                CHECK(&second, pl_codecs[c]->decode(rank[r].code, N, 0.05, true, second.value), "rank %d", r);
                 memcpy(rank[r].old, rank[r].residual, N * sizeof(float));
                 for (int i = 0; i < N; i++)
                     given[i] += (double)rank[r].value[i];
@@ -483,8 +483,8 @@ static void test_sizes(void **state)
         assert_ptr_equal(pl_codec_find(pl_codecs[c]->name), pl_codecs[c]);
         assert_int_equal(pl_codecs[c]->scratch_bytes(0, 1), 0);
         pl_codecs[c]->encode(NULL, NULL, 0, 1, NULL, NULL);
-        assert_true(pl_codecs[c]->decode(NULL, 0, 1, NULL));
-        assert_true(pl_codecs[c]->decode_add(NULL, 0, 1, NULL));
+        assert_true(pl_codecs[c]->decode(NULL, 0, 1, false, NULL));
+        assert_true(pl_codecs[c]->decode(NULL, 0, 1, true, NULL));
     }
     assert_null(pl_codec_find("none"));
     assert_null(pl_codec_find(""));
@@ -498,8 +498,8 @@ static void refuse(const struct pl_codec *codec, int64_t n, double ratio, size_t
     encode(&t, false);
     decode(&t);
     memcpy(t.code + at, &word, sizeof word);
-    CHECK(&t, !codec->decode(t.code, n, ratio, t.out), "decode takes %08x at %zu", word, at);
-    CHECK(&t, !codec->decode_add(t.code, n, ratio, t.out), "decode_add takes %08x at %zu", word, at);
+    CHECK(&t, !codec->decode(t.code, n, ratio, false, t.out), "decode takes %08x at %zu", word, at);
+    CHECK(&t, !codec->decode(t.code, n, ratio, true, t.out), "adding, decode takes %08x at %zu", word, at);
     drop(&t);
 }
 
@@ -533,8 +533,8 @@ static void test_noise(void **state)
             uint32_t mask = round % 2 ? 0xff : 0x3; /* small numbers pass for indices more often */
             for (size_t i = 0; i < t.bytes; i++)
                 t.code[i] = (char)(i % 4 < 2 ? pl_rng_u32(&rng) & mask : round % 4 < 2 ? pl_rng_u32(&rng) : 0);
-            t.codec->decode(t.code, t.n, t.ratio, out);
-            t.codec->decode_add(t.code, t.n, t.ratio, out);
+            t.codec->decode(t.code, t.n, t.ratio, false, out);
+            t.codec->decode(t.code, t.n, t.ratio, true, out);
             for (int i = 0; i < 16; i++)
                 CHECK(&t, guarded[i] == 0 && out[t.n + i] == 0, "memory around the output has changed");
             free(guarded);

@@ -27,15 +27,14 @@ struct pl_codec {
     /* Encodes value[n] + residual[n] (rounded to fp32) into code; residual becomes what was lost. residual NULL: no
      * feedback. value is left alone. */
     void (*encode)(const float *value, float *residual, int64_t n, double ratio, void *code, void *scratch);
-    /* Writes the decoded values to out[n]. false: the code is malformed; out is undefined then, but nothing outside
-     * of it was touched. */
-    bool (*decode)(const void *code, int64_t n, double ratio, float *out);
-    /* Adds them to out instead. */
-    bool (*decode_add)(const void *code, int64_t n, double ratio, float *out);
+    /* Writes the decoded values to out[n], or adds them to it. false: the code is malformed; out is undefined then, but
+     * nothing outside of it was touched. */
+    bool (*decode)(const void *code, int64_t n, double ratio, bool add, float *out);
     /* What encode needs; 0: scratch may be NULL. */
     size_t (*scratch_bytes)(int64_t n, double ratio);
 };
 
+size_t pl_codec_no_scratch(int64_t n, double ratio); /* 0, for codecs that need none */
 extern const struct pl_codec pl_codec_bf16, pl_codec_one_bit, pl_codec_top_k;
 
 /* All of them, ended by NULL. */

@@ -171,23 +171,10 @@ PL_WITHIN bool decode_range(const char *code, int64_t n, float *out, bool add)
 }
 
 PL_CLONES
-static bool decode(const void *code, int64_t n, double ratio, float *out)
+static bool decode(const void *code, int64_t n, double ratio, bool add, float *out)
 {
     (void)ratio;
-    return decode_range(code, n, out, false);
-}
-
-PL_CLONES
-static bool decode_add(const void *code, int64_t n, double ratio, float *out)
-{
-    (void)ratio;
-    return decode_range(code, n, out, true);
-}
-
-static size_t scratch_bytes(int64_t n, double ratio)
-{
-    (void)n, (void)ratio;
-    return 0;
+    return add ? decode_range(code, n, out, true) : decode_range(code, n, out, false);
 }
 
 const struct pl_codec pl_codec_one_bit = {
@@ -195,6 +182,5 @@ const struct pl_codec pl_codec_one_bit = {
     .bytes = bytes,
     .encode = encode,
     .decode = decode,
-    .decode_add = decode_add,
-    .scratch_bytes = scratch_bytes,
+    .scratch_bytes = pl_codec_no_scratch,
 };

@@ -152,10 +152,12 @@ static void encode(const float *value, float *residual, int64_t n, double ratio,
             residual[i] = magnitude(residual[i]) < 0x7f800000 ? residual[i] : 0.0f;
 }
 
-static bool decode_add(const void *code, int64_t n, double ratio, float *out)
+static bool decode(const void *code, int64_t n, double ratio, bool add, float *out)
 {
     if (n == 0)
         return true;
+    if (!add)
+        memset(out, 0, (size_t)n * sizeof *out);
     int64_t k = kept(n, ratio), least = 0;
     const char *indices = code, *values = indices + (size_t)k * sizeof(uint32_t);
     for (int64_t j = 0; j < k; j++) {
@@ -171,18 +173,10 @@ static bool decode_add(const void *code, int64_t n, double ratio, float *out)
     return true;
 }
 
-static bool decode(const void *code, int64_t n, double ratio, float *out)
-{
-    if (n > 0)
-        memset(out, 0, (size_t)n * sizeof *out);
-    return decode_add(code, n, ratio, out);
-}
-
 const struct pl_codec pl_codec_top_k = {
     .name = "top_k",
     .bytes = bytes,
     .encode = encode,
     .decode = decode,
-    .decode_add = decode_add,
     .scratch_bytes = scratch_bytes,
 };
