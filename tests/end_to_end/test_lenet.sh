@@ -3,17 +3,7 @@
 . "$PL_SOURCE_DIR/tests/tools/lib.sh"
 cd "$PL_TMPDIR" || exit 1
 /usr/bin/python3 "$PL_SOURCE_DIR/data/scripts/make_digits.py" --train 3000 --test 500 --out . >/dev/null || exit 1
-job=$PL_SOURCE_DIR/models/lenet/digits.yaml
-model() { echo "$1/$(cat "$1/latest")/model.h5"; }
-compare() { echo -n "$1 against $2: "; "$tools/compare.py" "$(model "$1")" "$(model "$2")" "${@:3}" || fail "$1 and $2 differ"; }
-arguments() { # arguments DIR: the job's keys for a run in DIR
-    echo data.train.file=digits-train.h5 data.test.file=digits-test.h5 checkpoint.dir="$1" report.dir="$1"
-}
-run() {
-    local n=$1 dir=$2; shift 2
-    # shellcheck disable=SC2046
-    train "$n" "$job" $(arguments "$dir") "$@" >"$dir.log" 2>&1 || { fail "training failed: $dir"; tail -n 5 "$dir.log"; }
-}
+job=("$PL_SOURCE_DIR/models/lenet/digits.yaml" data.train.file=digits-train.h5 data.test.file=digits-test.h5)
 
 for n in 1 2 3 4; do run $n one-$n train.steps=1 train.global_batch=190 train.eval_every=never; done
 for n in 2 3 4; do compare one-1 one-$n 1e-6 1e-5; done
@@ -23,8 +13,7 @@ run 2 again train.steps=150
 compare straight again 0 0 exact
 run 2 native train.steps=150 exchange.two_level=never # two numbers have one sum
 compare straight native 0 0 exact
-# shellcheck disable=SC2046
-( train 2 "$job" $(arguments stopped) train.steps=150 report.every="1 step" >stopped.log 2>&1; echo $? >stopped.code ) &
+( train 2 "${job[@]}" checkpoint.dir=stopped report.dir=stopped train.steps=150 report.every="1 step" >stopped.log 2>&1; echo $? >stopped.code ) &
 waiter=$!
 stop_at stopped '9[0-9]'
 wait $waiter

@@ -5,9 +5,6 @@
 cd "$PL_TMPDIR" || exit 1
 cp "$tools"/*.yaml .
 "$tools/make_set.py" train.h5 1000 1 12 4 1 && "$tools/make_set.py" test.h5 203 1 12 4 2 && "$tools/make_set.py" tiny.h5 2 1 12 4 3 || exit 1
-model() { echo "$1/$(cat "$1/latest")/model.h5"; }
-run() { local n=$1 dir=$2; shift 2; train "$n" job.yaml checkpoint.dir="$dir" report.dir="$dir" "$@" >"$dir.log" 2>&1 || { fail "training failed: $dir"; tail -n 5 "$dir.log"; }; }
-compare() { echo -n "$1 against $2: "; "$tools/compare.py" "$(model "$1")" "$(model "$2")" "${@:3}" || fail "$1 and $2 differ"; }
 
 # One step from equal weights, the same global batch (not divisible by 3), 1 to 4 ranks.
 for n in 1 2 3 4; do run $n one-$n train.steps=1 train.global_batch=190 train.eval_every=never; done

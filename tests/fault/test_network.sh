@@ -9,12 +9,9 @@ cd "$PL_TMPDIR" || exit 1
 trap hosts_down EXIT
 cp "$tools"/*.yaml .
 "$tools/make_set.py" train.h5 1000 1 12 4 1 && "$tools/make_set.py" test.h5 203 1 12 4 2 || exit 1
-model() { echo "$1/$(cat "$1/latest")/model.h5"; }
-compare() { echo -n "$1 against $2: "; "$tools/compare.py" "$(model "$1")" "$(model "$2")" "${@:3}" || fail "$1 and $2 differ"; }
-says() { grep -q "$2" "$1/metrics.jsonl" || fail "$1: wanted $2: $(head -n 1 "$1/metrics.jsonl")"; }
 hosts_up 3
 
-# hosts N PER DIR KEYS...
+# run HOSTS PER DIR KEYS...: instead of lib.sh's, over the hosts
 run() {
     local n=$1 per=$2 dir=$3; shift 3
     timeout 120 bash -c '. "$PL_SOURCE_DIR/tests/network/hosts.sh"; HOSTS_NAME='$HOSTS_NAME'; mpirun_on "$@"' sh "$n" "$per" "$PACELINE" train job.yaml checkpoint.dir="$dir" report.dir="$dir" "$@" >"$dir.log" 2>&1 ||

@@ -19,6 +19,17 @@ expect() { # expect WANTED-CODE TEXT N ARGS...: a run that fails with this code 
         echo "ok: exit $code, $(grep -F -- "$text" out | head -n 1)"
     fi
 }
+job=(job.yaml) # what run trains, and keys that go with it
+run() { # run N DIR KEYS...: a run in DIR that must succeed
+    local n=$1 dir=$2; shift 2
+    train "$n" "${job[@]}" checkpoint.dir="$dir" report.dir="$dir" "$@" >"$dir.log" 2>&1 || { fail "training failed: $dir"; tail -n 5 "$dir.log"; }
+}
+model() { echo "$1/$(cat "$1/latest")/model.h5"; } # of the run in DIR, the newest
+compare() { # compare DIR DIR HOW...: the models of two runs; HOW: of compare.py
+    echo -n "$1 against $2: "
+    "$tools/compare.py" "$(model "$1")" "$(model "$2")" "${@:3}" || fail "$1 and $2 differ"
+}
+says() { grep -q "$2" "$1/metrics.jsonl" || fail "$1: wanted $2: $(head -n 1 "$1/metrics.jsonl")"; } # says DIR PATTERN
 # rank_of TEXT: the pid of the last paceline process of this test with TEXT in its command line
 rank_of() {
     local p last=
