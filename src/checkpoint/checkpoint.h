@@ -7,10 +7,10 @@
 
 struct pl_run_state { /* attributes on /run */
     int64_t step;            /* committed steps */
-    int64_t epoch, epoch_step; /* position in the data order: next global batch to read */
+    int64_t epoch, position; /* in the data order: samples of the epoch that have been read */
     int64_t samples_seen;
-    int64_t global_batch;    /* samples of a step, and of the training set: they cut the data order */
-    int64_t train_samples;
+    int64_t global_batch;    /* samples of a step */
+    int64_t train_samples;   /* and of the training set */
     const char *train_file;  /* the set's name; borrowed, not loaded */
     int64_t seed;
     int ranks;

@@ -121,17 +121,27 @@ static pl_status read_slab(struct pl_h5 *f, const char *group, const struct pl_g
     return PL_OK;
 }
 
+/* Before it was kept, a run had read what it had seen: every sample of the epochs, on all ranks. */
+static void read_position(struct pl_h5 *f, struct pl_run_state *r)
+{
+    if (pl_h5_get_int(f, "/run", "position", &r->position) == PL_OK)
+        return;
+    pl_error_clear();
+    r->position = r->samples_seen - r->epoch * r->train_samples;
+}
+
 static pl_status read_run(struct pl_h5 *f, struct pl_run_state *r, int64_t *signature)
 {
     int64_t ranks, done;
     const struct { const char *name; int64_t *v; } numbers[] = {
-        {"step", &r->step}, {"epoch", &r->epoch}, {"epoch_step", &r->epoch_step}, {"samples_seen", &r->samples_seen},
+        {"step", &r->step}, {"epoch", &r->epoch}, {"samples_seen", &r->samples_seen},
         {"global_batch", &r->global_batch}, {"train_samples", &r->train_samples}, {"seed", &r->seed}, {"ranks", &ranks}, {"done", &done}, {"last_eval_step", &r->last_eval_step},
         {"best_step", &r->best_step}, {"signature", signature}};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         PL_TRY(pl_h5_get_int(f, "/run", numbers[i].name, numbers[i].v));
     r->ranks = (int)ranks;
     r->done = done != 0;
+    read_position(f, r);
     PL_TRY(pl_h5_get_double(f, "/run", "best", &r->best));
     PL_TRY(pl_h5_get_double(f, "/run", "last_loss", &r->last_loss));
     return pl_h5_get_double(f, "/run", "last_accuracy", &r->last_accuracy);

@@ -121,7 +121,7 @@ static pl_status write_run(struct pl_h5 *f, const struct pl_checkpoint_source *s
 {
     const struct pl_run_state *r = src->state;
     const struct { const char *name; int64_t v; } numbers[] = {
-        {"step", r->step}, {"epoch", r->epoch}, {"epoch_step", r->epoch_step}, {"samples_seen", r->samples_seen},
+        {"step", r->step}, {"epoch", r->epoch}, {"position", r->position}, {"samples_seen", r->samples_seen},
         {"global_batch", r->global_batch}, {"train_samples", r->train_samples}, {"seed", r->seed}, {"ranks", r->ranks}, {"done", r->done}, {"last_eval_step", r->last_eval_step},
         {"best_step", r->best_step}, {"parts", src->parts}, {"signature", (int64_t)pl_graph_signature(src->graph)}};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)

@@ -17,6 +17,12 @@ extern const struct pl_command pl_cmd_bench;
 
 struct made_up { struct pl_batch batch; };
 
+static pl_status made_up_deal(void *arg, int64_t global_batch, int rank, int ranks, int64_t epoch, int64_t position)
+{
+    (void)arg, (void)global_batch, (void)rank, (void)ranks, (void)epoch, (void)position; /* noise for everybody */
+    return PL_OK;
+}
+
 static pl_status made_up_next(void *arg, struct pl_batch **out)
 {
     *out = &((struct made_up *)arg)->batch;
@@ -214,7 +220,7 @@ static pl_status bench(struct pl_trainer *t, struct pl_world *w, const struct pl
     if (s == PL_OK)
         s = read_count("rounds", args->option_value[1], 5, MOST_ROUNDS, &f.rounds);
     s = pl_world_agree(w, s);
-    t->source = (struct pl_source){.next = made_up_next, .release = made_up_release, .arg = &m, .epoch_steps = INT64_MAX};
+    t->source = (struct pl_source){.deal = made_up_deal, .next = made_up_next, .release = made_up_release, .arg = &m, .epoch_samples = INT64_MAX};
     t->steps_per_epoch = t->total_steps = INT32_MAX;
     if (s == PL_OK) {
         s = by_layer ? bench_layers(t, w, f.rounds, steps) : measure(t, steps, &f, &p);
@@ -250,8 +256,7 @@ static pl_status open_reading(struct reading *r, const struct pl_world *w, const
     r->ms = pl_alloc((size_t)r->batches * sizeof *r->ms, "times of batches");
     if (!r->ms)
         return PL_ERR_MEMORY;
-    int64_t global = job->train.global_batch > 0 ? job->train.global_batch / job->train.accumulate : job->train.batch * w->ranks;
-    struct pl_loader_options o = {.global_batch = global, .rank = w->rank, .ranks = w->ranks, .seed = (uint64_t)job->train.seed,
+    struct pl_loader_options o = {.global_batch = pl_train_micro_global(job, w->ranks), .rank = w->rank, .ranks = w->ranks, .seed = (uint64_t)job->train.seed,
                                   .shuffle = job->train_set.shuffle, .augment = true, .depth = 4, .threads = (int)job->data.threads};
     PL_TRY(pl_dataset_open(&job->train_set, &job->input, true, &r->data));
     return pl_loader_create(r->data, &o, &r->loader);

@@ -33,7 +33,7 @@ static void visit(void *arg, const char *path, bool is_dataset)
 
 static void print_run(struct pl_h5 *f)
 {
-    static const char *const names[] = {"step", "epoch", "samples_seen", "seed", "ranks", NULL};
+    static const char *const names[] = {"step", "epoch", "position", "samples_seen", "seed", "ranks", NULL};
     int64_t v;
     if (!pl_h5_exists(f, "/run"))
         return;

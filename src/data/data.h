@@ -34,23 +34,25 @@ bool pl_jpeg_available(void);
 
 /* The order of an epoch is a pure function of (seed, epoch) and the data set, the same on any number
  * of ranks: chunks are permuted, then samples within windows of window_chunks. Chunk i is samples
- * [first[i], first[i + 1]). Global batch s is entries [s * G, (s + 1) * G) of the order; rank r takes the sub-range [r * B, (r + 1) * B) of it,
- * B = ceil(G / ranks); the last batch may be short, down to none on the last ranks. */
+ * [first[i], first[i + 1]). What comes next depends on the position in the order alone, a number of samples: the
+ * global batch at `begin` is [begin, begin + G) of it, or what is left of the epoch; rank r takes the sub-range
+ * [r * B, (r + 1) * B), B = ceil(G / ranks), the last ranks of a short batch down to none. So at any position
+ * the rest of an epoch can be dealt out to other ranks. */
 struct pl_sampler;
 struct pl_sampler *pl_sampler_create(int64_t chunks, const int64_t *first /* [chunks + 1] */,
                                      int64_t window_chunks, bool shuffle, uint64_t seed);
 void pl_sampler_destroy(struct pl_sampler *s);
 /* Writes the sample indices of positions [first, first + n) of the epoch's order. */
 pl_status pl_sampler_order(struct pl_sampler *s, int64_t epoch, int64_t first, int64_t n, int64_t *index);
-int64_t pl_sampler_steps(int64_t samples, int64_t global_batch); /* global batches of an epoch, the short one too */
-/* Range of positions of rank in global batch `step`. */
-void pl_sampler_share(int64_t samples, int64_t global_batch, int64_t step, int rank, int ranks,
+int64_t pl_sampler_steps(int64_t samples, int64_t global_batch); /* global batches in so many samples, the short one too */
+/* Range of positions of rank in the global batch at `begin`. */
+void pl_sampler_share(int64_t samples, int64_t global_batch, int64_t begin, int rank, int ranks,
                       int64_t *first, int64_t *rows);
 
 /* ---- loader.c ------------------------------------------------------------------------------------- */
 
 struct pl_batch {
-    int64_t epoch, step;     /* step within the epoch, in micro-batches of global_batch samples */
+    int64_t epoch, begin, end; /* the global batch: positions [begin, end) of the epoch's order */
     int64_t rows, capacity;  /* real rows; the rest is zero */
     float *data;             /* [capacity, ...] scaled, normalised, augmented */
     void *label;             /* int32_t[capacity] or float[capacity, K] */
@@ -60,7 +62,7 @@ struct pl_batch {
 };
 
 struct pl_loader_options {
-    int64_t global_batch;    /* samples of one step over all ranks */
+    int64_t global_batch;    /* samples of one batch over all ranks */
     int rank, ranks;
     uint64_t seed;
     bool shuffle, augment;   /* random crop and flip; otherwise the centre crop */
@@ -74,12 +76,14 @@ struct pl_loader;
 pl_status pl_loader_create(struct pl_dataset *d, const struct pl_loader_options *o, struct pl_loader **out);
 void pl_loader_destroy(struct pl_loader *l);
 int64_t pl_loader_capacity(const struct pl_loader *l);   /* rows of a batch on this rank */
-int64_t pl_loader_steps(const struct pl_loader *l);      /* steps of an epoch, equal on all ranks */
-/* Goes to step `step` of `epoch` and reads on from there: on through the epochs, or to the end of
- * this one only (once), after which next gives PL_END. */
-pl_status pl_loader_start(struct pl_loader *l, int64_t epoch, int64_t step, bool once);
+/* Reads as `rank` of `ranks`, and other global batches, from the next start on; until then it reads nothing.
+ * Rows of a rank: at most the capacity, otherwise PL_ERR_USAGE and nothing is changed. */
+pl_status pl_loader_deal(struct pl_loader *l, int64_t global_batch, int rank, int ranks);
+/* Goes to sample `position` of the order of `epoch` and reads on from there: on through the epochs, or to the
+ * end of this one only (once), after which next gives PL_END. */
+pl_status pl_loader_start(struct pl_loader *l, int64_t epoch, int64_t position, bool once);
 /* The next batch, waiting for it; errors of the thread come out here. Borrowed until release, beyond a
- * restart too; up to depth + 1 at once. start, next and release belong to one thread. */
+ * restart too; up to depth + 1 at once. deal, start, next and release belong to one thread. */
 pl_status pl_loader_next(struct pl_loader *l, struct pl_batch **out);
 void pl_loader_release(struct pl_loader *l, struct pl_batch *b);
 

@@ -17,7 +17,7 @@ struct pl_loader {
     struct pl_decoder *decoder;
     struct pl_augment augment;
     struct pl_cache *cache;
-    int64_t capacity, steps, out_elems;
+    int64_t capacity, out_elems;
     size_t label_bytes;
     int batches;                   /* depth, and one for the caller */
     struct pl_batch *batch;        /* [batches] */
@@ -25,7 +25,7 @@ struct pl_loader {
     struct pl_queue *empty, *full; /* hold all batches: putting never waits */
     pthread_t thread;
     bool running, once;
-    int64_t epoch, step; /* where the thread starts */
+    int64_t epoch, position; /* where the thread starts */
     _Atomic bool stop;
     _Atomic int error;
 };
@@ -66,11 +66,12 @@ static pl_status make_team(struct pl_loader *l)
     return pl_team_create(l->o.threads, &l->team);
 }
 
+static int64_t rows_a_rank(int64_t global_batch, int ranks) { return (global_batch + ranks - 1) / ranks; }
+
 static pl_status create(struct pl_loader *l)
 {
     struct pl_dataset *d = l->d;
-    l->capacity = (l->o.global_batch + l->o.ranks - 1) / l->o.ranks;
-    l->steps = pl_sampler_steps(d->samples, l->o.global_batch);
+    l->capacity = rows_a_rank(l->o.global_batch, l->o.ranks);
     l->label_bytes = d->label_bytes;
     l->sampler =
         pl_sampler_create(d->blocks, d->block_first, d->window_blocks, l->o.shuffle, l->o.seed);
@@ -140,7 +141,6 @@ void pl_loader_destroy(struct pl_loader *l)
 }
 
 int64_t pl_loader_capacity(const struct pl_loader *l) { return l->capacity; }
-int64_t pl_loader_steps(const struct pl_loader *l) { return l->steps; }
 
 struct decoding {
     struct pl_loader *l;
@@ -203,18 +203,26 @@ static pl_status read_rows(struct pl_loader *l, struct pl_batch *b)
     return decode_until(l, b, b->rows);
 }
 
-static pl_status fill(struct pl_loader *l, struct pl_batch *b, int64_t epoch, int64_t step)
+/* Of the batches since the first epoch, as this division counts them. */
+static pl_status injected_fault(const struct pl_loader *l, const struct pl_batch *b)
 {
-    int64_t first;
+    int64_t global = l->o.global_batch, batch = b->epoch * pl_sampler_steps(l->d->samples, global) + b->begin / global;
+    if (!pl_fault("loader.read", batch))
+        return PL_OK;
+    return pl_error(PL_ERR_DATA, "data", "%s: samples %lld to %lld of epoch %lld: debug.fault at loader.read", pl_dataset_name(l->d),
+                    (long long)b->begin, (long long)b->end, (long long)b->epoch);
+}
+
+/* With this rank's share of the global batch that begins at `position`. */
+static pl_status fill(struct pl_loader *l, struct pl_batch *b, int64_t epoch, int64_t position)
+{
+    int64_t first, left = l->d->samples - position;
     double begin = pl_now_ms();
     b->epoch = epoch;
-    b->step = step;
-    if (pl_fault("loader.read", epoch * l->steps + step))
-        return pl_error(PL_ERR_DATA, "data",
-                        "%s: step %lld of epoch %lld: debug.fault at loader.read", pl_dataset_name(l->d),
-                        (long long)step, (long long)epoch);
-    pl_sampler_share(l->d->samples, l->o.global_batch, step, l->o.rank, l->o.ranks, &first,
-                     &b->rows);
+    b->begin = position;
+    b->end = position + (l->o.global_batch < left ? l->o.global_batch : left);
+    PL_TRY(injected_fault(l, b));
+    pl_sampler_share(l->d->samples, l->o.global_batch, position, l->o.rank, l->o.ranks, &first, &b->rows);
     PL_TRY(pl_sampler_order(l->sampler, epoch, first, b->rows, b->index));
     PL_TRY(read_rows(l, b));
     int64_t rest = b->capacity - b->rows;
@@ -230,22 +238,23 @@ static pl_status fill(struct pl_loader *l, struct pl_batch *b, int64_t epoch, in
 static void *run(void *arg)
 {
     struct pl_loader *l = arg;
-    int64_t epoch = l->epoch, step = l->step;
+    int64_t epoch = l->epoch, position = l->position;
     void *item;
     while (!atomic_load(&l->stop)) {
-        if (step >= l->steps) {
+        if (position >= l->d->samples) {
             if (l->once)
                 break;
             epoch++;
-            step = 0;
+            position = 0;
         }
         if (pl_queue_get(l->empty, -1, &item) != PL_OK)
             break;
-        pl_status s = fill(l, item, epoch, step++);
+        pl_status s = fill(l, item, epoch, position);
         if (s < 0) {
             atomic_store(&l->error, s);
             break;
         }
+        position = ((const struct pl_batch *)item)->end;
         if (pl_queue_put(l->full, item) != PL_OK)
             break;
     }
@@ -253,7 +262,20 @@ static void *run(void *arg)
     return NULL;
 }
 
-pl_status pl_loader_start(struct pl_loader *l, int64_t epoch, int64_t step, bool once)
+pl_status pl_loader_deal(struct pl_loader *l, int64_t global_batch, int rank, int ranks)
+{
+    int64_t rows = rows_a_rank(global_batch, ranks);
+    if (rows > l->capacity)
+        return pl_error(PL_ERR_USAGE, "data", "a global batch of %lld on %d ranks is %lld samples a rank: the loader has room for %lld",
+                        (long long)global_batch, ranks, (long long)rows, (long long)l->capacity);
+    stop_thread(l);
+    l->o.global_batch = global_batch;
+    l->o.rank = rank;
+    l->o.ranks = ranks;
+    return PL_OK;
+}
+
+pl_status pl_loader_start(struct pl_loader *l, int64_t epoch, int64_t position, bool once)
 {
     stop_thread(l);
     l->empty = pl_queue_create(l->batches);
@@ -266,7 +288,7 @@ pl_status pl_loader_start(struct pl_loader *l, int64_t epoch, int64_t step, bool
         if (!l->lent[i])
             pl_queue_put(l->empty, &l->batch[i]);
     l->epoch = epoch;
-    l->step = step;
+    l->position = position;
     l->once = once;
     atomic_store(&l->stop, false);
     atomic_store(&l->error, PL_OK);

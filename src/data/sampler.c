@@ -149,14 +149,13 @@ pl_status pl_sampler_order(struct pl_sampler *s, int64_t epoch, int64_t first, i
 
 int64_t pl_sampler_steps(int64_t samples, int64_t global_batch)
 {
-    return (samples + global_batch - 1) / global_batch;
+    return samples / global_batch + (samples % global_batch != 0);
 }
 
-void pl_sampler_share(int64_t samples, int64_t global_batch, int64_t step, int rank, int ranks,
+void pl_sampler_share(int64_t samples, int64_t global_batch, int64_t begin, int rank, int ranks,
                       int64_t *first, int64_t *rows)
 {
-    int64_t begin = step * global_batch,
-            end = begin + global_batch < samples ? begin + global_batch : samples;
+    int64_t end = begin + global_batch < samples ? begin + global_batch : samples;
     int64_t each = (global_batch + ranks - 1) / ranks, mine = begin + rank * each;
     *first = mine < end ? mine : end;
     *rows = end - *first < each ? end - *first : each;

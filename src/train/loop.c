@@ -22,6 +22,12 @@ struct run {
     double held_ms;      /* how long it held the loop */
 };
 
+static pl_status loader_deal(void *arg, int64_t global_batch, int rank, int ranks, int64_t epoch, int64_t position)
+{
+    PL_TRY(pl_loader_deal(arg, global_batch, rank, ranks));
+    return pl_loader_start(arg, epoch, position, false);
+}
+
 static pl_status loader_next(void *arg, struct pl_batch **out) { return pl_loader_next(arg, out); }
 static void loader_release(void *arg, struct pl_batch *b) { pl_loader_release(arg, b); }
 
@@ -70,27 +76,13 @@ static pl_status open_loaders(struct run *r)
                                   .classes = pl_graph_classes(t->graph), .depth = 4,
                                   .threads = (int)t->job->data.threads};
     PL_TRY(pl_loader_create(r->train_data, &o, &r->loader));
-    t->source = (struct pl_source){.next = loader_next, .release = loader_release, .arg = r->loader,
-                                   .epoch_steps = pl_loader_steps(r->loader)};
+    t->source = (struct pl_source){.deal = loader_deal, .next = loader_next, .release = loader_release, .arg = r->loader,
+                                   .epoch_samples = pl_dataset_samples(r->train_data)};
+    t->state.train_file = pl_dataset_name(r->train_data);
     if (!r->test_data)
         return PL_OK;
     PL_TRY(pl_graph_create(t->job, t->table, t->backend, t->batch, false, t->graph, &r->eval_graph));
     return pl_trainer_eval_loader(t, r->test_data, &r->test_loader);
-}
-
-static pl_status plan_length(struct run *r)
-{
-    struct pl_trainer *t = &r->t;
-    int64_t k = t->job->train.accumulate;
-    t->steps_per_epoch = (t->source.epoch_steps + k - 1) / k;
-    double steps = t->job->train.epochs * (double)t->steps_per_epoch;
-    if (t->job->train.steps <= 0 && steps > 1e15)
-        return pl_error(PL_ERR_USAGE, "job", "train.epochs %g of %lld steps each: too long a run", t->job->train.epochs, (long long)t->steps_per_epoch);
-    t->total_steps = t->job->train.steps > 0 ? t->job->train.steps : (int64_t)ceil(steps - 1e-9);
-    t->state.train_samples = pl_dataset_samples(r->train_data);
-    t->state.global_batch = t->micro_global * k;
-    t->state.train_file = pl_dataset_name(r->train_data);
-    return PL_OK;
 }
 
 static pl_status open_outputs(struct run *r)
@@ -117,7 +109,6 @@ static pl_status set_up(struct run *r, struct pl_world *w, const struct pl_job *
     PL_TRY(pl_world_agree(w, compare_data(r, r->train_data)));
     PL_TRY(pl_world_agree(w, compare_data(r, r->test_data)));
     PL_TRY(pl_world_agree(w, open_loaders(r)));
-    PL_TRY(pl_world_agree(w, plan_length(r)));
     PL_TRY(pl_trainer_resume(&r->t, path, bytes));
     return pl_world_agree(w, open_outputs(r));
 }
@@ -145,7 +136,7 @@ static void announce(struct run *r, const char *path)
                                 .algorithm = pl_exchange_algorithm(t->exchange), .why = pl_exchange_why(t->exchange),
                                 .model = t->job->model_name,
                                 .parameters = pl_graph_weights(t->graph), .batch = t->batch,
-                                .global_batch = t->micro_global * t->job->train.accumulate,
+                                .global_batch = t->state.global_batch,
                                 .train_samples = pl_dataset_samples(r->train_data),
                                 .test_samples = r->test_data ? pl_dataset_samples(r->test_data) : 0};
     pl_report_start(r->report, &s);
@@ -256,7 +247,7 @@ static pl_status evaluate(struct run *r)
     t->state.last_eval_step = t->state.step;
     t->state.last_loss = e.loss;
     t->state.last_accuracy = e.accuracy;
-    pl_report_eval(r->report, t->state.step, t->state.epoch - (t->state.epoch_step == 0), "test", e.loss, e.accuracy, e.top5, e.samples);
+    pl_report_eval(r->report, t->state.step, t->state.epoch - (t->state.position == 0), "test", e.loss, e.accuracy, e.top5, e.samples);
     double value = metric_of(t->job, &e);
     if (t->job->train.stop_on)
         r->goal_reached = value > t->job->train.stop_above || value < t->job->train.stop_below;
@@ -307,7 +298,6 @@ static bool checkpoint_due(const struct run *r)
 static pl_status run_steps(struct run *r)
 {
     struct pl_trainer *t = &r->t;
-    PL_TRY(pl_loader_start(r->loader, t->state.epoch, t->state.epoch_step, false));
     if (t->state.step > 0 && due(t, t->job->train.eval_every))
         PL_TRY(evaluate(r)); /* a signal stopped the run before it was made */
     while (t->state.step < t->total_steps && !r->goal_reached) {

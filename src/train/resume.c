@@ -49,52 +49,52 @@ static pl_status choose_checkpoint(struct pl_trainer *t, char *path, size_t byte
     return s;
 }
 
-/* The data order is cut into global batches: a position saved with others must fall on a cut. Then the run
- * goes on from there: the same samples follow, the epochs end where they should. */
-static pl_status place_in_order(struct pl_trainer *t, const char *path, int64_t samples, int64_t global_batch)
+static pl_status same_order(const struct pl_trainer *t, const char *path)
 {
-    int64_t k = t->job->train.accumulate, done = t->state.samples_seen - t->state.epoch * samples;
-    if (t->state.train_samples != samples)
+    const struct pl_run_state *p = &t->state;
+    int64_t seed = t->job->train.seed, samples = t->source.epoch_samples;
+    if (p->seed != seed)
+        return pl_error(PL_ERR_CHECKPOINT, "checkpoint",
+                        "%s was trained with train.seed %lld, the job says %lld\n"
+                        "give train.seed=%lld, or another checkpoint.dir",
+                        path, (long long)p->seed, (long long)seed, (long long)p->seed);
+    if (p->train_samples != samples)
         return pl_error(PL_ERR_CHECKPOINT, "checkpoint",
                         "%s was trained on %lld samples, %s has %lld\n"
                         "give the same data, or another checkpoint.dir with train.init=%s to start from its weights",
-                        path, (long long)t->state.train_samples, t->state.train_file, (long long)samples, path);
-    if (t->state.epoch_step > 0 && done % t->micro_global != 0)
-        return pl_error(PL_ERR_CHECKPOINT, "checkpoint",
-                        "saved after %lld samples of the epoch, which is no multiple of this run's global batch of %lld\n"
-                        "resume on the same number of ranks, or with train.global_batch=%lld, what it was",
-                        (long long)done, (long long)t->micro_global, (long long)t->state.global_batch);
-    t->state.epoch_step = t->state.epoch_step > 0 ? done / t->micro_global : 0;
-    t->ahead = t->state.step - (t->state.epoch * t->steps_per_epoch + (t->state.epoch_step + k - 1) / k);
-    if (t->job->train.steps <= 0)
-        t->total_steps += t->ahead;
-    if (t->state.global_batch != global_batch)
-        pl_log_root("note: the global batch is %lld now and was %lld; train.global_batch=%lld keeps what a step and the learning rate mean",
-                    (long long)global_batch, (long long)t->state.global_batch, (long long)t->state.global_batch);
-    t->state.global_batch = global_batch;
-    t->state.ranks = t->world->ranks;
+                        path, (long long)p->train_samples, p->train_file, (long long)samples, path);
     return PL_OK;
 }
 
 static pl_status load_checkpoint(struct pl_trainer *t, const char *path)
 {
-    if (path[0]) {
-        int64_t samples = t->state.train_samples, global_batch = t->state.global_batch;
-        PL_TRY(pl_checkpoint_load(path, t->graph, t->optimizer, pl_graph_params(t->graph), &t->state));
-        if (t->state.seed != t->job->train.seed)
-            return pl_error(PL_ERR_CHECKPOINT, "checkpoint",
-                            "%s was trained with train.seed %lld, the job says %lld\n"
-                            "give train.seed=%lld, or another checkpoint.dir",
-                            path, (long long)t->state.seed, (long long)t->job->train.seed, (long long)t->state.seed);
-        pl_status s = pl_checkpoint_load_part(path, t->graph, t->world->rank, t->world->ranks, pl_exchange_residual(t->exchange));
-        PL_TRY(s);
-        if (s == PL_END)
-            pl_log_root("note: what compression had lost until then is left out, as this run compresses nothing");
-        return place_in_order(t, path, samples, global_batch);
-    }
-    if (t->job->train.init)
-        return pl_checkpoint_load_weights(t->job->train.init, t->graph, pl_graph_params(t->graph));
-    return pl_graph_init(t->graph, (uint64_t)t->job->train.seed);
+    PL_TRY(pl_checkpoint_load(path, t->graph, t->optimizer, pl_graph_params(t->graph), &t->state));
+    PL_TRY(same_order(t, path));
+    pl_status s = pl_checkpoint_load_part(path, t->graph, t->world->rank, t->world->ranks, pl_exchange_residual(t->exchange));
+    if (s == PL_END)
+        pl_log_root("note: what compression had lost until then is left out, as this run compresses nothing");
+    return s < 0 ? s : PL_OK;
+}
+
+/* Where the checkpoint left off the same samples follow, on whatever ranks. */
+static pl_status go_on(struct pl_trainer *t, const char *path)
+{
+    PL_TRY(load_checkpoint(t, path));
+    int64_t was = t->state.global_batch;
+    PL_TRY(pl_trainer_deal(t, t->world->rank, t->world->ranks));
+    if (was != t->state.global_batch)
+        pl_log_root("note: the global batch is %lld now and was %lld; train.global_batch=%lld keeps what a step and the learning rate mean",
+                    (long long)t->state.global_batch, (long long)was, (long long)was);
+    return PL_OK;
+}
+
+static pl_status start_afresh(struct pl_trainer *t)
+{
+    const struct pl_job *job = t->job;
+    t->state.train_samples = t->source.epoch_samples;
+    PL_TRY(job->train.init ? pl_checkpoint_load_weights(job->train.init, t->graph, pl_graph_params(t->graph))
+                           : pl_graph_init(t->graph, (uint64_t)job->train.seed));
+    return pl_trainer_deal(t, t->world->rank, t->world->ranks);
 }
 
 /* All ranks must start from the same bits. */
@@ -114,6 +114,6 @@ pl_status pl_trainer_resume(struct pl_trainer *t, char *path, size_t bytes)
     struct pl_world *w = t->world;
     PL_TRY(pl_world_agree(w, w->rank == 0 ? choose_checkpoint(t, path, bytes) : PL_OK));
     PL_TRY(pl_world_agree(w, pl_world_broadcast(w, path, bytes, 0)));
-    PL_TRY(pl_world_agree(w, load_checkpoint(t, path)));
+    PL_TRY(pl_world_agree(w, path[0] ? go_on(t, path) : start_afresh(t)));
     return pl_world_agree(w, compare_params(t));
 }

@@ -18,13 +18,6 @@ static pl_status contribute(struct pl_trainer *t, const struct pl_loss_sums *sum
     return t->sync_table->contribute(t->sync, &mine);
 }
 
-static void advance(struct pl_run_state *p, const struct pl_batch *b, int64_t epoch_steps)
-{
-    bool last = b->step + 1 == epoch_steps;
-    p->epoch = last ? b->epoch + 1 : b->epoch;
-    p->epoch_step = last ? 0 : b->step + 1;
-}
-
 /* One micro-batch forward and backward; the last one of a step hands its slices over as they end. */
 static pl_status run_micro_batch(struct pl_trainer *t, int64_t micro, struct pl_loss_sums *sums,
                                  struct pl_step_result *out, bool *last)
@@ -34,7 +27,8 @@ static pl_status run_micro_batch(struct pl_trainer *t, int64_t micro, struct pl_
     PL_TRY(t->source.next(t->source.arg, &b));
     double loaded = pl_now_ms();
     out->epoch = b->epoch;
-    *last = micro + 1 >= t->job->train.accumulate || b->step + 1 == t->source.epoch_steps;
+    out->end = b->end;
+    *last = micro + 1 >= t->job->train.accumulate || b->end == t->source.epoch_samples;
     /* One key for every draw of an epoch: a sample is drawn once in it. */
     struct pl_graph_batch in = {.rows = b->rows, .data = b->data, .label = b->label, .index = b->index,
                                 .seed = (uint64_t)t->job->train.seed, .step_key = (uint64_t)b->epoch};
@@ -43,7 +37,6 @@ static pl_status run_micro_batch(struct pl_trainer *t, int64_t micro, struct pl_
         s = contribute(t, sums);
     if (s == PL_OK)
         s = pl_graph_backward(t->graph, &in, micro > 0, *last ? on_slice_final : NULL, t);
-    advance(&t->state, b, t->source.epoch_steps);
     t->source.release(t->source.arg, b);
     out->data_ms += loaded - begin;
     out->compute_ms += pl_now_ms() - loaded;
@@ -78,6 +71,17 @@ static pl_status check_finite(const struct pl_agreement *a, int64_t step)
                     (long long)step, a->not_finite, a->not_finite == 1 ? "" : "s");
 }
 
+/* Until here a step may be abandoned and done again: now it counts, and so do the samples that it read. */
+static void commit(struct pl_trainer *t, const struct pl_agreement *a, const struct pl_step_result *out)
+{
+    struct pl_run_state *p = &t->state;
+    bool epoch_ends = out->end == t->source.epoch_samples;
+    p->step++;
+    p->samples_seen += (int64_t)a->rows;
+    p->epoch = epoch_ends ? out->epoch + 1 : out->epoch;
+    p->position = epoch_ends ? 0 : out->end;
+}
+
 pl_status pl_trainer_step(struct pl_trainer *t, struct pl_step_result *out)
 {
     struct pl_loss_sums sums = {0};
@@ -97,9 +101,8 @@ pl_status pl_trainer_step(struct pl_trainer *t, struct pl_step_result *out)
     int64_t ahead = t->job->train.steps > 0 ? 0 : t->ahead; /* a run of epochs follows the data order */
     out->lr = pl_schedule_lr(t->job, out->step - ahead, t->steps_per_epoch, t->total_steps - ahead);
     update(t, &agreed, out);
+    commit(t, &agreed, out);
 
-    t->state.step++;
-    t->state.samples_seen += (int64_t)agreed.rows;
     out->rows = agreed.rows;
     out->loss = agreed.loss / agreed.rows;
     out->total_loss = agreed.total / agreed.rows;

@@ -12,10 +12,12 @@
 
 /* Where a step's micro-batches come from: the loader, or made-up data in a benchmark. */
 struct pl_source {
+    /* Goes to sample `position` of `epoch` and reads on from there as `rank` of `ranks`. */
+    pl_status (*deal)(void *arg, int64_t global_batch, int rank, int ranks, int64_t epoch, int64_t position);
     pl_status (*next)(void *arg, struct pl_batch **out);
     void (*release)(void *arg, struct pl_batch *b);
     void *arg;
-    int64_t epoch_steps; /* micro-batches of an epoch */
+    int64_t epoch_samples; /* INT64_MAX: it never ends */
 };
 
 struct pl_trainer {
@@ -33,14 +35,14 @@ struct pl_trainer {
     int64_t micro_global;                /* samples of a micro-batch over all ranks */
     int64_t batch;                       /* rows of this rank's micro-batch at most */
     int64_t steps_per_epoch, total_steps;
-    int64_t ahead;                       /* steps done more than the data order has by now: since a change of global batch */
+    int64_t ahead;                       /* steps done more than epochs of steps_per_epoch have by now: since a change of global batch */
     bool stop_asked;                     /* by a signal seen on this rank */
     bool save_asked;                     /* by this rank's clock */
-    struct pl_run_state state;           /* position: step to be done next, data to be read next */
+    struct pl_run_state state;           /* as of the last step that was committed: step to be done next, data to be read next */
 };
 
 struct pl_step_result {
-    int64_t step, epoch;
+    int64_t step, epoch, end;          /* end: the position in the epoch after it */
     double rows, loss, accuracy, top5; /* means over the samples that took part, of the main loss */
     double total_loss;                 /* what is trained on: every loss times its weight */
     double lr, grad_norm;              /* norm NAN unless clipping */
@@ -56,9 +58,16 @@ struct pl_step_result {
 pl_status pl_trainer_open(struct pl_trainer *t, struct pl_world *w, const struct pl_job *job, bool train);
 void pl_trainer_close(struct pl_trainer *t);
 
-/* Loads what checkpoint.resume says, or train.init's weights, or draws initial values; sets the position in the data
- * order and, where another global batch cuts it now, the run's length. path: the checkpoint's, "" for none.
- * Before it: lengths of epoch and run, train_samples, train_file and global_batch of t->state. Ranks agree inside. */
+/* train/deal.c */
+/* Samples of a micro-batch over so many members, as the job says. */
+int64_t pl_train_micro_global(const struct pl_job *job, int members);
+/* From the position of t->state on this rank reads as member `index` of `members`, whatever came before: sets the
+ * global batch, t->batch rows a member at most, the lengths of epoch and run, and restarts the source there. Every sample
+ * still comes once an epoch, in the same order. A step that was not committed is read again. Local; the same state and `members` on all members. */
+pl_status pl_trainer_deal(struct pl_trainer *t, int index, int members);
+
+/* Loads what checkpoint.resume says, or train.init's weights, or draws initial values; deals out the data from there on.
+ * path: the checkpoint's, "" for none. Before it: t->source and train_file of t->state. Ranks agree inside. */
 pl_status pl_trainer_resume(struct pl_trainer *t, char *path, size_t bytes);
 
 /* One step of the design's section 2. PL_ERR_NOT_FINITE is returned on all ranks together; any other

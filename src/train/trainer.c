@@ -30,7 +30,7 @@ static pl_status share_batch(struct pl_trainer *t)
     if (j->train.global_batch > 0 && j->train.global_batch % k != 0)
         return pl_error(PL_ERR_USAGE, "train", "train.global_batch %lld is no multiple of train.accumulate %lld",
                         (long long)j->train.global_batch, (long long)k);
-    t->micro_global = j->train.global_batch > 0 ? j->train.global_batch / k : j->train.batch * ranks;
+    t->micro_global = pl_train_micro_global(j, t->world->ranks);
     t->batch = (t->micro_global + ranks - 1) / ranks;
     return PL_OK;
 }

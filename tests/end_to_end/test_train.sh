@@ -81,6 +81,13 @@ run 4 elastic data.train.limit=600 train.batch=30 train.epochs=3 optimizer.sched
 evals=$(sed -nE 's/.*"event": "eval".*"step": ([0-9]+), "epoch": ([0-9]+).*/\1:\2/p' elastic/metrics.jsonl | tr '\n' ' ')
 [ "$evals" = "10:0 15:1 20:2 " ] || fail "continued on 4 ranks it evaluated at \"$evals\""
 grep -q 'the global batch is 120 now and was 60' elastic.log || fail "another global batch was not mentioned"
+# In the midst of an epoch, where no global batch of 4 ranks begins: 180 samples, then 4 steps for the other 420, at last 3 ranks.
+run 2 midst data.train.limit=600 train.batch=30 train.steps=3
+run 4 midst data.train.limit=600 train.batch=30 train.steps=5
+"$PACELINE" inspect midst | grep -q 'step 5, epoch 0, position 420, samples_seen 420' || fail "inspect does not show where it is: $("$PACELINE" inspect midst | head -n 2)"
+run 3 midst data.train.limit=600 train.batch=30 train.epochs=2
+evals=$(sed -nE 's/.*"event": "eval".*"step": ([0-9]+), "epoch": ([0-9]+).*/\1:\2/p' midst/metrics.jsonl | tr '\n' ' ')
+[ "$evals" = "3:0 5:0 7:0 14:1 " ] || fail "on 2, 4 and 3 ranks in one epoch it evaluated at \"$evals\""
 # Stopped at a step whose evaluation was due: it is made when the run goes on, and its goal counts.
 ( train 2 job.yaml checkpoint.dir=goal report.dir=goal train.epochs=4 train.eval_every="4 steps" train.stop.above=0.01 debug.fault=step@step=3:delay=3000 >goal.log 2>&1; echo $? >goal.code ) &
 stop_at goal 3; wait

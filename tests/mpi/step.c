@@ -77,7 +77,7 @@ static int steps_of(struct pl_world *w, const char *model, const char *threads, 
     }
     fill_batch(&t);
     s = pl_graph_init(t.graph, 1);
-    t.source = (struct pl_source){.next = next, .release = release, .epoch_steps = 100};
+    t.source = (struct pl_source){.next = next, .release = release, .epoch_samples = INT64_MAX};
     t.steps_per_epoch = t.total_steps = 100;
     count = 0;
     for (int i = 0; i < 10 && s == PL_OK; i++) {

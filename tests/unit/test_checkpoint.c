@@ -3,6 +3,7 @@
 #include "checkpoint/checkpoint.h"
 
 #include <fcntl.h>
+#include <hdf5.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdlib.h>
@@ -36,7 +37,7 @@ static void open_fixture(struct fixture *f, const char *units, const char *kind,
     assert_int_equal(pl_graph_create(f->job, f->table, f->backend, 4, true, NULL, &f->g), PL_OK);
     assert_int_equal(pl_optimizer_create(f->job, f->g, &f->o), PL_OK);
     f->dir = dir ? pl_strdup(dir) : pl_strdupf("%s/checkpoints-%d-%d", base, (int)getpid(), count++);
-    f->state = (struct pl_run_state){.epoch = 1, .epoch_step = 2, .samples_seen = 1234, .seed = 7, .ranks = 3, .best = NAN,
+    f->state = (struct pl_run_state){.epoch = 1, .position = 234, .train_samples = 1000, .samples_seen = 1234, .seed = 7, .ranks = 3, .best = NAN,
                                      .last_loss = 0.25, .last_accuracy = 0.75, .last_eval_step = -1, .best_step = -1};
 }
 
@@ -138,7 +139,7 @@ static void test_round_trip(void **state)
         assert_memory_equal(copy, pl_graph_params(f.g), bytes);
         if (slots > 0)
             assert_memory_equal(slot, pl_optimizer_slot(f.o, slots - 1), bytes);
-        assert_true(back.step == 40 && back.epoch == 1 && back.epoch_step == 2 && back.samples_seen == 1234 && back.seed == 7 && back.ranks == 3);
+        assert_true(back.step == 40 && back.epoch == 1 && back.position == 234 && back.samples_seen == 1234 && back.seed == 7 && back.ranks == 3);
         assert_true(isnan(back.best) && back.last_loss == 0.25 && back.last_accuracy == 0.75 && back.best_step == -1 && !back.done);
         char *text;
         assert_int_equal(pl_checkpoint_text(path, "job", &text), PL_OK);
@@ -153,6 +154,28 @@ static void test_round_trip(void **state)
         remove_all(&f);
         close_fixture(&f);
     }
+}
+
+/* One of before the position was kept: it is what the run had seen of the epoch. */
+static void test_without_position(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct pl_run_state back = {0};
+    open_fixture(&f, "2", "sgd", NULL);
+    f.state.epoch = 3, f.state.samples_seen = 3234;
+    must_save(&f, 40);
+    char *path = inside(&f, 40, "model.h5");
+    hid_t file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT);
+    assert_true(H5Adelete_by_name(file, "/run", "position", H5P_DEFAULT) >= 0);
+    H5Fclose(file);
+    pl_error_clear();
+    assert_int_equal(pl_checkpoint_load(path, f.g, f.o, pl_graph_params(f.g), &back), PL_OK);
+    assert_true(back.epoch == 3 && back.position == 234);
+    assert_null(pl_error_text());
+    pl_free(path);
+    remove_all(&f);
+    close_fixture(&f);
 }
 
 static void damage(struct fixture *f, int64_t step, const char *how)
@@ -400,7 +423,7 @@ static void test_writer(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip), cmocka_unit_test(test_damage), cmocka_unit_test(test_failed_write),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip), cmocka_unit_test(test_without_position), cmocka_unit_test(test_damage), cmocka_unit_test(test_failed_write),
                                        cmocka_unit_test(test_retention), cmocka_unit_test(test_branches), cmocka_unit_test(test_other_model), cmocka_unit_test(test_writer)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -240,10 +240,11 @@ static void check_epochs(struct pl_loader *l, const struct pl_job_set *set, int6
 {
     for (int64_t epoch = 0; epoch < epochs; epoch++) {
         int seen[150] = {0};
-        for (int64_t step = 0; step < pl_loader_steps(l); step++) {
+        for (int64_t at = 0, end; at < n; at = end) {
             struct pl_batch *b = next(l);
+            end = b->end;
             assert_int_equal(b->epoch, epoch);
-            assert_int_equal(b->step, step);
+            assert_int_equal(b->begin, at);
             for (int64_t i = 0; i < b->rows; i++) {
                 check_row(b, i, set);
                 seen[b->index[i]]++;
@@ -316,10 +317,12 @@ static void check_shares(struct pl_job_set set, int64_t n, int64_t global, int r
     const struct pl_dataset *d = run->d;
     struct pl_sampler *s = pl_sampler_create(d->blocks, d->block_first, d->window_blocks, true, 3);
     assert_int_equal(pl_sampler_order(s, 4, 0, n, order), PL_OK);
-    for (int64_t step = 0; step < pl_loader_steps(run[0].l); step++)
+    for (int64_t step = 0; step < pl_sampler_steps(n, global); step++)
         for (int r = 0; r < ranks; r++) {
             b = next(run[r].l);
             assert_int_equal(b->capacity, (global + ranks - 1) / ranks);
+            assert_int_equal(b->begin, step * global);
+            assert_int_equal(b->end, (step + 1) * global < n ? (step + 1) * global : n);
             for (int64_t i = 0; i < b->rows; i++)
                 assert_int_equal(b->index[i], order[at++]);
             pl_loader_release(run[r].l, b);
@@ -353,16 +356,18 @@ TEST(restarts)
           LOAD(.global_batch = 8, .shuffle = true, .classes = 10, .depth = 3));
     struct pl_sampler *order = pl_sampler_create(run.d->blocks, run.d->block_first, run.d->window_blocks, true, 0);
     for (int i = 0; i < 300; i++) {
-        int64_t index[8], epoch = pl_rng_u32(&r) % 3, step = pl_rng_u32(&r) % 12;
-        assert_int_equal(pl_loader_start(run.l, epoch, step, i % 3 == 0), PL_OK);
+        int64_t index[8], epoch = pl_rng_u32(&r) % 3, position = pl_rng_u32(&r) % 90;
+        assert_int_equal(pl_loader_start(run.l, epoch, position, i % 3 == 0), PL_OK);
         pl_loader_release(run.l, i % 2 ? kept : NULL); /* lent before the restart */
         kept = i % 2 ? NULL : kept;
-        for (int64_t k = pl_rng_u32(&r) % 5; k > 0 && step < 12; k--, step++) {
-            b = next(run.l);
+        for (int64_t k = pl_rng_u32(&r) % 5; k > 0 && position < 90; k--, position += 8) {
+            if (b = next(run.l), b->begin != position)
+                fail_msg("samples from %lld on, wanted %lld", (long long)b->begin, (long long)position);
             assert_ptr_not_equal(b, kept);
             assert_int_equal(b->epoch, epoch);
-            assert_int_equal(b->step, step);
-            assert_int_equal(pl_sampler_order(order, epoch, step * 8, b->rows, index), PL_OK);
+            assert_int_equal(b->end, position + 8 < 90 ? position + 8 : 90);
+            assert_int_equal(b->rows, b->end - position);
+            assert_int_equal(pl_sampler_order(order, epoch, position, b->rows, index), PL_OK);
             assert_memory_equal(b->index, index, (size_t)b->rows * sizeof *index);
             if (kept)
                 pl_loader_release(run.l, b);
@@ -372,6 +377,35 @@ TEST(restarts)
     }
     pl_sampler_destroy(order);
     end(&run, true); /* while it reads, a batch still lent */
+}
+
+/* The second of 2 ranks becomes the last of 3, with a batch still lent. */
+TEST(deals_anew)
+{
+    struct run r;
+    begin(&r, make_bytes(40, 0), &images, 0, 0, LOAD(.global_batch = 16, .rank = 1, .ranks = 2));
+    struct pl_batch *lent = next(r.l), *b = NULL;
+    assert_int_equal(lent->index[0], 8);
+    assert_int_equal(pl_loader_deal(r.l, 25, 2, 3), PL_ERR_USAGE);
+    assert_non_null(strstr(pl_error_text(), "25 on 3 ranks is 9 samples a rank: the loader has room for 8"));
+    pl_error_clear();
+    b = next(r.l); /* reads on as before */
+    assert_int_equal(b->index[0], 24);
+    pl_loader_release(r.l, b);
+    assert_int_equal(pl_loader_deal(r.l, 22, 2, 3), PL_OK);
+    assert_int_equal(pl_loader_next(r.l, &b), PL_ERR_USAGE);
+    pl_error_clear();
+    assert_int_equal(pl_loader_start(r.l, 0, 5, false), PL_OK);
+    pl_loader_release(r.l, lent);
+    static const int64_t want[][4] = {{5, 27, 21, 6}, {27, 40, 40, 0}, {0, 22, 16, 6}}; /* begin, end, first, rows */
+    for (int i = 0; i < 3; i++) {
+        b = next(r.l);
+        assert_true(b->begin == want[i][0] && b->end == want[i][1] && b->rows == want[i][3] && b->capacity == 8);
+        assert_int_equal(b->index[0], b->rows > 0 ? want[i][2] : -1);
+        assert_int_equal(b->index[b->rows], -1);
+        pl_loader_release(r.l, b);
+    }
+    end(&r, true);
 }
 
 TEST(all_batches_lent)
@@ -386,7 +420,7 @@ TEST(all_batches_lent)
     pl_loader_release(r.l, b[0]);
     pl_loader_release(r.l, b[0]); /* twice: no harm */
     b[2] = next(r.l);
-    assert_int_equal(b[2]->step, 2);
+    assert_int_equal(b[2]->begin, 16);
     assert_int_equal(b[1]->index[0], 8);
     end(&r, true);
 }
@@ -442,10 +476,10 @@ TEST(faults_come_out_of_next)
     assert_int_equal(pl_loader_start(r.l, 1, 0, false), PL_OK);
     pl_loader_release(r.l, next(r.l));
     pl_loader_release(r.l, next(r.l));
-    expect(pl_loader_next(r.l, &b), "step 2 of epoch 1: debug.fault at loader.read");
+    expect(pl_loader_next(r.l, &b), "samples 16 to 24 of epoch 1: debug.fault at loader.read");
     pl_fault_configure("", 0);
-    assert_int_equal(pl_loader_start(r.l, 1, 2, false), PL_OK);
-    assert_int_equal(next(r.l)->step, 2);
+    assert_int_equal(pl_loader_start(r.l, 1, 16, false), PL_OK);
+    assert_int_equal(next(r.l)->begin, 16);
     end(&r, true);
 }
 
@@ -764,6 +798,7 @@ int main(void)
                                        cmocka_unit_test(labels_of_floats),
                                        cmocka_unit_test(ranks_share_an_epoch),
                                        cmocka_unit_test(restarts),
+                                       cmocka_unit_test(deals_anew),
                                        cmocka_unit_test(all_batches_lent),
                                        cmocka_unit_test(cache_modes_agree),
                                        cmocka_unit_test(steps_allocate_nothing),

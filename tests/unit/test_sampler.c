@@ -77,7 +77,7 @@ static void gather(int64_t n, int64_t global, int ranks, int64_t *all)
         s[r] = make(n, 50, 200, true, 7);
     for (int64_t step = 0; step < steps; step++)
         for (int r = 0; r < ranks; r++) {
-            pl_sampler_share(n, global, step, r, ranks, &first, &rows);
+            pl_sampler_share(n, global, step * global, r, ranks, &first, &rows);
             assert_in_range(rows, 0, (global + ranks - 1) / ranks);
             assert_true(at + rows <= n);
             assert_int_equal(pl_sampler_order(s[r], 2, first, rows, all + at), PL_OK);
@@ -112,7 +112,7 @@ static void last_batch_is_short(void **state)
     static const int64_t last[] = {40, 0, 0};
     for (int64_t step = 0; step < 6; step++)
         for (int r = 0; r < 3; r++) {
-            pl_sampler_share(1000, 192, step, r, 3, &first, &rows);
+            pl_sampler_share(1000, 192, step * 192, r, 3, &first, &rows);
             assert_int_equal(rows, step < 5 ? 64 : last[r]);
             if (rows > 0)
                 assert_int_equal(first, step * 192 + r * 64);
@@ -120,6 +120,8 @@ static void last_batch_is_short(void **state)
         }
     assert_int_equal(pl_sampler_steps(192, 192), 1);
     assert_int_equal(pl_sampler_steps(193, 192), 2);
+    assert_int_equal(pl_sampler_steps(0, 192), 0);
+    assert_true(pl_sampler_steps(INT64_MAX, 2) == INT64_MAX / 2 + 1);
 }
 
 static void seed_and_epoch_decide(void **state)
