@@ -197,6 +197,6 @@ import json, sys
 b = json.load(open("bench.json"))
 read = b["read_mb_per_s"] / b["samples_per_s"] * 1e6  # bytes of a sample
 print("%.1f bytes read a sample" % read)
-sys.exit(int(b["batches"] != 8 or abs(read - 144) > 1 or not b["batch_ms"] > 0))
+sys.exit(int(b["batches"] != 8 or abs(read - 144) > 1 or not b["samples_per_s"] > 0))
 PY
 finish
