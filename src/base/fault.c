@@ -11,7 +11,7 @@
 
 /* Every pl_fault in the program; a name that is none of them is refused. */
 static const char *const points[] = {"step", "loader.read", "stage.copy", "exchange.start", "exchange.shared", "h5.write", "checkpoint.write",
-                                     "checkpoint.after_parts", "checkpoint.before_rename", "tcp.corrupt", "tcp.secret",
+                                     "checkpoint.after_parts", "checkpoint.before_rename", "tcp.corrupt", "tcp.rest", "tcp.secret",
                                      "verbs.corrupt", "verbs.secret"};
 
 enum action { FAIL, EXIT, KILL, HANG, DELAY };

@@ -4,7 +4,8 @@
  * A message is named by its label. Between two members those of one bucket are matched by label; a message
  * that arrives before its receive was posted waits in the network and holds up what follows it from the same
  * member, control messages excepted. So both sides post the messages of a bucket in the same order, and begin
- * bucket k only when no bucket before k - L is unfinished (L the same everywhere): then nothing waits for ever. */
+ * bucket k only when no bucket before k - L is unfinished (L the same everywhere): then nothing waits for ever. What
+ * is given up half-way, because a member stopped or is lost, is taken back by `forget`. */
 #ifndef PL_TRANSPORT_H
 #define PL_TRANSPORT_H
 
@@ -22,6 +23,8 @@ static inline bool pl_label_same(struct pl_label a, struct pl_label b) { return 
 enum { PL_CONTROL_BYTES = 4096,          /* most of a control message */
        PL_MESSAGE_BYTES = 1 << 20 };     /* most of any other */
 #define PL_CONTROL_BUCKET 0xffffffffu    /* bucket of a control message: small, and never held up by others */
+/* Steps with the top bit and steps without it are two counts: what is forgotten of one says nothing of the other. */
+static inline int pl_step_kind(uint64_t step) { return (int)(step >> 63); }
 
 enum pl_reduce { PL_SUM_F32, PL_SUM_F64, PL_MAX_F64 };
 
@@ -62,6 +65,16 @@ struct pl_transport_table {
     pl_status (*post_send)(struct pl_transport *t, int peer, struct pl_label l, const void *p, size_t bytes, struct pl_request *r);
     pl_status (*post_receive)(struct pl_transport *t, int peer, struct pl_label l, void *p, size_t bytes, struct pl_request *r);
     pl_status (*test)(struct pl_transport *t, struct pl_request *r, bool *done);
+    /* The data messages (not the control ones) exchanged with `peer` whose step is below `before`, of the same kind, are of
+     * no more interest. Requests posted for them are over: no longer active and not to be tested, and they and their memory
+     * are the caller's again at once. What was half sent arrives as it was; what still comes is thrown away, holds up nothing,
+     * and loses the peer only where it is damaged. To post such a label from then on is PL_ERR_USAGE. A bound only
+     * rises, a lower one changes nothing. Without memory for the rest of a half sent message the peer is lost.
+     * NULL: this transport cannot (mpi). */
+    void (*forget)(struct pl_transport *t, int peer, uint64_t before);
+    /* Is nothing more to be had of the peer, whether or not anything is posted for it? One that closed in order counts as
+     * lost a second later at most. why: a message that names its rank; empty otherwise. Found out by progress; never so with mpi. */
+    bool (*lost)(struct pl_transport *t, int peer, char *why, size_t bytes);
     /* Moves what can be moved. With wait_ms > 0 sleeps first, until something may have moved, wake is
      * called, or the time is over. */
     pl_status (*progress)(struct pl_transport *t, double wait_ms);

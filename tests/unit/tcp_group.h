@@ -20,6 +20,16 @@ static inline bool open_group(const struct pl_group *g, int channels, double tim
     return TCP.open(g, &o, t, how, sizeof how) == PL_OK;
 }
 
+/* The content of a message, by who sends it to whom. */
+static inline void fill(unsigned char *p, size_t bytes, int from, int to, struct pl_label l)
+{
+    struct pl_rng r = pl_rng_make(l.step, (uint64_t)from << 32 | (uint64_t)to, l.bucket, l.piece);
+    for (size_t i = 0; i < bytes; i += 4) {
+        uint32_t v = pl_rng_u32(&r);
+        memcpy(p + i, &v, bytes - i < 4 ? bytes - i : 4);
+    }
+}
+
 /* Waits for a request; PL_ERR_ECHO when it never ends. */
 static inline pl_status finish(struct pl_transport *t, struct pl_request *r)
 {

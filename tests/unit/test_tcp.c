@@ -40,15 +40,6 @@ static size_t size_of(int from, int to, struct pl_label l, bool large)
     }
 }
 
-static void fill(unsigned char *p, size_t bytes, int from, int to, struct pl_label l)
-{
-    struct pl_rng r = pl_rng_make(l.step, (uint64_t)from << 32 | (uint64_t)to, l.bucket, l.piece);
-    for (size_t i = 0; i < bytes; i += 4) {
-        uint32_t v = pl_rng_u32(&r);
-        memcpy(p + i, &v, bytes - i < 4 ? bytes - i : 4);
-    }
-}
-
 static int make_messages(const struct pl_group *g, const struct traffic *tr, int round, struct message *m)
 {
     int n = 0;

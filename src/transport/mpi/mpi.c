@@ -157,6 +157,14 @@ static pl_status mpi_progress(struct pl_transport *t, double wait_ms)
 
 static void mpi_wake(struct pl_transport *t) { atomic_store(&t->woken, true); }
 
+static bool mpi_lost(struct pl_transport *t, int peer, char *why, size_t bytes)
+{
+    (void)t, (void)peer; /* MPI itself ends a run that has lost a rank */
+    if (bytes > 0)
+        why[0] = '\0';
+    return false;
+}
+
 const struct pl_transport_table pl_transport_mpi = {
     .name = "mpi",
     .probe = mpi_probe,
@@ -167,6 +175,8 @@ const struct pl_transport_table pl_transport_mpi = {
     .post_send = mpi_send,
     .post_receive = mpi_receive,
     .test = mpi_test,
+    .forget = NULL, /* a message that MPI has begun cannot be taken back */
+    .lost = mpi_lost,
     .progress = mpi_progress,
     .wake = mpi_wake,
     .post_allreduce = mpi_allreduce,

@@ -65,6 +65,8 @@ void pl_tcp_reader_into(struct pl_tcp_reader *r, void *payload)
     r->state = PL_TCP_AT_PAYLOAD;
 }
 
+void pl_tcp_reader_drop(struct pl_tcp_reader *r) { r->payload = NULL; }
+
 static enum pl_tcp_event wrong(struct pl_tcp_reader *r, const char *what)
 {
     r->wrong = what;
@@ -75,9 +77,9 @@ static void take_payload(struct pl_tcp_reader *r, const unsigned char *from, uin
 {
     if (bytes == 0)
         return;
-    if (from)
+    if (from && r->payload)
         memcpy(r->payload + r->got, from, bytes);
-    r->crc = pl_crc32(r->crc, r->payload + r->got, bytes);
+    r->crc = pl_crc32(r->crc, r->payload ? r->payload + r->got : from, bytes);
     r->got += bytes;
 }
 
@@ -107,10 +109,16 @@ enum pl_tcp_event pl_tcp_reader_next(struct pl_tcp_reader *r)
     return PL_TCP_WHOLE;
 }
 
+/* What may be read to its place; what is thrown away goes by way of ahead. */
+static uint32_t direct_bytes(const struct pl_tcp_reader *r)
+{
+    return r->state == PL_TCP_AT_PAYLOAD && r->payload ? r->frame.bytes - r->got : 0;
+}
+
 int pl_tcp_reader_space(struct pl_tcp_reader *r, struct iovec space[2])
 {
     int n = 0;
-    uint32_t rest = r->state == PL_TCP_AT_PAYLOAD ? r->frame.bytes - r->got : 0;
+    uint32_t rest = direct_bytes(r);
     memmove(r->ahead, r->ahead + r->from, r->to - r->from); /* less than a header */
     r->to -= r->from;
     r->from = 0;
@@ -125,7 +133,7 @@ int pl_tcp_reader_space(struct pl_tcp_reader *r, struct iovec space[2])
 
 void pl_tcp_reader_filled(struct pl_tcp_reader *r, size_t bytes)
 {
-    uint32_t rest = r->state == PL_TCP_AT_PAYLOAD ? r->frame.bytes - r->got : 0, direct = bytes < rest ? (uint32_t)bytes : rest;
+    uint32_t rest = direct_bytes(r), direct = bytes < rest ? (uint32_t)bytes : rest;
     take_payload(r, NULL, direct);
     r->to += (uint32_t)bytes - direct;
 }

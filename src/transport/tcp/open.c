@@ -132,6 +132,7 @@ void pl_tcp_destroy(struct pl_transport *t)
             close(t->conns[i].fd);
         if (t->conns[i].note)
             pl_tcp_free_note(t, t->conns[i].note);
+        pl_tcp_free_rest(&t->conns[i]);
     }
     for (int m = 0; t->peer && m < t->members; m++)
         for (struct pl_tcp_note *n = t->peer[m].first_note, *next; n; n = next) {

@@ -59,11 +59,19 @@ void pl_tcp_enlist(struct pl_transport *t, struct pl_tcp_conn *c)
 
 /* ---- the end of a connection, and of a peer -------------------------------------------------------- */
 
+static void end_request(struct pl_tcp_request *q, int state)
+{
+    if (q->state == PL_TCP_REST)
+        pl_free(q);
+    else
+        q->state = state;
+}
+
 static void fail_list(struct pl_tcp_list *l)
 {
     for (struct pl_tcp_request *q = l->first, *next; q; q = next) {
         next = q->next;
-        q->state = PL_TCP_LOST;
+        end_request(q, PL_TCP_LOST);
     }
     l->first = l->last = NULL;
 }
@@ -115,7 +123,7 @@ static void begin_closing(struct pl_transport *t, struct pl_tcp_peer *p, const c
         return;
     snprintf(p->why, sizeof p->why, "lost rank %d (%s): %s", p->rank, p->where, why);
     p->closing = true;
-    p->moved_ms = pl_now_ms();
+    p->closed_ms = p->moved_ms = pl_now_ms();
     t->closing++;
 }
 
@@ -131,6 +139,16 @@ static bool broken(struct pl_transport *t, struct pl_tcp_conn *c, int code, bool
     else
         pl_tcp_lose(t, p, "lost rank %d (%s): %s", p->rank, p->where, code == ECONNRESET ? "connection reset by peer" : strerror(code));
     return !p->lost;
+}
+
+/* A connection that is not read at present has ended: what it holds can still be received. */
+static void ended_unread(struct pl_transport *t, struct pl_tcp_conn *c)
+{
+    int code = 0;
+    socklen_t bytes = sizeof code;
+    if (getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &code, &bytes) != 0 || code == 0)
+        code = EPIPE;
+    broken(t, c, code, false);
 }
 
 /* ---- sending ------------------------------------------------------------------------------------------ */
@@ -160,7 +178,7 @@ static void sent(struct pl_tcp_conn *c, size_t bytes)
         }
         bytes -= rest;
         pop(&c->out);
-        q->state = PL_TCP_DONE;
+        end_request(q, PL_TCP_DONE);
     }
 }
 
@@ -277,6 +295,10 @@ static bool place(struct pl_transport *t, struct pl_tcp_conn *c)
         }
         return c->note;
     }
+    if (pl_tcp_forgotten(c->peer, f->label)) {
+        pl_tcp_reader_into(&c->reader, NULL);
+        return true;
+    }
     struct pl_tcp_request *q = take_labelled(&c->peer->receives, f->label);
     if (q && q->bytes != f->bytes) {
         q->state = PL_TCP_LOST;
@@ -295,7 +317,7 @@ static void whole(struct pl_transport *t, struct pl_tcp_conn *c)
         c->peer->moved_ms = pl_now_ms();
     if (c->control) {
         keep_note(t, c);
-    } else {
+    } else if (c->in) {
         c->in->state = PL_TCP_DONE;
         c->in = NULL;
     }
@@ -373,5 +395,7 @@ bool pl_tcp_serve(struct pl_transport *t, struct pl_tcp_conn *c)
     pl_tcp_write(t, c);
     if (c->fd >= 0 && !c->parked)
         read_some(t, c);
+    if (c->fd >= 0 && c->parked && c->hung_up)
+        ended_unread(t, c);
     return c->fd >= 0 && ((c->readable && !c->parked) || (c->writable && c->out.first));
 }

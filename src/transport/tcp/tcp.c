@@ -71,6 +71,9 @@ static pl_status begin(struct pl_transport *t, int peer, struct pl_label l, cons
     r->active = false;
     if (peer < 0 || peer >= t->members || peer == t->me || bytes > (pl_tcp_is_control(l) ? PL_CONTROL_BYTES : PL_MESSAGE_BYTES))
         return pl_error(PL_ERR_USAGE, PL_TCP_ROOM, "a message of %zu bytes for member %d cannot be", bytes, peer);
+    if (pl_tcp_forgotten(&t->peer[peer], l))
+        return pl_error(PL_ERR_USAGE, PL_TCP_ROOM, "a message of step %llu for member %d, of which the steps below %llu are forgotten",
+                        (unsigned long long)l.step, peer, (unsigned long long)t->peer[peer].forgotten[pl_step_kind(l.step)]);
     q->next = NULL;
     q->memory = (unsigned char *)(uintptr_t)p; /* of a send it is only read */
     q->bytes = (uint32_t)bytes;
@@ -162,6 +165,14 @@ static pl_status tcp_test(struct pl_transport *t, struct pl_request *r, bool *do
     return *done ? PL_OK : lost(&t->peer[q->peer]);
 }
 
+static bool tcp_lost(struct pl_transport *t, int peer, char *why, size_t bytes)
+{
+    const struct pl_tcp_peer *p = &t->peer[peer];
+    bool over = p->lost || (p->closing && pl_now_ms() - p->closed_ms > CLOSING_MS);
+    snprintf(why, bytes, "%s", over ? p->why : "");
+    return over;
+}
+
 /* ---- progress ------------------------------------------------------------------------------------------- */
 
 static int wait_for_events(int epoll, struct epoll_event *events, double wait_ms)
@@ -194,7 +205,7 @@ static void take_events(struct pl_transport *t, const struct epoll_event *events
             c->readable = true;
         if (e & (EPOLLOUT | EPOLLHUP | EPOLLERR))
             c->writable = true;
-        if ((c->readable && !c->parked) || c->out.first)
+        if ((c->readable && !c->parked) || (c->hung_up && c->parked) || c->out.first)
             pl_tcp_enlist(t, c);
     }
 }
@@ -266,6 +277,8 @@ const struct pl_transport_table pl_transport_tcp = {
     .post_send = tcp_send,
     .post_receive = tcp_receive,
     .test = tcp_test,
+    .forget = pl_tcp_forget,
+    .lost = tcp_lost,
     .progress = tcp_progress,
     .wake = tcp_wake,
     .post_allreduce = no_allreduce,

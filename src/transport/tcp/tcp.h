@@ -36,7 +36,7 @@ struct pl_tcp_reader {
     enum { PL_TCP_AT_HEADER, PL_TCP_AT_PLACE, PL_TCP_AT_PAYLOAD } state;
     bool control;
     struct pl_tcp_frame frame;
-    unsigned char *payload;
+    unsigned char *payload;    /* NULL: it is thrown away */
     uint32_t got, crc;         /* bytes of the payload so far, and their checksum */
     uint32_t from, to;         /* ahead[from, to) is not consumed yet */
     const char *wrong;
@@ -50,7 +50,8 @@ enum pl_tcp_event {
 };
 void pl_tcp_reader_start(struct pl_tcp_reader *r, bool control);
 enum pl_tcp_event pl_tcp_reader_next(struct pl_tcp_reader *r);
-void pl_tcp_reader_into(struct pl_tcp_reader *r, void *payload); /* frame.bytes of it */
+void pl_tcp_reader_into(struct pl_tcp_reader *r, void *payload); /* frame.bytes of it; NULL: it is thrown away once its checksum is right */
+void pl_tcp_reader_drop(struct pl_tcp_reader *r);                /* the same of a message whose payload has begun */
 int pl_tcp_reader_space(struct pl_tcp_reader *r, struct iovec space[2]); /* after PL_TCP_MORE: how many, none empty */
 void pl_tcp_reader_filled(struct pl_tcp_reader *r, size_t bytes);        /* so many bytes of that space */
 bool pl_tcp_reader_between(const struct pl_tcp_reader *r);               /* the stream may end here */
@@ -146,13 +147,17 @@ struct pl_tcp_request { /* in pl_request.bytes */
     unsigned char *memory;
     uint32_t bytes, moved; /* moved: of a send, header included */
     int32_t peer;
-    enum { PL_TCP_POSTED, PL_TCP_DONE, PL_TCP_LOST } state;
+    enum { PL_TCP_POSTED, PL_TCP_DONE, PL_TCP_LOST, PL_TCP_REST /* of the transport's own: struct pl_tcp_rest */ } state;
     struct pl_label label;
     unsigned char header[PL_TCP_HEADER_BYTES]; /* of a send */
 };
 _Static_assert(sizeof(struct pl_tcp_request) <= sizeof(((struct pl_request *)0)->bytes), "a request fits");
 
 struct pl_tcp_list { struct pl_tcp_request *first, *last; };
+
+/* What was left of a half written message that was forgotten, as a payload whose header is sent. At most one of a
+ * connection, and its first. */
+struct pl_tcp_rest { struct pl_tcp_request request; unsigned char data[]; };
 
 struct pl_tcp_note { /* a control message without a receive yet */
     struct pl_tcp_note *next;
@@ -173,7 +178,7 @@ struct pl_tcp_conn {
     struct pl_tcp_list out;
     size_t out_bytes;
     double silent_ms; /* since when it owes an answer; 0: it does not */
-    struct pl_tcp_request *in; /* being received */
+    struct pl_tcp_request *in; /* being received; NULL also while a payload is thrown away */
     struct pl_tcp_note *note;  /* the same of a control message */
     struct pl_tcp_reader reader;
 };
@@ -184,7 +189,9 @@ struct pl_tcp_peer {
     unsigned next_channel;
     bool lost;            /* all that waits for it fails */
     bool closing;         /* at least one connection has ended */
-    double moved_ms;      /* while closing: when anything arrived or was posted last */
+    double closed_ms;     /* while closing: since when, */
+    double moved_ms;      /* and when anything arrived or was posted last */
+    uint64_t forgotten[2]; /* by the kind of step: below it nothing is of interest */
     char why[256];        /* of closing or lost */
     struct pl_tcp_conn *conn; /* [conns], the control connection first */
     struct pl_tcp_list receives; /* posted, nothing arrived */
@@ -210,6 +217,12 @@ struct pl_transport {
 void pl_tcp_set_options(int fd, double timeout_ms);
 double pl_tcp_look_period(const struct pl_transport *t); /* ms between looks */
 void pl_tcp_look_for_silence(struct pl_transport *t);    /* if it is time to; loses those that have been silent for the timeout */
+
+/* ---- forget.c */
+
+bool pl_tcp_forgotten(const struct pl_tcp_peer *p, struct pl_label l);
+void pl_tcp_forget(struct pl_transport *t, int peer, uint64_t before);
+void pl_tcp_free_rest(struct pl_tcp_conn *c); /* if there is one */
 
 /* ---- socket.c */
 

@@ -147,6 +147,14 @@ static pl_status verbs_test(struct pl_transport *t, struct pl_request *request, 
     return r->status < 0 ? peer_error(r->queue->peer) : PL_OK;
 }
 
+static bool verbs_lost(struct pl_transport *t, int peer, char *why, size_t bytes)
+{
+    const struct pl_verbs_peer *p = &t->peer[peer];
+    bool over = p->lost || p->closed; /* what came before it closed is here already */
+    snprintf(why, bytes, "%s", over ? p->why : "");
+    return over;
+}
+
 /* ---- progress ----------------------------------------------------------------------------------- */
 
 static double ask_every_ms(const struct pl_transport *t) { return t->timeout_ms / 4; }
@@ -302,6 +310,7 @@ const struct pl_transport_table pl_transport_verbs = {
     .post_send = verbs_send,
     .post_receive = verbs_receive,
     .test = verbs_test,
+    .lost = verbs_lost,
     .progress = verbs_progress,
     .wake = verbs_wake,
     .post_allreduce = verbs_allreduce,
