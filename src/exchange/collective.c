@@ -20,12 +20,13 @@ struct active {
     struct pl_request receive[WINDOW], send[WINDOW];
 };
 
-struct cached { struct pl_schedule schedule; size_t elem_bytes; struct cached *next; };
+struct cached { struct pl_schedule schedule; size_t elem_bytes; int me, members; struct cached *next; };
 
 struct pl_collectives {
     const struct pl_transport_table *table;
     struct pl_transport *transport;
-    int me, members;
+    int group_me, group_members, me, members; /* of the open group; among those who take part now */
+    int *peer;                                /* [members] their places in the group */
     struct cached *cache;
     struct active active[PL_COLLECTIVES]; /* number k lies at k % PL_COLLECTIVES */
     unsigned started, done;
@@ -41,10 +42,13 @@ pl_status pl_collectives_create(const struct pl_transport_table *table, struct p
         return PL_ERR_MEMORY;
     c->table = table;
     c->transport = t;
-    c->me = g->me;
-    c->members = g->members;
+    c->group_me = c->me = g->me;
+    c->group_members = c->members = g->members;
+    c->peer = pl_alloc((size_t)g->members * sizeof *c->peer, "who takes part");
+    for (int i = 0; c->peer && i < g->members; i++)
+        c->peer[i] = i;
     c->scratch = pl_alloc((size_t)WINDOW * PL_PIECE_BYTES, "what a collective receives");
-    if (!c->scratch) {
+    if (!c->scratch || !c->peer) {
         pl_collectives_destroy(c);
         return PL_ERR_MEMORY;
     }
@@ -62,14 +66,30 @@ void pl_collectives_destroy(struct pl_collectives *c)
         pl_free(i);
     }
     pl_free(c->scratch);
+    pl_free(c->peer);
     pl_free(c);
 }
+
+pl_status pl_collectives_among(struct pl_collectives *c, const int *member, int n)
+{
+    if (!pl_collectives_idle(c) || n > c->group_members)
+        return pl_error(PL_ERR_USAGE, "exchange", "%d members cannot take over in the midst of a collective", n);
+    c->members = n;
+    for (int i = 0; i < n; i++) {
+        c->peer[i] = member[i];
+        if (member[i] == c->group_me)
+            c->me = i;
+    }
+    return PL_OK;
+}
+
+void pl_collectives_abandon(struct pl_collectives *c) { c->done = c->started; }
 
 /* Buckets have the same few lengths in every step. */
 static pl_status find_schedule(struct pl_collectives *c, enum pl_pattern p, int64_t n, size_t elem_bytes, const struct pl_schedule **out)
 {
     for (struct cached *i = c->cache; i; i = i->next)
-        if (i->schedule.pattern == p && i->schedule.elems == n && i->elem_bytes == elem_bytes) {
+        if (i->schedule.pattern == p && i->schedule.elems == n && i->elem_bytes == elem_bytes && i->me == c->me && i->members == c->members) {
             *out = &i->schedule;
             return PL_OK;
         }
@@ -82,6 +102,8 @@ static pl_status find_schedule(struct pl_collectives *c, enum pl_pattern p, int6
         return s;
     }
     made->elem_bytes = elem_bytes;
+    made->me = c->me;
+    made->members = c->members;
     made->next = c->cache;
     c->cache = made;
     *out = &made->schedule;
@@ -173,7 +195,7 @@ static pl_status post_receives(struct pl_collectives *c, struct active *a)
         const struct pl_move *m = &a->schedule->receive[i];
         if (m->after > a->sends_done)
             return PL_OK;
-        PL_TRY(c->table->post_receive(c->transport, m->peer, label(a, m), destination(c, a, i), (size_t)m->n * a->elem_bytes, &a->receive[i % WINDOW]));
+        PL_TRY(c->table->post_receive(c->transport, c->peer[m->peer], label(a, m), destination(c, a, i), (size_t)m->n * a->elem_bytes, &a->receive[i % WINDOW]));
     }
     return PL_OK;
 }
@@ -186,7 +208,7 @@ static pl_status post_sends(struct pl_collectives *c, struct active *a)
         if (m->after > a->receives_done)
             return PL_OK;
         const char *from = (const char *)(m->how == PL_FROM_IN ? a->what.in : a->what.out) + (size_t)m->a * a->elem_bytes;
-        PL_TRY(c->table->post_send(c->transport, m->peer, label(a, m), from, (size_t)m->n * a->elem_bytes, &a->send[i % WINDOW]));
+        PL_TRY(c->table->post_send(c->transport, c->peer[m->peer], label(a, m), from, (size_t)m->n * a->elem_bytes, &a->send[i % WINDOW]));
         atomic_fetch_add(&c->sent, (uint64_t)m->n * a->elem_bytes);
     }
     return PL_OK;

@@ -13,6 +13,10 @@ struct pl_collectives; /* of one open group */
 
 pl_status pl_collectives_create(const struct pl_transport_table *table, struct pl_transport *t, const struct pl_group *g,
                                 struct pl_collectives **out);
+/* From now on among member[n] of the open group, ascending, this one of them. Only when idle. */
+pl_status pl_collectives_among(struct pl_collectives *c, const int *member, int n);
+/* Those under way are over; their messages are the caller's to forget. */
+void pl_collectives_abandon(struct pl_collectives *c);
 void pl_collectives_destroy(struct pl_collectives *c); /* the transport is closed before */
 
 struct pl_reduction {

@@ -65,4 +65,54 @@ pl_status pl_exchange_post_sum(struct pl_exchange *x, double *values, int n);
 pl_status pl_exchange_sum(struct pl_exchange *x, double *values, int n);
 pl_status pl_exchange_max(struct pl_exchange *x, double *values, int n);
 
+/* ---- mesh: every rank with every other ----------------------------------------------------------------------
+ * For kinds of sync that decide themselves who takes part in what. Nothing here is collective but open; nothing waits
+ * but progress; a lost rank is the trouble of what waits for it, and of nothing else. One thread at a time; wake: any. */
+
+struct pl_mesh;
+
+/* note_bytes: of a note, PL_CONTROL_BYTES at most. elems: most of a reduction. algorithm native: MPI's is not among
+ * some ranks, refused. Collective; ranks agree inside. */
+pl_status pl_mesh_open(struct pl_world *w, const struct pl_exchange_options *o, size_t note_bytes, int64_t elems, struct pl_mesh **out);
+/* What was said arrives, if it can. lost: a rank is lost, or others may not come here. NULL is fine. */
+void pl_mesh_close(struct pl_mesh *m, bool lost);
+const char *pl_mesh_transport(const struct pl_mesh *m);
+const char *pl_mesh_algorithm(const struct pl_mesh *m); /* of reductions */
+const char *pl_mesh_why(const struct pl_mesh *m);
+bool pl_mesh_survives(const struct pl_mesh *m);          /* the loss of a rank; not so over mpi */
+bool pl_mesh_lost(const struct pl_mesh *m, int rank, const char **why); /* its connections are over */
+
+/* A note comes whole and after those said before it. PL_END: too many are under way to that rank. Copied. */
+pl_status pl_mesh_say(struct pl_mesh *m, int rank, const void *note);
+bool pl_mesh_hear(struct pl_mesh *m, int *rank, void *note); /* the next that has come */
+
+/* Moves what can be moved, sleeping first for wait_ms at most if nothing can. An error is this rank's own. */
+pl_status pl_mesh_progress(struct pl_mesh *m, double wait_ms);
+void pl_mesh_wake(struct pl_mesh *m);
+
+/* The sum over `members`, ascending, this rank one of them, in and out apart. round: rises from one to the next, the
+ * same on all of them. One at a time; memory stays until it is done or given up. */
+pl_status pl_mesh_reduce(struct pl_mesh *m, uint64_t round, const int *members, int n, const float *in, float *out, int64_t elems);
+bool pl_mesh_reduced(const struct pl_mesh *m, uint64_t round);
+/* Rounds below `before` are over, here and for whatever still comes of them. Not over mpi. */
+void pl_mesh_forget(struct pl_mesh *m, uint64_t before);
+
+/* Memory from one rank to another, both of whom know its length. id: rises between the two of them in each direction,
+ * and is less than 2^63. The receiver posts before the sender, or soon after: what has no place holds up what follows. */
+enum { PL_TRANSFER_PIECE = 256 << 10, PL_TRANSFER_WINDOW = 8 };
+struct pl_transfer { /* the caller's, until it has ended; to be read only */
+    bool active, done, failed;
+    bool sends;
+    int rank;
+    uint64_t id;
+    unsigned char *memory;
+    size_t bytes, posted, moved;
+    struct pl_request request[PL_TRANSFER_WINDOW];
+    struct pl_transfer *next;
+};
+pl_status pl_mesh_send(struct pl_mesh *m, struct pl_transfer *t, int rank, uint64_t id, const void *p, size_t bytes);
+pl_status pl_mesh_receive(struct pl_mesh *m, struct pl_transfer *t, int rank, uint64_t id, void *p, size_t bytes);
+/* Those with that rank of ids below `before` are over, failed if they were not done. Not over mpi. */
+void pl_mesh_forget_transfers(struct pl_mesh *m, int rank, uint64_t before);
+
 #endif
