@@ -101,6 +101,7 @@ pl_status pl_narrow_int(int64_t n, const char *what, int *out);
 
 double pl_now_ms(void); /* monotonic, since an arbitrary start */
 void pl_sleep_ms(double ms);
+void pl_sleep_until_ms(double when_ms); /* on pl_now_ms's clock */
 /* Absolute CLOCK_REALTIME time `ms` from now, for pthread_cond_timedwait. */
 struct timespec;
 void pl_deadline(double ms, struct timespec *out);

@@ -19,6 +19,14 @@ void pl_sleep_ms(double ms)
         ;
 }
 
+void pl_sleep_until_ms(double when_ms)
+{
+    struct timespec t = {.tv_sec = (time_t)(when_ms / 1e3)};
+    t.tv_nsec = (long)((when_ms - (double)t.tv_sec * 1e3) * 1e6);
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL) == EINTR)
+        ;
+}
+
 void pl_deadline(double ms, struct timespec *out)
 {
     clock_gettime(CLOCK_REALTIME, out);

@@ -69,6 +69,7 @@ enum { PL_TWO_LEVEL_AUTO, PL_TWO_LEVEL_NEVER };
 enum { PL_DEVICE_AUTO, PL_DEVICE_CPU, PL_DEVICE_REFERENCE };
 enum pl_optimizer_kind { PL_SGD, PL_MOMENTUM, PL_NESTEROV, PL_ADAGRAD, PL_ADADELTA, PL_RMSPROP, PL_ADAM, PL_ADAMW, PL_LARS };
 enum pl_schedule_kind { PL_FIXED, PL_STEP, PL_MULTISTEP, PL_EXP, PL_INV, PL_POLY, PL_COSINE };
+enum { PL_DELAY_FIXED, PL_DELAY_EXPONENTIAL, PL_DELAY_PARETO };
 enum { PL_RESUME_AUTO, PL_RESUME_NEVER, PL_RESUME_DIR };
 
 struct pl_job {
@@ -98,7 +99,7 @@ struct pl_job {
     struct { int kind; } device;
     struct { char *dir; struct pl_period every; int64_t keep; char *resume; bool keep_best, background; int on_error; struct pl_texts signals; } checkpoint;
     struct { char *dir; struct pl_period every; } report;
-    struct { char *fault; double delay_ms; int64_t delay_rank; } debug;
+    struct { char *fault; double compute_ms; struct { struct pl_ints rank; double ms, probability, shape; int distribution; } delay; } debug; /* rank: empty: all */
     struct pl_node *root; /* owned */
 };
 

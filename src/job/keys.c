@@ -92,8 +92,12 @@ const struct pl_key pl_job_keys[] = {
     TEXT("report.dir", report.dir, "directory of metrics.jsonl; none: no file"),
     PERIOD("report.every", report.every, "50 steps", "how often a step is reported"),
     TEXT("debug.fault", debug.fault, "faults for trials: POINT[@rank=R][@step=S]:fail|exit|kill|hang|delay=MS"),
-    {.name = "debug.delay.ms", .type = PL_KEY_DOUBLE, .offset = AT(debug.delay_ms), .def = "0", .min = 0, .max = 1e6, .help = "a rank sleeps so long before each step"},
-    INT("debug.delay.rank", debug.delay_rank, "0", 0, 1e6, "the rank that is delayed"),
+    DOUBLE("debug.compute_ms", debug.compute_ms, "0", 0, 1e6, "not 0: training sleeps so long instead of forward and backward, its gradients are 0; evaluations compute"),
+    DOUBLE("debug.delay.ms", debug.delay.ms, "0", 0, 1e6, "ranks sleep in each step: fixed, the mean of exponential, the least of pareto"),
+    {.name = "debug.delay.rank", .type = PL_KEY_INTS, .offset = AT(debug.delay.rank), .min = 0, .max = 1e6, .help = "only this rank, or these; without it all"},
+    DOUBLE("debug.delay.probability", debug.delay.probability, "1", 0, 1, "of a rank's sleep in a step"),
+    CHOICE("debug.delay.distribution", debug.delay.distribution, "fixed", "fixed|exponential|pareto", "of the sleep, drawn for each rank and step from train.seed"),
+    DOUBLE("debug.delay.shape", debug.delay.shape, "1.5", 0.1, 100, "pareto: P(longer than x) = (ms / x) ^ shape"),
     {.name = NULL}};
 
 /* Keys of the design that no code acts on yet: refused by name. */
@@ -101,8 +105,7 @@ const char *const pl_job_later[] = {
     "train.reproducible", "train.micro_shards",
     "sync.grace", "sync.suspect_after", "sync.lost_after", "sync.tau", "sync.n_fetch", "sync.n_push", "sync.max_staleness",
     "sync.warmup", "split.pipeline",
-    "split.tensor", "split.microbatches", "split.at", "split.optimizer", "device.memory_limit", "report.timeline",
-    "debug.compute_ms", NULL};
+    "split.tensor", "split.microbatches", "split.at", "split.optimizer", "device.memory_limit", "report.timeline", NULL};
 
 /* In the order of the choices above. */
 const char *pl_job_transport_name(const struct pl_job *j)

@@ -213,6 +213,17 @@ static void take_none_away(struct pl_texts *files)
     }
 }
 
+static bool is_given(const struct pl_job *j, const char *key) { return at_key(j, key) != j->root; }
+
+static pl_status check_delay(const struct pl_job *j)
+{
+    if (is_given(j, "debug.delay") && !is_given(j, "debug.delay.ms"))
+        return pl_node_error(at_key(j, "debug.delay"), "debug.delay needs ms: how long a rank sleeps");
+    if (is_given(j, "debug.delay.shape") && j->debug.delay.distribution != PL_DELAY_PARETO)
+        return pl_node_error(at_key(j, "debug.delay.shape"), "debug.delay.shape is of distribution pareto only");
+    return PL_OK;
+}
+
 static pl_status check(struct pl_job *j)
 {
     take_none_away(&j->train_set.files);
@@ -241,7 +252,7 @@ static pl_status check(struct pl_job *j)
     j->train.stop_on = !isinf(j->train.stop_above) || !isinf(j->train.stop_below);
     if (j->train.stop_on && !pl_job_set_given(&j->test_set))
         return pl_node_error(at_key(j, "train.stop"), "train.stop needs data.test to be evaluated");
-    return PL_OK;
+    return check_delay(j);
 }
 
 /* ---- the whole ---------------------------------------------------------------------------------- */

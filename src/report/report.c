@@ -62,6 +62,7 @@ void pl_report_start(struct pl_report *r, const struct pl_report_start *s)
     pl_metrics_int(&t, "global_batch", s->global_batch);
     pl_metrics_int(&t, "train_samples", s->train_samples);
     pl_metrics_int(&t, "test_samples", s->test_samples);
+    pl_metrics_text(&t, "trial", s->trial);
     pl_metrics_write(r, "start", &t);
     pl_text_free(&t);
     pl_progress_line(r, "Paceline %s: %s, %lld parameters, %d rank%s x %d thread%s, batch %lld, %lld training samples", PL_VERSION,

@@ -130,16 +130,18 @@ static void announce(struct run *r, const char *path)
 {
     struct pl_trainer *t = &r->t;
     char device[256];
+    char *trial = pl_trial_describe(t->job);
     t->table->describe(t->backend, device, sizeof device);
     struct pl_report_start s = {.ranks = t->world->ranks, .threads = t->threads, .device = device,
                                 .backend = t->table->name, .transport = pl_exchange_transport(t->exchange),
                                 .algorithm = pl_exchange_algorithm(t->exchange), .why = pl_exchange_why(t->exchange),
-                                .model = t->job->model_name,
+                                .model = t->job->model_name, .trial = trial,
                                 .parameters = pl_graph_weights(t->graph), .batch = t->batch,
                                 .global_batch = t->state.global_batch,
                                 .train_samples = pl_dataset_samples(r->train_data),
                                 .test_samples = r->test_data ? pl_dataset_samples(r->test_data) : 0};
     pl_report_start(r->report, &s);
+    pl_free(trial);
     if (t->world->ranks > 1)
         pl_report_say(r->report, "gradients are added up by %s; %s", pl_exchange_algorithm(t->exchange), pl_exchange_why(t->exchange));
     if (!t->job->checkpoint.dir)
@@ -301,8 +303,6 @@ static pl_status run_steps(struct run *r)
     if (t->state.step > 0 && due(t, t->job->train.eval_every))
         PL_TRY(evaluate(r)); /* a signal stopped the run before it was made */
     while (t->state.step < t->total_steps && !r->goal_reached) {
-        if (t->job->debug.delay_ms > 0 && t->job->debug.delay_rank == t->world->rank)
-            pl_sleep_ms(t->job->debug.delay_ms);
         if (pl_fault("step", t->state.step))
             return pl_error(PL_ERR_MEMORY, "train", "debug.fault at step");
         t->stop_asked = pl_signals_seen();

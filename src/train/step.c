@@ -18,7 +18,24 @@ static pl_status contribute(struct pl_trainer *t, const struct pl_loss_sums *sum
     return t->sync_table->contribute(t->sync, &mine);
 }
 
-/* One micro-batch forward and backward; the last one of a step hands its slices over as they end. */
+/* Forward and backward; in a trial the rank sleeps before them, or in their place. */
+static pl_status compute(struct pl_trainer *t, const struct pl_graph_batch *in, int64_t step, int64_t micro, bool last, struct pl_loss_sums *sums)
+{
+    double sleep_ms = t->job->debug.compute_ms;
+    bool in_place = sleep_ms > 0;
+    pl_slice_fn *slice = last ? on_slice_final : NULL;
+    sleep_ms += micro == 0 ? pl_trial_delay_ms(t->job, t->world->rank, step) : 0;
+    pl_status s = pl_trial_sleep(sleep_ms, NULL, NULL);
+    if (s == PL_OK)
+        s = in_place ? pl_trial_forward(in, sums) : pl_graph_forward(t->graph, in, true, sums);
+    if (s == PL_OK && last)
+        s = contribute(t, sums);
+    if (s == PL_OK)
+        s = in_place ? pl_trial_backward(t->graph, slice, t) : pl_graph_backward(t->graph, in, micro > 0, slice, t);
+    return s;
+}
+
+/* One micro-batch; the last one of a step hands its slices over as they end. */
 static pl_status run_micro_batch(struct pl_trainer *t, int64_t micro, struct pl_loss_sums *sums,
                                  struct pl_step_result *out, bool *last)
 {
@@ -32,11 +49,7 @@ static pl_status run_micro_batch(struct pl_trainer *t, int64_t micro, struct pl_
     /* One key for every draw of an epoch: a sample is drawn once in it. */
     struct pl_graph_batch in = {.rows = b->rows, .data = b->data, .label = b->label, .index = b->index,
                                 .seed = (uint64_t)t->job->train.seed, .step_key = (uint64_t)b->epoch};
-    pl_status s = pl_graph_forward(t->graph, &in, true, sums);
-    if (s == PL_OK && *last)
-        s = contribute(t, sums);
-    if (s == PL_OK)
-        s = pl_graph_backward(t->graph, &in, micro > 0, *last ? on_slice_final : NULL, t);
+    pl_status s = compute(t, &in, out->step, micro, *last, sums);
     t->source.release(t->source.arg, b);
     out->data_ms += loaded - begin;
     out->compute_ms += pl_now_ms() - loaded;

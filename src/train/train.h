@@ -80,6 +80,20 @@ pl_status pl_trainer_evaluate(struct pl_trainer *t, struct pl_graph *graph, stru
                               struct pl_evaluation *out);
 pl_status pl_trainer_eval_loader(struct pl_trainer *t, struct pl_dataset *d, struct pl_loader **out);
 
+/* train/trial.c: debug.compute_ms and debug.delay. Main thread, not collective. */
+pl_status pl_trial_check(const struct pl_job *job, int ranks); /* PL_ERR_USAGE: a delayed rank that there is not */
+char *pl_trial_describe(const struct pl_job *job);             /* a sentence, NULL where nothing is on. Owner: the caller */
+/* How long this rank is held up in a step, by seed, rank and step alone; 0 where it is not. */
+double pl_trial_delay_ms(const struct pl_job *job, int rank, int64_t step);
+/* True: the work is of no use any more. Asked at least once a millisecond, by the sleeping thread. */
+typedef bool pl_abandon_fn(void *arg);
+/* Sleeps until ms from now. PL_END as soon as abandon (may be NULL) says so. */
+pl_status pl_trial_sleep(double ms, pl_abandon_fn *abandon, void *arg);
+/* In place of pl_graph_forward and pl_graph_backward: a loss of 1 a sample, and the slices (slice may be NULL) of a
+ * gradient that nobody writes to and that is therefore 0. */
+pl_status pl_trial_forward(const struct pl_graph_batch *b, struct pl_loss_sums *sums);
+pl_status pl_trial_backward(const struct pl_graph *g, pl_slice_fn *slice, void *arg);
+
 /* train/signals.c */
 /* "USR1", "TERM", ...; a second INT ends the program. PL_ERR_USAGE */
 pl_status pl_signals_catch(const struct pl_texts *names);

@@ -105,6 +105,15 @@ static pl_status open_exchange(struct pl_trainer *t, bool train)
     return pl_world_agree(t->world, t->sync_table->create(t->exchange, &t->sync));
 }
 
+static pl_status announce_trial(const struct pl_trainer *t)
+{
+    char *trial = pl_trial_describe(t->job);
+    if (trial)
+        pl_log_root("trial: %s", trial);
+    pl_free(trial);
+    return pl_world_agree(t->world, pl_trial_check(t->job, t->world->ranks));
+}
+
 pl_status pl_trainer_open(struct pl_trainer *t, struct pl_world *w, const struct pl_job *job, bool train)
 {
     memset(t, 0, sizeof *t);
@@ -121,6 +130,8 @@ pl_status pl_trainer_open(struct pl_trainer *t, struct pl_world *w, const struct
     if (w->local_ranks * t->threads > w->node_cores)
         pl_log_root("note: %d ranks of %d threads share %d cores of this node and wait for each other", w->local_ranks, t->threads, w->node_cores);
     pl_status s = pl_world_agree(w, pl_fault_configure(job->debug.fault, w->rank));
+    if (s == PL_OK && train)
+        s = announce_trial(t);
     if (s == PL_OK)
         s = pl_world_agree(w, open_network(t, train));
     if (s == PL_OK)
