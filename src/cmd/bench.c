@@ -127,17 +127,18 @@ static pl_status measure(struct pl_trainer *t, int steps, struct figures *f, str
     measure_peak(p);
     for (int round = 0; round < f->rounds; round++) {
         f->peak[round] = measure_peak(p);
-        double ms = 0, exposed = 0, busy = 0, update = 0;
+        double ms = 0, exposed = 0, busy = 0, update = 0, sent = 0;
         PL_TRY(pl_exchange_sum(t->exchange, &ms, 1)); /* start together */
         for (int i = 0; i < steps; i++) {
             PL_TRY(pl_trainer_step(t, &r));
-            f->sent_mb = r.exchange.sent_mb;
+            sent += r.exchange.sent_mb;
             ms += r.step_ms, exposed += r.exchange.exposed_ms, busy += r.exchange.busy_ms, update += r.update_ms;
         }
         f->step_ms[round] = ms / steps;
         f->exposed_ms[round] = exposed / steps;
         f->busy_ms[round] = busy / steps;
         f->update_ms[round] = update / steps;
+        f->sent_mb = sent / steps;
     }
     return PL_OK;
 }

@@ -68,7 +68,9 @@ const struct pl_key pl_job_keys[] = {
     INT("optimizer.schedule.every", optimizer.schedule.every, "0", 0, MANY, "step: it falls every so many steps"),
     INT("optimizer.schedule.total", optimizer.schedule.total, "0", 0, MANY, "poly, cosine: steps until the end; 0: the run's"),
     PERIOD("optimizer.warmup", optimizer.warmup, "never", "the learning rate rises linearly for so long"),
-    CHOICE("sync.kind", sync.kind, "allreduce", "allreduce||local_sgd|downpour|sandblaster", "how replicas agree"),
+    CHOICE("sync.kind", sync.kind, "allreduce", "allreduce|local_sgd||downpour|sandblaster", "how replicas agree; local_sgd: parameters are averaged every tau steps"),
+    INT("sync.tau", sync.tau, NULL, 1, MANY, "local_sgd: steps that each rank makes by itself before an averaging (10)"),
+    BOOL("sync.average_momentum", sync.average_momentum, "false", "local_sgd: average the optimizer's state (momentum, moments) with the parameters"),
     {.name = "sync.backup_workers", .type = PL_KEY_INT, .offset = AT(sync.backup_workers), .def = "0", .min = 0, .max = MANY, .help = "late gradients that a step goes without", .refuse = "0"},
     CHOICE("exchange.transport", exchange.transport, "auto", "auto|mpi|tcp|verbs||nccl", "what carries the gradients between nodes; by name: also between the ranks of one"),
     CHOICE("exchange.algorithm", exchange.algorithm, "auto", "auto|native|ring|halving_doubling|tree", "how they are summed there; native: MPI's own"),
@@ -103,11 +105,17 @@ const struct pl_key pl_job_keys[] = {
 /* Keys of the design that no code acts on yet: refused by name. */
 const char *const pl_job_later[] = {
     "train.reproducible", "train.micro_shards",
-    "sync.grace", "sync.suspect_after", "sync.lost_after", "sync.tau", "sync.n_fetch", "sync.n_push", "sync.max_staleness",
+    "sync.grace", "sync.suspect_after", "sync.lost_after", "sync.n_fetch", "sync.n_push", "sync.max_staleness",
     "sync.warmup", "split.pipeline",
     "split.tensor", "split.microbatches", "split.at", "split.optimizer", "device.memory_limit", "report.timeline", NULL};
 
 /* In the order of the choices above. */
+const char *pl_job_sync_name(const struct pl_job *j)
+{
+    static const char *const names[] = {"allreduce", "local_sgd"};
+    return names[j->sync.kind];
+}
+
 const char *pl_job_transport_name(const struct pl_job *j)
 {
     static const char *const names[] = {"auto", "mpi", "tcp", "verbs"};

@@ -224,6 +224,18 @@ static pl_status check_delay(const struct pl_job *j)
     return PL_OK;
 }
 
+static pl_status check_local_sgd(struct pl_job *j)
+{
+    if (j->sync.tau == 0)
+        j->sync.tau = 10;
+    if (j->sync.backup_workers > 0)
+        return pl_node_error(at_key(j, "sync.backup_workers"), "sync.backup_workers with sync.kind local_sgd is not in this version yet");
+    if (strcmp(pl_job_compress_name(j), "none") != 0)
+        return pl_node_error(at_key(j, "exchange.compress"), "exchange.compress is for gradients; with sync.kind local_sgd parameters are exchanged\n"
+                             "a larger sync.tau sends less");
+    return PL_OK;
+}
+
 static pl_status check(struct pl_job *j)
 {
     take_none_away(&j->train_set.files);
@@ -249,6 +261,8 @@ static pl_status check(struct pl_job *j)
         return pl_node_error(at_key(j, "optimizer.warmup"), "optimizer.warmup is counted in steps or epochs");
     if (j->train.eval_every.unit == PL_MS)
         return pl_node_error(at_key(j, "train.eval_every"), "train.eval_every is counted in steps or epochs");
+    if (j->sync.kind == PL_SYNC_LOCAL_SGD)
+        PL_TRY(check_local_sgd(j));
     j->train.stop_on = !isinf(j->train.stop_above) || !isinf(j->train.stop_below);
     if (j->train.stop_on && !pl_job_set_given(&j->test_set))
         return pl_node_error(at_key(j, "train.stop"), "train.stop needs data.test to be evaluated");

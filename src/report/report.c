@@ -57,6 +57,11 @@ void pl_report_start(struct pl_report *r, const struct pl_report_start *s)
     pl_metrics_text(&t, "transport", s->transport);
     pl_metrics_text(&t, "algorithm", s->algorithm);
     pl_metrics_text(&t, "why", s->why);
+    pl_metrics_text(&t, "sync", s->sync);
+    if (s->tau > 0) {
+        pl_metrics_int(&t, "tau", s->tau);
+        pl_metrics_text(&t, "average", s->average_momentum ? "parameters and optimizer" : "parameters");
+    }
     pl_metrics_int(&t, "parameters", s->parameters);
     pl_metrics_int(&t, "batch", s->batch);
     pl_metrics_int(&t, "global_batch", s->global_batch);
@@ -78,6 +83,8 @@ void pl_report_step(struct pl_report *r, const struct pl_report_step *s)
         return;
     pl_metrics_int(&t, "step", s->step);
     pl_metrics_int(&t, "epoch", s->epoch);
+    if (s->local_steps > 0)
+        pl_metrics_int(&t, "local_steps", s->local_steps);
     pl_metrics_number(&t, "loss", s->loss);
     pl_metrics_number(&t, "total_loss", s->total_loss);
     pl_metrics_number(&t, "accuracy", s->accuracy);

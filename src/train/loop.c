@@ -16,6 +16,7 @@ struct run {
     double started_ms, saved_ms, shown_ms;
     int64_t first_step, samples;
     struct pl_step_result last;
+    struct pl_report_step line; /* of what the ranks agreed on last; times are added up until they do again */
     bool goal_reached;
     int64_t saved_step;  /* of the newest checkpoint, written or under way; -1: none */
     bool pending, lost;  /* it is under way; it could not be written */
@@ -126,6 +127,9 @@ static void tear_down(struct run *r)
         pl_trainer_close(&r->t);
 }
 
+/* Between two averagings; 0: the ranks agree in every step. */
+static int64_t local_steps(const struct pl_job *job) { return job->sync.kind == PL_SYNC_LOCAL_SGD ? job->sync.tau : 0; }
+
 static void announce(struct run *r, const char *path)
 {
     struct pl_trainer *t = &r->t;
@@ -135,6 +139,7 @@ static void announce(struct run *r, const char *path)
     struct pl_report_start s = {.ranks = t->world->ranks, .threads = t->threads, .device = device,
                                 .backend = t->table->name, .transport = pl_exchange_transport(t->exchange),
                                 .algorithm = pl_exchange_algorithm(t->exchange), .why = pl_exchange_why(t->exchange),
+                                .sync = pl_job_sync_name(t->job), .tau = local_steps(t->job), .average_momentum = t->job->sync.average_momentum,
                                 .model = t->job->model_name, .trial = trial,
                                 .parameters = pl_graph_weights(t->graph), .batch = t->batch,
                                 .global_batch = t->state.global_batch,
@@ -142,7 +147,11 @@ static void announce(struct run *r, const char *path)
                                 .test_samples = r->test_data ? pl_dataset_samples(r->test_data) : 0};
     pl_report_start(r->report, &s);
     pl_free(trial);
-    if (t->world->ranks > 1)
+    if (t->world->ranks > 1 && local_steps(t->job) > 0)
+        pl_report_say(r->report, "local SGD: %s averaged every %lld steps (sync.tau) by %s; %s",
+                      t->job->sync.average_momentum ? "parameters and the optimizer's state are" : "parameters are",
+                      (long long)t->job->sync.tau, pl_exchange_algorithm(t->exchange), pl_exchange_why(t->exchange));
+    else if (t->world->ranks > 1)
         pl_report_say(r->report, "gradients are added up by %s; %s", pl_exchange_algorithm(t->exchange), pl_exchange_why(t->exchange));
     if (!t->job->checkpoint.dir)
         pl_report_say(r->report, "no checkpoint.dir: the trained network is not kept");
@@ -154,13 +163,16 @@ static void announce(struct run *r, const char *path)
 
 /* ---- the loop ----------------------------------------------------------------------------------- */
 
+/* Whether a multiple of it was passed since the ranks last agreed: that is in this step, or with local SGD in one
+ * since the averaging before. */
 static bool due(const struct pl_trainer *t, struct pl_period every)
 {
     if (every.unit == PL_NEVER || every.unit == PL_MS || every.n <= 0)
         return false;
     double steps = every.unit == PL_EPOCHS ? every.n * (double)t->steps_per_epoch : every.n;
-    int64_t n = steps < 1 ? 1 : llround(steps);
-    return (every.unit == PL_EPOCHS ? t->state.step - t->ahead : t->state.step) % n == 0;
+    int64_t n = steps < 1 ? 1 : llround(steps), ahead = every.unit == PL_EPOCHS ? t->ahead : 0, tau = local_steps(t->job);
+    int64_t since = tau > 0 ? (t->state.step - 1) / tau * tau : t->state.step - 1;
+    return (t->state.step - ahead) / n > (since - ahead) / n;
 }
 
 static double metric_of(const struct pl_job *job, const struct pl_evaluation *e)
@@ -260,27 +272,55 @@ static pl_status evaluate(struct run *r)
     return t->job->checkpoint.keep_best ? save(r) : PL_OK;
 }
 
-static void report_step(struct run *r)
+static void add_times(struct pl_report_step *line, const struct pl_step_result *s)
+{
+    line->step_ms += s->step_ms;
+    line->data_ms += s->data_ms;
+    line->compute_ms += s->compute_ms;
+    line->update_ms += s->update_ms;
+}
+
+/* What a line says beyond times: after a local step nothing new, as no rank knows what the others have. */
+static void take_line(struct run *r)
 {
     const struct pl_step_result *s = &r->last;
-    struct pl_report_step line = {.step = r->t.state.step, .epoch = s->epoch, .loss = s->loss,
-                                  .total_loss = pl_graph_losses(r->t.graph) > 1 ? s->total_loss : NAN,
-                                  .accuracy = s->accuracy, .lr = s->lr, .step_ms = s->step_ms,
-                                  .samples_per_s = s->rows / s->step_ms * 1000, .data_ms = s->data_ms,
-                                  .compute_ms = s->compute_ms, .exchange_ms = s->exchange.exposed_ms,
-                                  .exchange_total_ms = s->exchange.busy_ms, .update_ms = s->update_ms,
-                                  .grad_norm = s->grad_norm, .late = s->late,
-                                  .sent_mb = s->exchange.sent_mb > 0 ? s->exchange.sent_mb : NAN,
-                                  .saved_mb = s->exchange.saved_mb > 0 ? s->exchange.saved_mb : NAN};
+    struct pl_report_step *line = &r->line;
+    line->local_steps = local_steps(r->t.job) > 0 ? s->agreed : 0;
+    line->loss = s->loss;
+    line->total_loss = pl_graph_losses(r->t.graph) > 1 ? s->total_loss : NAN;
+    line->accuracy = s->accuracy;
+    line->lr = s->lr;
+    line->samples_per_s = s->rows / line->step_ms * 1000;
+    line->exchange_ms = s->exchange.exposed_ms;
+    line->exchange_total_ms = s->exchange.busy_ms;
+    line->grad_norm = s->grad_norm;
+    line->late = s->late;
+    line->sent_mb = s->exchange.sent_mb > 0 ? s->exchange.sent_mb : NAN;
+    line->saved_mb = s->exchange.saved_mb > 0 ? s->exchange.saved_mb : NAN;
+}
+
+static void report_step(struct run *r)
+{
     const struct pl_period *every = &r->t.job->report.every;
     double now = pl_now_ms();
-    bool by_time = every->unit == PL_MS && now - r->shown_ms >= every->n;
-    if (due(&r->t, *every) || by_time || r->t.state.step == r->t.total_steps || r->t.state.step == r->first_step + 1) {
-        pl_report_step(r->report, &line);
+    bool by_time = every->unit == PL_MS && now - r->shown_ms >= every->n, known = r->line.samples_per_s > 0;
+    bool first = r->t.state.step == r->first_step + r->last.agreed;
+    r->line.step = r->t.state.step;
+    r->line.epoch = r->last.epoch;
+    add_times(&r->line, &r->last);
+    if (r->last.agreed == 0) {
+        if (known)
+            pl_report_progress(r->report, &r->line); /* loss and accuracy as of the last averaging */
+        return;
+    }
+    take_line(r);
+    if (due(&r->t, *every) || by_time || r->t.state.step == r->t.total_steps || first) {
+        pl_report_step(r->report, &r->line);
         r->shown_ms = now;
     } else {
-        pl_report_progress(r->report, &line);
+        pl_report_progress(r->report, &r->line);
     }
+    r->line.step_ms = r->line.data_ms = r->line.compute_ms = r->line.update_ms = 0;
 }
 
 /* Rank 0's, and a step later all ranks know. */
@@ -310,6 +350,8 @@ static pl_status run_steps(struct run *r)
         PL_TRY(pl_trainer_step(t, &r->last));
         r->samples += (int64_t)r->last.rows;
         report_step(r);
+        if (r->last.agreed == 0)
+            continue; /* what follows is for parameters that all ranks have */
         if (r->last.stop && t->state.step < t->total_steps)
             return PL_STOPPED;
         if (due(t, t->job->train.eval_every) || t->state.step == t->total_steps)

@@ -70,27 +70,51 @@ static void update(struct pl_trainer *t, const struct pl_agreement *a, struct pl
 {
     float *params = pl_graph_params(t->graph);
     struct pl_update u = {.lr = out->lr, .step = out->step, .samples = a->rows};
+    if (a->rows == 0)
+        return; /* a local step without samples, at the end of an epoch */
     u.clip = clip_factor(t, a, out);
     pl_optimizer_update(t->optimizer, &u, a->sum, params, params);
 }
 
+/* Where they agree, so that all ranks end together. */
 static pl_status check_finite(const struct pl_agreement *a, int64_t step)
 {
+    char since[48] = "";
     if (a->not_finite == 0 && isfinite(a->total))
         return PL_OK;
+    if (a->steps > 1)
+        snprintf(since, sizeof since, "one of the steps %lld to ", (long long)(step - a->steps + 1));
     return pl_error(PL_ERR_NOT_FINITE, "train",
-                    "the loss is not finite in step %lld (on %d rank%s)\n"
+                    "the loss is not finite in %s%lld (on %d rank%s)\n"
                     "lower optimizer.lr, add optimizer.warmup or optimizer.clip_norm, or look at the data",
-                    (long long)step, a->not_finite, a->not_finite == 1 ? "" : "s");
+                    since[0] ? since : "step ", (long long)step, a->not_finite, a->not_finite == 1 ? "" : "s");
+}
+
+/* What the ranks agree on; after a local step nothing. */
+static void take_note(struct pl_trainer *t, const struct pl_agreement *a, struct pl_step_result *out)
+{
+    out->agreed = a->steps;
+    out->exchange = a->times;
+    out->compute_ms -= a->times.within_ms;
+    if (a->steps == 0)
+        return;
+    t->state.samples_seen += (int64_t)a->rows;
+    out->rows = a->rows;
+    out->loss = a->loss / a->rows;
+    out->total_loss = a->total / a->rows;
+    out->accuracy = a->correct / a->rows;
+    out->top5 = a->correct5 / a->rows;
+    out->late = a->late;
+    out->stop = a->stop;
+    out->save = a->save;
 }
 
 /* Until here a step may be abandoned and done again: now it counts, and so do the samples that it read. */
-static void commit(struct pl_trainer *t, const struct pl_agreement *a, const struct pl_step_result *out)
+static void commit(struct pl_trainer *t, const struct pl_step_result *out)
 {
     struct pl_run_state *p = &t->state;
     bool epoch_ends = out->end == t->source.epoch_samples;
     p->step++;
-    p->samples_seen += (int64_t)a->rows;
     p->epoch = epoch_ends ? out->epoch + 1 : out->epoch;
     p->position = epoch_ends ? 0 : out->end;
 }
@@ -114,20 +138,12 @@ pl_status pl_trainer_step(struct pl_trainer *t, struct pl_step_result *out)
     int64_t ahead = t->job->train.steps > 0 ? 0 : t->ahead; /* a run of epochs follows the data order */
     out->lr = pl_schedule_lr(t->job, out->step - ahead, t->steps_per_epoch, t->total_steps - ahead);
     update(t, &agreed, out);
-    commit(t, &agreed, out);
+    out->update_ms = pl_now_ms() - updating;
+    commit(t, out);
 
-    out->rows = agreed.rows;
-    out->loss = agreed.loss / agreed.rows;
-    out->total_loss = agreed.total / agreed.rows;
-    out->accuracy = agreed.correct / agreed.rows;
-    out->top5 = agreed.correct5 / agreed.rows;
-    out->exchange = agreed.times;
-    out->compute_ms -= agreed.times.within_ms;
-    out->late = agreed.late;
-    out->stop = agreed.stop;
-    out->save = agreed.save;
-    double end = pl_now_ms();
-    out->update_ms = end - updating;
-    out->step_ms = end - begin;
+    PL_TRY(t->sync_table->average(t->sync, t->state.step == t->total_steps, &agreed));
+    PL_TRY(check_finite(&agreed, out->step));
+    take_note(t, &agreed, out);
+    out->step_ms = pl_now_ms() - begin;
     return PL_OK;
 }

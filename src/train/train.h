@@ -43,10 +43,12 @@ struct pl_trainer {
 
 struct pl_step_result {
     int64_t step, epoch, end;          /* end: the position in the epoch after it */
+    int64_t agreed;                    /* steps that rows to total_loss are over: 1, or the local ones that ended with an
+                                        * averaging; 0: a local step, after which the ranks differ and rows is 0 */
     double rows, loss, accuracy, top5; /* means over the samples that took part, of the main loss */
     double total_loss;                 /* what is trained on: every loss times its weight */
     double lr, grad_norm;              /* norm NAN unless clipping */
-    double step_ms, data_ms, compute_ms, update_ms;
+    double step_ms, data_ms, compute_ms, update_ms; /* of this step on this rank */
     struct pl_exchange_times exchange;
     const char *late;
     bool stop, save;

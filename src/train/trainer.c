@@ -80,7 +80,7 @@ static pl_status find_spans(const struct pl_graph *g, struct spans *s)
     return PL_OK;
 }
 
-/* The gradient is written where the exchange adds it up. */
+/* The gradient is written where the exchange adds it up, or between averagings keeps it. */
 static pl_status open_exchange(struct pl_trainer *t, bool train)
 {
     const struct pl_job *j = t->job;
@@ -89,20 +89,21 @@ static pl_status open_exchange(struct pl_trainer *t, bool train)
                                     .network = {.channels = (int)j->exchange.channels, .interface = j->exchange.interface},
                                     .compress = pl_job_compress_name(j), .compress_ratio = j->exchange.compress_ratio,
                                     .bucket_bytes = j->exchange.bucket_mb * 1048576, .timeout_ms = j->exchange.timeout_ms};
+    const struct pl_replica replica = {j, t->graph, t->optimizer};
     struct spans spans;
+    t->sync_table = pl_sync_find(pl_job_sync_name(j));
     pl_status s = pl_world_agree(t->world, find_spans(t->graph, &spans));
     o.exact = spans.statistic, o.exacts = spans.statistics;
     o.gap = spans.gap, o.gaps = spans.gaps;
     if (s == PL_OK)
-        s = pl_exchange_create(t->world, &o, train ? pl_graph_elems(t->graph) : 0, &t->exchange);
+        s = pl_exchange_create(t->world, &o, train ? t->sync_table->slabs(&replica) * pl_graph_elems(t->graph) : 0, &t->exchange);
     pl_free(spans.statistic);
     pl_free(spans.gap);
     PL_TRY(s);
     if (!train)
         return PL_OK;
-    t->sync_table = pl_sync_find("allreduce");
     pl_graph_set_grads(t->graph, pl_exchange_gradient(t->exchange));
-    return pl_world_agree(t->world, t->sync_table->create(t->exchange, &t->sync));
+    return pl_world_agree(t->world, t->sync_table->create(&replica, t->exchange, &t->sync));
 }
 
 static pl_status announce_trial(const struct pl_trainer *t)
@@ -127,6 +128,8 @@ pl_status pl_trainer_open(struct pl_trainer *t, struct pl_world *w, const struct
         pl_log_root("note: the ranks of this node are bound to %d core%s each and leave others unused; "
                     "mpirun --bind-to none, or --map-by ppr:R:node:PE=T, gives them all",
                     w->cores, w->cores == 1 ? "" : "s");
+    if (train && job->sync.kind != PL_SYNC_LOCAL_SGD && (job->sync.tau > 0 || job->sync.average_momentum))
+        pl_log_root("note: sync.%s is of local_sgd and not used by sync.kind %s", job->sync.tau > 0 ? "tau" : "average_momentum", pl_job_sync_name(job));
     if (w->local_ranks * t->threads > w->node_cores)
         pl_log_root("note: %d ranks of %d threads share %d cores of this node and wait for each other", w->local_ranks, t->threads, w->node_cores);
     pl_status s = pl_world_agree(w, pl_fault_configure(job->debug.fault, w->rank));

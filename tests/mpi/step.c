@@ -63,14 +63,14 @@ static void fill_batch(const struct pl_trainer *t)
         ((int32_t *)batch.label)[i] = (int32_t)pl_rng_below(&r, 10);
 }
 
-static int steps_of(struct pl_world *w, const char *model, const char *threads, const char *two_level)
+static int steps_of(struct pl_world *w, const char *model, const char *threads, const char *two_level, const char *sync)
 {
     struct pl_trainer t;
     struct pl_job *job;
     struct pl_step_result r;
     char *path = pl_strdupf("%s/models/%s.yaml", getenv("PL_SOURCE_DIR"), model);
-    char *over[] = {(char *)threads, "train.global_batch=24", "optimizer.clip_norm=1", "exchange.bucket_mb=0.1", (char *)two_level};
-    pl_status s = pl_job_read(path, 5, over, &job);
+    char *over[] = {(char *)threads, "train.global_batch=24", "optimizer.clip_norm=1", "exchange.bucket_mb=0.1", (char *)two_level, (char *)sync};
+    pl_status s = pl_job_read(path, 6, over, &job);
     if (s < 0 || (s = pl_trainer_open(&t, w, job, true)) < 0) {
         fprintf(stderr, "%s: %s\n", model, pl_error_text());
         exit(1);
@@ -87,7 +87,7 @@ static int steps_of(struct pl_world *w, const char *model, const char *threads, 
     }
     if (s < 0)
         pl_world_abort(w, s);
-    printf("rank %d, %s, %s, %s: %d allocations in 6 steps\n", w->rank, model, threads, two_level, count);
+    printf("rank %d, %s, %s, %s, %s: %d allocations in 6 steps\n", w->rank, model, threads, two_level, sync, count);
     pl_free(batch.data);
     pl_free(batch.label);
     pl_free(batch.index);
@@ -112,11 +112,14 @@ int main(int argc, char **argv)
     counting = false;
     free(p);
     bad += count != 1;
+    static const char all[] = "sync={kind: allreduce}", local[] = "sync={kind: local_sgd, tau: 2, average_momentum: true}";
     for (size_t m = 0; m < sizeof models / sizeof *models; m++) {
-        bad += steps_of(&w, models[m], "train.threads=1", "exchange.two_level=auto");
-        bad += steps_of(&w, models[m], "train.threads=2", "exchange.two_level=auto");
-        bad += steps_of(&w, models[m], "train.threads=1", "exchange.two_level=never");
+        bad += steps_of(&w, models[m], "train.threads=1", "exchange.two_level=auto", all);
+        bad += steps_of(&w, models[m], "train.threads=2", "exchange.two_level=auto", all);
+        bad += steps_of(&w, models[m], "train.threads=1", "exchange.two_level=never", all);
     }
+    bad += steps_of(&w, models[0], "train.threads=2", "exchange.two_level=auto", local);
+    bad += steps_of(&w, models[0], "train.threads=1", "exchange.two_level=never", local);
     int code = pl_world_finish(&w, PL_OK);
     return bad ? 1 : code;
 }

@@ -77,10 +77,11 @@ static pl_status slice_final(struct pl_sync *s, int64_t a, int64_t b) { return (
 static pl_status finish(struct pl_sync *s, struct pl_agreement *out)
 {
     (void)s;
-    *out = (struct pl_agreement){.sum = pl_graph_grads(stepping->t.graph), .rows = (double)stepping->rows};
+    *out = (struct pl_agreement){.sum = pl_graph_grads(stepping->t.graph), .rows = (double)stepping->rows, .steps = 1};
     return abandon ? PL_ERR_PEER : PL_OK;
 }
-static const struct pl_sync_table alone = {.name = "alone", .begin = begin, .contribute = contribute, .slice_final = slice_final, .finish = finish};
+static pl_status average(struct pl_sync *s, bool last, struct pl_agreement *out) { return (void)s, (void)last, (void)out, PL_OK; }
+static const struct pl_sync_table alone = {.name = "alone", .begin = begin, .contribute = contribute, .slice_final = slice_final, .finish = finish, .average = average};
 
 /* ---- a run ---------------------------------------------------------------------------------------- */
 

@@ -47,7 +47,7 @@ static void a_run(void *arg)
     struct pl_report *r;
     assert_int_equal(pl_report_open(dir, true, 100, 2, &r), PL_OK);
     struct pl_report_start start = {.ranks = 2, .threads = 1, .device = "a \"quoted\"\ndevice\\", .backend = "cpu", .transport = "mpi",
-                                    .algorithm = "native", .why = "so", .model = "m", .parameters = 12, .batch = 4, .global_batch = 8, .train_samples = 400};
+                                    .algorithm = "native", .why = "so", .model = "m", .sync = "local_sgd", .tau = 50, .parameters = 12, .batch = 4, .global_batch = 8, .train_samples = 400};
     pl_report_start(r, &start);
     struct pl_report_step step = {.step = 50, .epoch = 0, .loss = 0.123456789012, .total_loss = NAN, .accuracy = NAN, .lr = 0.1, .samples_per_s = 1000, .step_ms = 2,
                                   .data_ms = INFINITY, .grad_norm = NAN, .sent_mb = NAN, .saved_mb = NAN};
@@ -56,6 +56,7 @@ static void a_run(void *arg)
     step.sent_mb = 1.5;
     step.saved_mb = 46.5;
     step.accuracy = 0.5;
+    step.local_steps = 50;
     step.total_loss = 0.25;
     pl_report_step(r, &step);
     pl_report_progress(r, &step); /* no terminal: nothing */
@@ -74,9 +75,9 @@ static void test_events(void **state)
     with_stderr(a_run, dir, people, sizeof people);
     char *text = metrics(dir);
     static const char *const wanted[] = {
-        "{\"event\": \"start\", \"version\": \"" PL_VERSION "\", \"model\": \"m\", \"ranks\": 2, \"threads\": 1, \"device\": \"a \\\"quoted\\\"\\u000adevice\\\\\", \"backend\": \"cpu\", \"transport\": \"mpi\", \"algorithm\": \"native\", \"why\": \"so\", \"parameters\": 12, \"batch\": 4, \"global_batch\": 8, \"train_samples\": 400, \"test_samples\": 0}\n",
+        "{\"event\": \"start\", \"version\": \"" PL_VERSION "\", \"model\": \"m\", \"ranks\": 2, \"threads\": 1, \"device\": \"a \\\"quoted\\\"\\u000adevice\\\\\", \"backend\": \"cpu\", \"transport\": \"mpi\", \"algorithm\": \"native\", \"why\": \"so\", \"sync\": \"local_sgd\", \"tau\": 50, \"average\": \"parameters\", \"parameters\": 12, \"batch\": 4, \"global_batch\": 8, \"train_samples\": 400, \"test_samples\": 0}\n",
         "{\"event\": \"step\", \"step\": 50, \"epoch\": 0, \"loss\": 0.123456789, \"lr\": 0.1, \"samples_per_s\": 1000, \"step_ms\": 2, \"compute_ms\": 0, \"exchange_ms\": 0, \"exchange_total_ms\": 0, \"update_ms\": 0}\n",
-        "\"loss\": 0.123456789, \"total_loss\": 0.25, \"accuracy\": 0.5, ",
+        "\"epoch\": 0, \"local_steps\": 50, \"loss\": 0.123456789, \"total_loss\": 0.25, \"accuracy\": 0.5, ",
         "\"sent_mb\": 1.5, \"saved_mb\": 46.5, \"late\": \"2, 5\"}\n",
         "{\"event\": \"eval\", \"step\": 50, \"epoch\": 0, \"set\": \"test\", \"loss\": 0.5, \"accuracy\": 0.75, \"samples\": 30}\n",
         "{\"event\": \"checkpoint\", \"step\": 50, \"path\": \"dir/step\", \"ms\": 3}\n",
