@@ -126,7 +126,8 @@ static void open_member(struct group *g, struct member *m, int ranks)
     struct pl_loader_options o = {.global_batch = global, .ranks = ranks, .seed = (uint64_t)job->train.seed, .shuffle = true, .classes = 2, .depth = 2};
     assert_int_equal(pl_dataset_open(&job->train_set, &job->input, true, &m->d), PL_OK);
     assert_int_equal(pl_loader_create(m->d, &o, &m->l), PL_OK);
-    m->t = (struct pl_trainer){.job = job, .graph = g->graph, .optimizer = g->optimizer, .sync_table = &alone, .batch = pl_loader_capacity(m->l),
+    static struct pl_world world = {.ranks = 1};
+    m->t = (struct pl_trainer){.world = &world, .job = job, .graph = g->graph, .optimizer = g->optimizer, .sync_table = &alone, .batch = pl_loader_capacity(m->l),
                                .source = {.deal = deal, .next = next, .release = release, .arg = m, .epoch_samples = g->samples}};
 }
 
