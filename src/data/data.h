@@ -75,6 +75,7 @@ struct pl_loader_options {
 struct pl_loader;
 pl_status pl_loader_create(struct pl_dataset *d, const struct pl_loader_options *o, struct pl_loader **out);
 void pl_loader_destroy(struct pl_loader *l);
+int64_t pl_loader_samples(const struct pl_loader *l);    /* of the set */
 int64_t pl_loader_capacity(const struct pl_loader *l);   /* rows of a batch on this rank */
 /* Reads as `rank` of `ranks`, and other global batches, from the next start on; until then it reads nothing.
  * Rows of a rank: at most the capacity, otherwise PL_ERR_USAGE and nothing is changed. */

@@ -140,6 +140,7 @@ void pl_loader_destroy(struct pl_loader *l)
     pl_free(l);
 }
 
+int64_t pl_loader_samples(const struct pl_loader *l) { return l->d->samples; }
 int64_t pl_loader_capacity(const struct pl_loader *l) { return l->capacity; }
 
 struct decoding {

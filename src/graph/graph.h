@@ -59,6 +59,8 @@ struct pl_graph_batch {
     const void *label;        /* int32_t or float; NULL: no loss is computed (predict) */
     const int64_t *index;     /* [batch] sample index, names random streams */
     uint64_t seed, step_key;  /* dropout */
+    bool (*abandoned)(void *arg); /* NULL, or asked before each layer: true ends a forward pass with PL_END */
+    void *arg;
 };
 /* Layers forward; adds to *sums (may be NULL where label is): total is that of all losses, the rest of
  * the main one. train: only a graph made for it. */

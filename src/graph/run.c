@@ -49,6 +49,8 @@ pl_status pl_graph_forward(struct pl_graph *g, const struct pl_graph_batch *b, b
     for (int i = 0; i < g->layers; i++) {
         if (!g->node[i].plan)
             continue;
+        if (b->abandoned && b->abandoned(b->arg))
+            return PL_END;
         struct pl_io io = make_io(g, b, i, train);
         struct pl_loss_sums auxiliary = {0};
         if (io.label)
@@ -102,6 +104,8 @@ pl_status pl_graph_backward(struct pl_graph *g, const struct pl_graph_batch *b, 
         const struct pl_layer *l = &g->layer[i];
         if (!g->node[i].plan || !g->node[i].need_grad)
             continue;
+        if (b->abandoned && b->abandoned(b->arg))
+            return PL_END;
         double begin = g->layer_ms ? pl_now_ms() : 0;
         PL_TRY(backward_layer(g, b, accumulate, i));
         if (g->layer_ms)

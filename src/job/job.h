@@ -94,7 +94,7 @@ struct pl_job {
         struct { int kind; double gamma, power, min; struct pl_ints at; int64_t every, total; } schedule; /* steps */
         struct pl_period warmup;
     } optimizer;
-    struct { int kind; int64_t backup_workers, tau; bool average_momentum; } sync; /* tau: 0 if not given and not local_sgd */
+    struct { int kind; int64_t backup_workers, tau; bool average_momentum; double grace_ms, suspect_ms, lost_ms; } sync; /* tau: 0 if not given and not local_sgd */
     struct { int transport, algorithm, two_level, compress; double compress_ratio; char *table, *interface; int64_t channels; double bucket_mb, timeout_ms; } exchange;
     struct { int kind; } device;
     struct { char *dir; struct pl_period every; int64_t keep; char *resume; bool keep_best, background; int on_error; struct pl_texts signals; } checkpoint;

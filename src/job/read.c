@@ -236,6 +236,16 @@ static pl_status check_local_sgd(struct pl_job *j)
     return PL_OK;
 }
 
+static pl_status check_backup_workers(struct pl_job *j)
+{
+    if (strcmp(pl_job_compress_name(j), "none") != 0)
+        return pl_node_error(at_key(j, "exchange.compress"), "exchange.compress with sync.backup_workers: what a late rank's gradient lost would be lost\n"
+                             "leave one of them out");
+    if (j->sync.lost_ms < j->sync.suspect_ms)
+        return pl_node_error(at_key(j, "sync.lost_after"), "sync.lost_after is less than sync.suspect_after");
+    return PL_OK;
+}
+
 static pl_status check(struct pl_job *j)
 {
     take_none_away(&j->train_set.files);
@@ -263,6 +273,8 @@ static pl_status check(struct pl_job *j)
         return pl_node_error(at_key(j, "train.eval_every"), "train.eval_every is counted in steps or epochs");
     if (j->sync.kind == PL_SYNC_LOCAL_SGD)
         PL_TRY(check_local_sgd(j));
+    if (j->sync.backup_workers > 0)
+        PL_TRY(check_backup_workers(j));
     j->train.stop_on = !isinf(j->train.stop_above) || !isinf(j->train.stop_below);
     if (j->train.stop_on && !pl_job_set_given(&j->test_set))
         return pl_node_error(at_key(j, "train.stop"), "train.stop needs data.test to be evaluated");

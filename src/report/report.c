@@ -153,6 +153,22 @@ void pl_report_resume(struct pl_report *r, int64_t step, const char *path)
     pl_progress_line(r, "continuing at step %lld from %s", (long long)step, path);
 }
 
+void pl_report_members(struct pl_report *r, int64_t step, const char *lost, const char *back, int members)
+{
+    struct pl_text t = {0};
+    if (!r->active)
+        return;
+    pl_metrics_int(&t, "step", step);
+    pl_metrics_text(&t, "rank", lost ? lost : back);
+    pl_metrics_int(&t, "members", members);
+    pl_metrics_write(r, lost ? "lost_rank" : "back_rank", &t);
+    pl_text_free(&t);
+    if (lost)
+        pl_progress_line(r, "lost rank %s at step %lld; %d go on and share its data", lost, (long long)step, members);
+    if (back)
+        pl_progress_line(r, "rank %s is back at step %lld; %d share the data", back, (long long)step, members);
+}
+
 void pl_report_end(struct pl_report *r, int64_t step, const char *reason, double seconds, int64_t samples)
 {
     struct pl_text t = {0};
@@ -178,4 +194,24 @@ void pl_report_say(struct pl_report *r, const char *fmt, ...)
     vsnprintf(text, sizeof text, fmt, args);
     va_end(args);
     pl_progress_line(r, "%s", text);
+}
+
+pl_status pl_report_outcome(const char *dir, int code, const char *reason, int64_t step, int ranks)
+{
+    if (!dir)
+        return PL_OK;
+    char *path = pl_strdupf("%s/exit.json", dir), *part = pl_strdupf("%s/exit.json.part", dir);
+    pl_status s = path && part ? PL_OK : PL_ERR_MEMORY;
+    if (s == PL_OK && code < 0) {
+        unlink(path);
+    } else if (s == PL_OK) {
+        FILE *f = fopen(part, "w");
+        bool whole = f && fprintf(f, "{\"code\": %d, \"reason\": \"%s\", \"step\": %lld, \"ranks\": %d}\n", code, reason, (long long)step, ranks) > 0;
+        whole = (!f || fclose(f) == 0) && whole && rename(part, path) == 0;
+        if (!whole)
+            s = pl_error(PL_ERR_CHECKPOINT, "report", "%s cannot be written: %s", path, strerror(errno));
+    }
+    pl_free(path);
+    pl_free(part);
+    return s;
 }

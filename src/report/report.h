@@ -18,7 +18,12 @@ void pl_report_progress(struct pl_report *r, const struct pl_report_step *s); /*
 void pl_report_eval(struct pl_report *r, int64_t step, int64_t epoch, const char *set, double loss, double accuracy, double top5, int64_t samples);
 void pl_report_checkpoint(struct pl_report *r, int64_t step, const char *path, double ms);
 void pl_report_resume(struct pl_report *r, int64_t step, const char *path);
+/* Ranks that were struck off, or let in again, NULL: none; members: how many go on. */
+void pl_report_members(struct pl_report *r, int64_t step, const char *lost, const char *back, int members);
 void pl_report_end(struct pl_report *r, int64_t step, const char *reason, double seconds, int64_t samples);
+/* report.dir/exit.json: how the run ended, for who started it; whole or not at all. dir NULL: nothing. code -1: takes away what an
+ * earlier life left. PL_ERR_CHECKPOINT. */
+pl_status pl_report_outcome(const char *dir, int code, const char *reason, int64_t step, int ranks);
 /* A sentence for people, kept clear of the live line. */
 void pl_report_say(struct pl_report *r, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 #endif

@@ -399,6 +399,15 @@ static void hand_out(struct pl_quorum *q, double now)
     q->mine.part = q->member[q->o.me].part;
 }
 
+static void dismiss(struct pl_quorum *q, double now)
+{
+    const struct pl_ranks *members = &q->mine.view.members;
+    if (!q->mine.leaving || count(q, members, waits_to_leave, now) < pl_ranks_count(members))
+        return;
+    q->mine.clean = pl_ranks_count(members) == q->o.ranks && count(q, members, trusted, now) == q->o.ranks;
+    finish(q, now, 0, "done");
+}
+
 static void lead(struct pl_quorum *q, double now)
 {
     if (q->mine.end != 0)
@@ -413,8 +422,7 @@ static void lead(struct pl_quorum *q, double now)
     if (q->mine.current.round == 0)
         gather(q, now);
     hand_out(q, now);
-    if (q->mine.leaving && count(q, &q->mine.view.members, waits_to_leave, now) == pl_ranks_count(&q->mine.view.members))
-        finish(q, now, 0, "done");
+    dismiss(q, now);
 }
 
 /* ---- taking over ---------------------------------------------------------------------------------- */
@@ -481,6 +489,7 @@ static void stand(struct pl_quorum *q, double now)
     find_newest(q);
     q->mine.candidate = 0;
     q->mine.coordinates = 1;
+    q->mine.leaving = 0; /* it has to write first what was the other's to write */
     q->mine.current = (struct pl_attempt){0};
     q->enough_ms = q->too_few_ms = -1;
     q->job.id = q->mine.job = 0;
@@ -557,6 +566,8 @@ bool pl_quorum_say(struct pl_quorum *q, double now, int to, struct pl_note *out)
     return true;
 }
 
+void pl_quorum_unsaid(struct pl_quorum *q, int to) { q->member[to].news = true; }
+
 /* ---- following ------------------------------------------------------------------------------------- */
 
 static void follow(struct pl_quorum *q)
@@ -565,6 +576,7 @@ static void follow(struct pl_quorum *q)
     struct pl_note *me = &q->mine;
     if (d->end != 0 && me->ended == 0) {
         me->ended = d->end;
+        me->clean = d->clean;
         news(q);
     }
     if (!d->coordinates)
@@ -728,6 +740,7 @@ int64_t pl_quorum_version(const struct pl_quorum *q, struct pl_attempt *last)
 
 bool pl_quorum_behind(const struct pl_quorum *q) { return q->behind; }
 bool pl_quorum_coordinates(const struct pl_quorum *q) { return q->mine.coordinates; }
+bool pl_quorum_clean(const struct pl_quorum *q) { return q->mine.clean; }
 bool pl_quorum_cut_off(const struct pl_quorum *q) { return q->cut_off; }
 const char *pl_quorum_why(const struct pl_quorum *q) { return q->why; }
 

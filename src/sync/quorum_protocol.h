@@ -54,6 +54,7 @@ struct pl_note {
     /* Of the coordinator of `term`, what it decided. */
     uint8_t coordinates;
     int32_t end;      /* 0: the run goes on; otherwise an exit code + 1 */
+    uint8_t clean;    /* with end: every rank of the run is there */
     int32_t source;   /* a rank that holds the run's version, for a receiver that does not; -1: none yet */
     int32_t part;     /* the receiver's next part of `job`, -1: none at present */
     int64_t agreed, agreed_round; /* version of the run */
@@ -111,6 +112,7 @@ int64_t pl_quorum_version(const struct pl_quorum *q, struct pl_attempt *last);
 bool pl_quorum_behind(const struct pl_quorum *q); /* the run went on without this rank */
 bool pl_quorum_coordinates(const struct pl_quorum *q);
 bool pl_quorum_cut_off(const struct pl_quorum *q); /* END, on the smaller side of a cut: nothing must be written */
+bool pl_quorum_clean(const struct pl_quorum *q);   /* END: every rank of the run is there, none was lost */
 /* END: everybody knows, or is not waited for. */
 bool pl_quorum_over(const struct pl_quorum *q, double now);
 /* The next part to do of job, -1: none at present. True: the job is done, with result; NAN where the run has gone on
@@ -118,7 +120,8 @@ bool pl_quorum_over(const struct pl_quorum *q, double now);
 bool pl_quorum_part(struct pl_quorum *q, int64_t job, int *part, double result[PL_QUORUM_VALUES]);
 /* Is there something to say to that rank? It is taken as said. */
 bool pl_quorum_say(struct pl_quorum *q, double now, int to, struct pl_note *out);
-/* Why the run ends: a sentence. */
+void pl_quorum_unsaid(struct pl_quorum *q, int to); /* it could not be sent: to be said again */
+/* Why the run ends: a sentence, empty where another rank says it. */
 const char *pl_quorum_why(const struct pl_quorum *q);
 
 #endif

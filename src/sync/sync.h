@@ -14,6 +14,10 @@ struct pl_replica {
     const struct pl_job *job;
     struct pl_graph *graph;
     struct pl_optimizer *optimizer;
+    struct pl_world *world;
+    const struct pl_exchange_options *exchange; /* until create returns */
+    void *state;                                /* what else a rank that comes back needs */
+    size_t state_bytes;
 };
 
 /* What a rank brings to a step besides its gradient: sums over its real samples. */
@@ -33,10 +37,28 @@ struct pl_agreement {
     int not_finite;        /* ranks with a loss that is not finite */
     const char *late;      /* ranks that were dropped, "2, 5"; NULL: none */
     struct pl_exchange_times times;
+    /* Where ranks may be late, lost and back (quorum). */
+    bool went_on;          /* without this rank: its parameters, optimizer and state are a peer's now, and there is nothing to
+                            * update by; the rest is of the peer's last step */
+    bool ended;            /* the run has, and this rank was not there */
+    bool writes;           /* this rank reports and writes checkpoints from now on */
+    bool dealt;            /* others than before share the data of the next step */
+    int place, members;    /* this rank's among them; how many */
+    const char *lost, *back; /* ranks that were struck off, or let in again; NULL: none */
 };
+
+/* Work in parts, each of which some rank does. */
+struct pl_parts {
+    int64_t id; /* rises from one to the next */
+    int parts, values; /* values: PL_PART_VALUES at most */
+    pl_status (*run)(void *arg, int part, double *sum); /* adds to sum[values] */
+    void *arg;
+};
+enum { PL_PART_VALUES = 8 };
 
 struct pl_sync_table {
     const char *name;
+    bool meshed; /* it has a mesh of its own and gets no exchange; it also has the slots at the end. create: collective */
     /* What it exchanges, in slabs of the graph's size: those pl_exchange_create must have room for. The first is the gradient's. */
     int (*slabs)(const struct pl_replica *r);
     pl_status (*create)(const struct pl_replica *r, struct pl_exchange *x, struct pl_sync **out);
@@ -51,6 +73,21 @@ struct pl_sync_table {
     /* After the update: where it is the parameters that replicas agree on, averages them if it is time or this is the
      * run's last step, and then fills in *out. Otherwise leaves all as it is. */
     pl_status (*average)(struct pl_sync *s, bool last, struct pl_agreement *out);
+
+    /* The gradient: [elems], zeroed. */
+    float *(*gradient)(struct pl_sync *s);
+    const char *(*transport)(const struct pl_sync *s);
+    const char *(*algorithm)(const struct pl_sync *s);
+    const char *(*why)(const struct pl_sync *s);
+    /* What is computed is of no use any more: to be asked between layers. Any thread. */
+    bool (*abandoned)(void *s);
+    /* While held, parameters and state may be written; a rank that comes back is given them only then when they are not. */
+    void (*hold)(struct pl_sync *s, bool held);
+    /* Each part once, by who is free; sum: over all, in their order. NAN where the run went on meanwhile. */
+    pl_status (*share_out)(struct pl_sync *s, const struct pl_parts *p, double *sum);
+    /* The run is over here: with code 0 after its last step, otherwise for all. Returns when the others know; PL_END, to be
+     * called again, where this rank has to write what it did not (wrote false). *clean: all ranks of the run got here. dropped: "0: 12, 3: 140", how often each rank's gradient came late; borrowed. */
+    pl_status (*leave)(struct pl_sync *s, int code, bool wrote, bool *clean, const char **dropped);
 };
 
 const struct pl_sync_table *pl_sync_find(const char *name); /* NULL: not built */

@@ -17,7 +17,6 @@ struct run {
     int64_t first_step, samples;
     struct pl_step_result last;
     struct pl_report_step line; /* of what the ranks agreed on last; times are added up until they do again */
-    bool goal_reached;
     int64_t saved_step;  /* of the newest checkpoint, written or under way; -1: none */
     bool pending, lost;  /* it is under way; it could not be written */
     double held_ms;      /* how long it held the loop */
@@ -79,7 +78,7 @@ static pl_status open_loaders(struct run *r)
     PL_TRY(pl_loader_create(r->train_data, &o, &r->loader));
     t->source = (struct pl_source){.deal = loader_deal, .next = loader_next, .release = loader_release, .arg = r->loader,
                                    .epoch_samples = pl_dataset_samples(r->train_data)};
-    t->state.train_file = pl_dataset_name(r->train_data);
+    t->state.train_file = t->train_file = pl_dataset_name(r->train_data);
     if (!r->test_data)
         return PL_OK;
     PL_TRY(pl_graph_create(t->job, t->table, t->backend, t->batch, false, t->graph, &r->eval_graph));
@@ -96,7 +95,7 @@ static pl_status open_outputs(struct run *r)
     if (!r->root)
         return PL_OK;
     PL_TRY(pl_checkpoint_probe(t->job->checkpoint.dir));
-    int parts = pl_exchange_residual(t->exchange) ? t->world->ranks : 0;
+    int parts = pl_trainer_residual(t) ? t->world->ranks : 0;
     return pl_checkpoint_writer_create(t->job->checkpoint.dir, t->graph, t->optimizer, t->job, parts, &r->writer);
 }
 
@@ -137,8 +136,8 @@ static void announce(struct run *r, const char *path)
     char *trial = pl_trial_describe(t->job);
     t->table->describe(t->backend, device, sizeof device);
     struct pl_report_start s = {.ranks = t->world->ranks, .threads = t->threads, .device = device,
-                                .backend = t->table->name, .transport = pl_exchange_transport(t->exchange),
-                                .algorithm = pl_exchange_algorithm(t->exchange), .why = pl_exchange_why(t->exchange),
+                                .backend = t->table->name, .transport = pl_trainer_transport(t),
+                                .algorithm = pl_trainer_algorithm(t), .why = pl_trainer_why(t),
                                 .sync = pl_job_sync_name(t->job), .tau = local_steps(t->job), .average_momentum = t->job->sync.average_momentum,
                                 .model = t->job->model_name, .trial = trial,
                                 .parameters = pl_graph_weights(t->graph), .batch = t->batch,
@@ -150,9 +149,9 @@ static void announce(struct run *r, const char *path)
     if (t->world->ranks > 1 && local_steps(t->job) > 0)
         pl_report_say(r->report, "local SGD: %s averaged every %lld steps (sync.tau) by %s; %s",
                       t->job->sync.average_momentum ? "parameters and the optimizer's state are" : "parameters are",
-                      (long long)t->job->sync.tau, pl_exchange_algorithm(t->exchange), pl_exchange_why(t->exchange));
+                      (long long)t->job->sync.tau, pl_trainer_algorithm(t), pl_trainer_why(t));
     else if (t->world->ranks > 1)
-        pl_report_say(r->report, "gradients are added up by %s; %s", pl_exchange_algorithm(t->exchange), pl_exchange_why(t->exchange));
+        pl_report_say(r->report, "gradients are added up by %s; %s", pl_trainer_algorithm(t), pl_trainer_why(t));
     if (!t->job->checkpoint.dir)
         pl_report_say(r->report, "no checkpoint.dir: the trained network is not kept");
     if (path[0]) {
@@ -216,7 +215,7 @@ static pl_status save_part(struct run *r)
     struct pl_trainer *t = &r->t;
     const char *dir = t->job->checkpoint.dir;
     bool stop = t->job->checkpoint.on_error == 0;
-    pl_status s = pl_checkpoint_save_part(dir, t->state.step, t->world->rank, t->graph, pl_exchange_residual(t->exchange));
+    pl_status s = pl_checkpoint_save_part(dir, t->state.step, t->world->rank, t->graph, pl_trainer_residual(t));
     double failed = s < 0 ? t->world->rank + 1 : 0;
     if (s < 0 && !stop && !r->root)
         pl_log("%s", pl_error_text());
@@ -231,7 +230,7 @@ static pl_status save_part(struct run *r)
 static pl_status save(struct run *r)
 {
     struct pl_trainer *t = &r->t;
-    bool parts = t->job->checkpoint.dir && pl_exchange_residual(t->exchange) != NULL;
+    bool parts = t->job->checkpoint.dir && pl_trainer_residual(t) != NULL;
     double wanted = r->writer && !(r->saved_step == t->state.step && !r->lost);
     r->saved_ms = pl_now_ms();
     if (parts)
@@ -244,7 +243,6 @@ static pl_status save(struct run *r)
     PL_TRY(parts ? survive(r, save_part(r)) : PL_OK);
     if (!r->writer || r->lost)
         return PL_OK;
-    t->state.done = r->goal_reached; /* the end by count is seen from step */
     PL_TRY(survive(r, pl_checkpoint_writer_save(r->writer, pl_graph_params(t->graph), &t->state)));
     r->pending = !r->lost;
     r->held_ms = pl_now_ms() - r->saved_ms;
@@ -257,19 +255,24 @@ static pl_status evaluate(struct run *r)
     struct pl_evaluation e;
     if (!r->test_data || t->state.last_eval_step == t->state.step)
         return PL_OK;
-    PL_TRY(pl_trainer_evaluate(t, r->eval_graph, r->test_loader, &e));
+    pl_status s = pl_trainer_evaluate(t, r->eval_graph, r->test_loader, &e);
+    if (s != PL_OK)
+        return s < 0 ? s : PL_OK; /* PL_END: the run went on meanwhile */
+    double value = metric_of(t->job, &e);
+    bool best = better(t->job, value, t->state.best);
+    pl_trainer_hold(t, true);
     t->state.last_eval_step = t->state.step;
     t->state.last_loss = e.loss;
     t->state.last_accuracy = e.accuracy;
+    if (t->job->train.stop_on) /* the end by count is seen from step */
+        t->state.done = value > t->job->train.stop_above || value < t->job->train.stop_below;
+    if (best) {
+        t->state.best = value;
+        t->state.best_step = t->state.step;
+    }
+    pl_trainer_hold(t, false);
     pl_report_eval(r->report, t->state.step, t->state.epoch - (t->state.position == 0), "test", e.loss, e.accuracy, e.top5, e.samples);
-    double value = metric_of(t->job, &e);
-    if (t->job->train.stop_on)
-        r->goal_reached = value > t->job->train.stop_above || value < t->job->train.stop_below;
-    if (!better(t->job, value, t->state.best))
-        return PL_OK;
-    t->state.best = value;
-    t->state.best_step = t->state.step;
-    return t->job->checkpoint.keep_best ? save(r) : PL_OK;
+    return best && t->job->checkpoint.keep_best ? save(r) : PL_OK;
 }
 
 static void add_times(struct pl_report_step *line, const struct pl_step_result *s)
@@ -336,20 +339,68 @@ static bool checkpoint_due(const struct run *r)
     return every->unit == PL_MS ? r->last.save : due(&r->t, *every);
 }
 
-/* Steps until the end, the goal or a signal. PL_STOPPED for a signal. */
+/* Reporting and checkpoints pass to another rank when the one that had them is lost, or stopped for a while. */
+static pl_status take_over(struct run *r, bool writes)
+{
+    if (writes == r->root)
+        return PL_OK;
+    r->root = writes;
+    if (r->writer)
+        settle(r); /* what it had begun is whole or not there */
+    pl_checkpoint_writer_destroy(r->writer);
+    pl_report_close(r->report);
+    r->writer = NULL;
+    r->report = NULL;
+    r->saved_step = -1;
+    r->saved_ms = pl_now_ms();
+    return open_outputs(r);
+}
+
+/* Where ranks may be late or lost: what has become of them. */
+static pl_status look_round(struct run *r)
+{
+    struct pl_trainer *t = &r->t;
+    if (!t->sync_table->meshed)
+        return PL_OK;
+    if (r->last.went_on)
+        pl_log("the run went on without this rank: it goes on with a peer's parameters, from step %lld", (long long)t->state.step);
+    PL_TRY(take_over(r, r->last.writes));
+    if (r->last.lost || r->last.back)
+        pl_report_members(r->report, t->state.step, r->last.lost, r->last.back, t->state.ranks);
+    return PL_OK;
+}
+
+/* The run cannot go on, or has gone on to its end: who writes keeps what there is. */
+static pl_status ended(struct run *r, pl_status s)
+{
+    bool keeps = r->last.writes;
+    if (!keeps)
+        return s < 0 ? s : PL_END;
+    PL_TRY(take_over(r, true));
+    PL_TRY(save(r));
+    PL_TRY(settle(r));
+    return s < 0 ? s : PL_STOPPED;
+}
+
+/* Steps until the end, the goal or a signal. PL_STOPPED for a signal. PL_END: without this rank. */
 static pl_status run_steps(struct run *r)
 {
     struct pl_trainer *t = &r->t;
     if (t->state.step > 0 && due(t, t->job->train.eval_every))
         PL_TRY(evaluate(r)); /* a signal stopped the run before it was made */
-    while (t->state.step < t->total_steps && !r->goal_reached) {
+    while (t->state.step < t->total_steps && !t->state.done) {
         if (pl_fault("step", t->state.step))
             return pl_error(PL_ERR_MEMORY, "train", "debug.fault at step");
         t->stop_asked = pl_signals_seen();
         t->save_asked = r->root && due_by_clock(r);
-        PL_TRY(pl_trainer_step(t, &r->last));
+        pl_status s = pl_trainer_step(t, &r->last);
+        if (r->last.ended)
+            return ended(r, s);
+        PL_TRY(s);
+        PL_TRY(look_round(r));
         r->samples += (int64_t)r->last.rows;
-        report_step(r);
+        if (!r->last.went_on)
+            report_step(r);
         if (r->last.agreed == 0)
             continue; /* what follows is for parameters that all ranks have */
         if (r->last.stop && t->state.step < t->total_steps)
@@ -367,8 +418,8 @@ static pl_status run_steps(struct run *r)
 static pl_status close_run(struct run *r, pl_status s)
 {
     struct pl_trainer *t = &r->t;
-    const char *reason = s == PL_STOPPED ? "signal" : r->goal_reached ? "goal" : "done";
-    if (r->goal_reached)
+    const char *reason = s == PL_STOPPED ? "signal" : t->state.done ? "goal" : "done";
+    if (t->state.done)
         t->total_steps = t->state.step;
     PL_TRY(save(r));
     PL_TRY(settle(r));
@@ -378,6 +429,27 @@ static pl_status close_run(struct run *r, pl_status s)
         pl_report_say(r->report, "stopped on a signal after step %lld; the checkpoint is in %s, run me again to continue",
                       (long long)t->state.step, t->job->checkpoint.dir);
     pl_report_end(r->report, t->state.step, reason, (pl_now_ms() - r->started_ms) / 1000, r->samples);
+    return s;
+}
+
+/* Where ranks may be lost they part one by one: all that are there know it when this returns. Who had to write may be
+ * lost at the very end, and another does. */
+static pl_status leave(struct run *r, pl_status s)
+{
+    struct pl_trainer *t = &r->t;
+    bool clean, known = r->last.ended;
+    const char *dropped;
+    int code = s == PL_STOPPED ? 0 : pl_exit_code(s);
+    while (!known && t->sync_table->leave(t->sync, code, r->root, &clean, &dropped) == PL_END) {
+        PL_TRY(take_over(r, true));
+        if (s >= 0)
+            PL_TRY(close_run(r, s));
+    }
+    if (known)
+        clean = false;
+    else if (dropped[0])
+        pl_report_say(r->report, "gradients that came late, by rank: %s", dropped);
+    t->world->apart = !clean;
     return s;
 }
 
@@ -391,6 +463,21 @@ static pl_status already_done(struct run *r)
                       (long long)p->step, (long long)r->t.total_steps, p->last_loss, p->last_accuracy);
     return PL_OK;
 }
+
+static pl_status run_to_end(struct run *r)
+{
+    struct pl_trainer *t = &r->t;
+    pl_status s = run_steps(r);
+    if (s >= 0 && s != PL_END && !r->last.ended)
+        s = close_run(r, s);
+    if (t->sync_table->meshed)
+        s = leave(r, s);
+    else if (s < 0 && s != PL_ERR_NOT_FINITE)
+        pl_world_abort(t->world, s); /* this rank alone: the others wait for it */
+    return s;
+}
+
+static const char *reason_of(pl_status s) { return s == PL_STOPPED ? "signal" : s < 0 ? "error" : "done"; }
 
 pl_status pl_train(struct pl_world *w, const struct pl_job *job)
 {
@@ -407,17 +494,16 @@ pl_status pl_train(struct pl_world *w, const struct pl_job *job)
     r.first_step = r.t.state.step;
     if (r.t.state.last_eval_step == 0)
         r.t.state.last_eval_step = -1;
+    if (r.root)
+        pl_report_outcome(job->report.dir, -1, NULL, 0, 0);
     announce(&r, path);
-    if (r.t.state.done || r.t.state.step >= r.t.total_steps) {
+    if (r.t.state.done || r.t.state.step >= r.t.total_steps)
         s = already_done(&r);
-    } else {
-        s = run_steps(&r);
-        if (s >= 0)
-            s = close_run(&r, s);
-        if (s < 0 && s != PL_ERR_NOT_FINITE)
-            pl_world_abort(w, s); /* this rank alone: the others wait for it */
-    }
+    else
+        s = run_to_end(&r);
+    if (r.root && pl_report_outcome(job->report.dir, pl_exit_code(s), reason_of(s), r.t.state.step, r.t.state.ranks) < 0)
+        pl_log("%s", pl_error_text());
     pl_log_step(-1);
     tear_down(&r);
-    return s < 0 ? pl_world_agree(w, s) : s;
+    return s < 0 && !w->apart ? pl_world_agree(w, s) : s == PL_END ? PL_OK : s;
 }

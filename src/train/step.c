@@ -25,7 +25,7 @@ static pl_status compute(struct pl_trainer *t, const struct pl_graph_batch *in, 
     bool in_place = sleep_ms > 0;
     pl_slice_fn *slice = last ? on_slice_final : NULL;
     sleep_ms += micro == 0 ? pl_trial_delay_ms(t->job, t->world->rank, step) : 0;
-    pl_status s = pl_trial_sleep(sleep_ms, NULL, NULL);
+    pl_status s = pl_trial_sleep(sleep_ms, in->abandoned, in->arg);
     if (s == PL_OK)
         s = in_place ? pl_trial_forward(in, sums) : pl_graph_forward(t->graph, in, true, sums);
     if (s == PL_OK && last)
@@ -48,7 +48,8 @@ static pl_status run_micro_batch(struct pl_trainer *t, int64_t micro, struct pl_
     *last = micro + 1 >= t->job->train.accumulate || b->end == t->source.epoch_samples;
     /* One key for every draw of an epoch: a sample is drawn once in it. */
     struct pl_graph_batch in = {.rows = b->rows, .data = b->data, .label = b->label, .index = b->index,
-                                .seed = (uint64_t)t->job->train.seed, .step_key = (uint64_t)b->epoch};
+                                .seed = (uint64_t)t->job->train.seed, .step_key = (uint64_t)b->epoch,
+                                .abandoned = t->sync_table->abandoned, .arg = t->sync};
     pl_status s = compute(t, &in, out->step, micro, *last, sums);
     t->source.release(t->source.arg, b);
     out->data_ms += loaded - begin;
@@ -105,6 +106,8 @@ static void take_note(struct pl_trainer *t, const struct pl_agreement *a, struct
     out->accuracy = a->correct / a->rows;
     out->top5 = a->correct5 / a->rows;
     out->late = a->late;
+    out->lost = a->lost;
+    out->back = a->back;
     out->stop = a->stop;
     out->save = a->save;
 }
@@ -119,6 +122,24 @@ static void commit(struct pl_trainer *t, const struct pl_step_result *out)
     p->position = epoch_ends ? 0 : out->end;
 }
 
+static pl_status deal(struct pl_trainer *t, const struct pl_agreement *a)
+{
+    pl_trainer_hold(t, true);
+    pl_status s = pl_trainer_deal(t, a->place, a->members);
+    pl_trainer_hold(t, false);
+    return s;
+}
+
+/* Parameters, optimizer and state are a peer's now: goes on from where it is. */
+static pl_status catch_up(struct pl_trainer *t, const struct pl_agreement *a, struct pl_step_result *out)
+{
+    t->state.train_file = t->train_file;
+    out->went_on = true;
+    out->agreed = 1;
+    out->stop = a->stop;
+    return deal(t, a);
+}
+
 pl_status pl_trainer_step(struct pl_trainer *t, struct pl_step_result *out)
 {
     struct pl_loss_sums sums = {0};
@@ -128,22 +149,35 @@ pl_status pl_trainer_step(struct pl_trainer *t, struct pl_step_result *out)
     double begin = pl_now_ms();
 
     pl_log_step(out->step);
-    PL_TRY(t->sync_table->begin(t->sync, out->step));
-    for (int64_t micro = 0; !last; micro++)
-        PL_TRY(run_micro_batch(t, micro, &sums, out, &last));
-    PL_TRY(t->sync_table->finish(t->sync, &agreed));
+    pl_status s = t->sync_table->begin(t->sync, out->step);
+    for (int64_t micro = 0; s == PL_OK && !last; micro++)
+        s = run_micro_batch(t, micro, &sums, out, &last);
+    PL_TRY(s); /* PL_END: abandoned, the others went on */
+    s = t->sync_table->finish(t->sync, &agreed);
+    out->ended = agreed.ended;
+    out->writes = agreed.writes;
+    if (s != PL_OK || agreed.ended)
+        return s;
+    if (agreed.went_on)
+        return catch_up(t, &agreed, out);
     PL_TRY(check_finite(&agreed, out->step));
 
     double updating = pl_now_ms();
     int64_t ahead = t->job->train.steps > 0 ? 0 : t->ahead; /* a run of epochs follows the data order */
     out->lr = pl_schedule_lr(t->job, out->step - ahead, t->steps_per_epoch, t->total_steps - ahead);
+    pl_trainer_hold(t, true);
     update(t, &agreed, out);
     out->update_ms = pl_now_ms() - updating;
     commit(t, out);
-
-    PL_TRY(t->sync_table->average(t->sync, t->state.step == t->total_steps, &agreed));
-    PL_TRY(check_finite(&agreed, out->step));
-    take_note(t, &agreed, out);
+    s = t->sync_table->average(t->sync, t->state.step == t->total_steps, &agreed);
+    if (s == PL_OK)
+        s = check_finite(&agreed, out->step);
+    if (s == PL_OK)
+        take_note(t, &agreed, out);
+    pl_trainer_hold(t, false);
+    if (s == PL_OK && agreed.dealt)
+        s = deal(t, &agreed);
+    PL_TRY(s);
     out->step_ms = pl_now_ms() - begin;
     return PL_OK;
 }

@@ -38,6 +38,7 @@ struct pl_trainer {
     int64_t ahead;                       /* steps done more than epochs of steps_per_epoch have by now: since a change of global batch */
     bool stop_asked;                     /* by a signal seen on this rank */
     bool save_asked;                     /* by this rank's clock */
+    const char *train_file;              /* state.train_file, whichever peer's state this is */
     struct pl_run_state state;           /* as of the last step that was committed: step to be done next, data to be read next */
 };
 
@@ -52,6 +53,10 @@ struct pl_step_result {
     struct pl_exchange_times exchange;
     const char *late;
     bool stop, save;
+    bool went_on; /* without this rank, which has a peer's parameters and position now */
+    bool ended;   /* the run has, and this rank was not there */
+    bool writes;  /* this rank reports and writes checkpoints: known where ranks may be lost */
+    const char *lost, *back; /* ranks, or NULL */
 };
 
 /* Opens device, network, exchange and, with `train`, optimizer and sync; parameters are 0 until they are
@@ -59,6 +64,13 @@ struct pl_step_result {
  * t keeps pointers to w and job. */
 pl_status pl_trainer_open(struct pl_trainer *t, struct pl_world *w, const struct pl_job *job, bool train);
 void pl_trainer_close(struct pl_trainer *t);
+/* How gradients travel, and why so; what compression lost, NULL: nothing is. */
+const char *pl_trainer_transport(const struct pl_trainer *t);
+const char *pl_trainer_algorithm(const struct pl_trainer *t);
+const char *pl_trainer_why(const struct pl_trainer *t);
+float *pl_trainer_residual(const struct pl_trainer *t);
+/* Around every change of parameters, optimizer and t->state after set-up: a rank that comes back may be given them. */
+void pl_trainer_hold(struct pl_trainer *t, bool held);
 
 /* train/deal.c */
 /* Samples of a micro-batch over so many members, as the job says. */
@@ -77,7 +89,7 @@ pl_status pl_trainer_resume(struct pl_trainer *t, char *path, size_t bytes);
 pl_status pl_trainer_step(struct pl_trainer *t, struct pl_step_result *out);
 
 struct pl_evaluation { double loss, accuracy, top5; int64_t samples; };
-/* Every sample of the set once, over all ranks. graph: made with train false. */
+/* Every sample of the set once, over all ranks. graph: made with train false. PL_END: the run went on meanwhile. */
 pl_status pl_trainer_evaluate(struct pl_trainer *t, struct pl_graph *graph, struct pl_loader *loader,
                               struct pl_evaluation *out);
 pl_status pl_trainer_eval_loader(struct pl_trainer *t, struct pl_dataset *d, struct pl_loader **out);

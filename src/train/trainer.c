@@ -80,6 +80,16 @@ static pl_status find_spans(const struct pl_graph *g, struct spans *s)
     return PL_OK;
 }
 
+/* A kind of sync that moves the gradients itself. */
+static pl_status open_mesh(struct pl_trainer *t, const struct pl_replica *replica)
+{
+    if (t->world->nodes == 1 && strcmp(replica->exchange->transport, "auto") == 0)
+        pl_log_root("note: exchange.transport auto takes mpi on one node, where a lost rank ends the run; with exchange.transport=tcp it does not");
+    PL_TRY(t->sync_table->create(replica, NULL, &t->sync));
+    pl_graph_set_grads(t->graph, t->sync_table->gradient(t->sync));
+    return PL_OK;
+}
+
 /* The gradient is written where the exchange adds it up, or between averagings keeps it. */
 static pl_status open_exchange(struct pl_trainer *t, bool train)
 {
@@ -89,9 +99,12 @@ static pl_status open_exchange(struct pl_trainer *t, bool train)
                                     .network = {.channels = (int)j->exchange.channels, .interface = j->exchange.interface},
                                     .compress = pl_job_compress_name(j), .compress_ratio = j->exchange.compress_ratio,
                                     .bucket_bytes = j->exchange.bucket_mb * 1048576, .timeout_ms = j->exchange.timeout_ms};
-    const struct pl_replica replica = {j, t->graph, t->optimizer};
+    const struct pl_replica replica = {.job = j, .graph = t->graph, .optimizer = t->optimizer, .world = t->world, .exchange = &o,
+                                       .state = &t->state, .state_bytes = sizeof t->state};
     struct spans spans;
-    t->sync_table = pl_sync_find(pl_job_sync_name(j));
+    t->sync_table = pl_sync_find(train && j->sync.backup_workers > 0 ? "quorum" : pl_job_sync_name(j));
+    if (t->sync_table->meshed)
+        return open_mesh(t, &replica);
     pl_status s = pl_world_agree(t->world, find_spans(t->graph, &spans));
     o.exact = spans.statistic, o.exacts = spans.statistics;
     o.gap = spans.gap, o.gaps = spans.gaps;
@@ -142,6 +155,17 @@ pl_status pl_trainer_open(struct pl_trainer *t, struct pl_world *w, const struct
     if (s < 0)
         pl_trainer_close(t);
     return s;
+}
+
+const char *pl_trainer_transport(const struct pl_trainer *t) { return t->exchange ? pl_exchange_transport(t->exchange) : t->sync_table->transport(t->sync); }
+const char *pl_trainer_algorithm(const struct pl_trainer *t) { return t->exchange ? pl_exchange_algorithm(t->exchange) : t->sync_table->algorithm(t->sync); }
+const char *pl_trainer_why(const struct pl_trainer *t) { return t->exchange ? pl_exchange_why(t->exchange) : t->sync_table->why(t->sync); }
+float *pl_trainer_residual(const struct pl_trainer *t) { return t->exchange ? pl_exchange_residual(t->exchange) : NULL; }
+
+void pl_trainer_hold(struct pl_trainer *t, bool held)
+{
+    if (t->sync_table->hold)
+        t->sync_table->hold(t->sync, held);
 }
 
 void pl_trainer_close(struct pl_trainer *t)

@@ -46,6 +46,10 @@ int pl_world_finish(struct pl_world *w, pl_status s)
 {
     if (!w->reported)
         print_own_error(s);
+    if (w->apart) {
+        fflush(NULL);
+        _exit(pl_exit_code(s));
+    }
     MPI_Finalize();
     return pl_exit_code(s);
 }

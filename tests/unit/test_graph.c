@@ -125,7 +125,7 @@ static void fill_batch(struct net *n, int64_t capacity, int64_t rows)
         if (!floats)
             ((int32_t *)n->label)[r] = (int32_t)pl_rng_below(&rng, 3);
     }
-    n->batch = (struct pl_graph_batch){rows, n->data, n->label, n->index, 5, 9};
+    n->batch = (struct pl_graph_batch){.rows = rows, .data = n->data, .label = n->label, .index = n->index, .seed = 5, .step_key = 9};
 }
 
 static const char *backend = "reference";

@@ -1,0 +1,712 @@
+/* Synchronous SGD with backup workers: the first m of n gradients make a step (Chen et al., Revisiting distributed
+ * synchronous SGD, 2016). Who takes part is decided by the protocol; here a thread of its own speaks for this rank, also
+ * while the main thread computes, so that a rank that is late holds nobody up: it hears notes, sums up with a group, hands
+ * state to ranks that come back, and fetches it when the run went on without this one. The main thread only says that its
+ * gradient is whole, waits for the outcome, and updates. */
+#include "sync/counts.h"
+#include "sync/quorum_protocol.h"
+
+#include <math.h>
+#include <string.h>
+
+#define BUSY_MS 0.2          /* after anything happened, look again at once for so long */
+#define MOST_SLABS 4
+#define STUCK 2.0            /* times sync.suspect_after without a byte: a transfer is tried with another rank */
+enum { PARTS_OF_ID = 8 };    /* transfers of one fetch: the head and the slabs */
+
+_Static_assert((int)PL_COUNTS <= (int)PL_QUORUM_VALUES && (int)PL_PART_VALUES == (int)PL_QUORUM_VALUES, "a note holds them");
+
+/* ---- what travels ----------------------------------------------------------------------------------- */
+
+enum kind { NOTE, FETCH };
+struct message {
+    enum kind kind;
+    union {
+        struct pl_note note;
+        struct { uint64_t id; int64_t version; } fetch; /* asks for state of that version at least */
+    };
+};
+
+/* Before the slabs: what version this is, and what else goes with it. */
+struct head {
+    int64_t version, dropped[PL_QUORUM_RANKS];
+    struct pl_attempt last;
+    unsigned char state[1024];
+};
+
+enum outcome { NONE, COMMITTED, WENT_ON, ENDED };
+
+struct server { /* of one rank that fetches */
+    uint64_t asked;
+    int64_t version;
+    bool wanted, sending;
+    size_t moved;
+    double moved_ms;
+    struct pl_transfer transfer[1 + MOST_SLABS];
+};
+
+struct pl_sync {
+    struct pl_replica replica;
+    struct pl_mesh *mesh;
+    struct pl_quorum *quorum;
+    struct pl_quorum_options options;
+    int64_t elems;
+    int slabs;
+    float *slab[MOST_SLABS]; /* parameters and the optimizer's state */
+    float *gradient, *sum;
+    pthread_t thread;
+    bool threaded;
+    char transport[32], late[512], lost[512], back[512], dropped_text[1024];
+
+    pthread_mutex_t state;   /* held while parameters and state are written */
+    pthread_mutex_t lock;    /* everything from here to the line */
+    pthread_cond_t news;
+    bool ready, leaving, stop, save, waiting, over; /* waiting: the main thread reads and writes nothing */
+    double values[PL_QUORUM_VALUES];
+    bool works, whole; /* whole: the gradient; the main thread's */
+    enum outcome outcome;
+    struct head now;         /* what this rank holds; of it the state only in snapshots */
+    struct pl_ranks before;  /* who shared the data of the step before */
+    pl_status failed;        /* of the thread */
+    _Atomic bool abandon, asleep;
+    /* ---- the thread's own ---- */
+    int64_t reducing, forgot;
+    double moved_ms;
+    struct { bool active; int from; uint64_t id; size_t moved; double moved_ms; struct pl_transfer transfer[1 + MOST_SLABS]; } fetch;
+    uint64_t fetches;
+    struct head got;
+    struct server *server;   /* [ranks] */
+    struct { int64_t version; int users; struct head head; float *slab[MOST_SLABS]; } snapshot;
+    bool *told_lost;         /* [ranks] */
+};
+
+/* ---- handing state out -------------------------------------------------------------------------------- */
+
+static size_t slab_bytes(const struct pl_sync *s) { return (size_t)s->elems * sizeof(float); }
+
+static pl_status take_snapshot(struct pl_sync *s)
+{
+    for (int i = 0; i < s->slabs; i++)
+        if (!s->snapshot.slab[i] && !(s->snapshot.slab[i] = pl_alloc(slab_bytes(s), "state for a rank that comes back")))
+            return PL_ERR_MEMORY;
+    for (int i = 0; i < s->slabs; i++)
+        memcpy(s->snapshot.slab[i], s->slab[i], slab_bytes(s));
+    s->snapshot.head = s->now;
+    memcpy(s->snapshot.head.state, s->replica.state, s->replica.state_bytes);
+    s->snapshot.version = s->now.version;
+    return PL_OK;
+}
+
+/* Only what holds still: nobody updates, nobody fetches, and the snapshot is free or the same. */
+static bool snapshot_fits(struct pl_sync *s, int64_t version, pl_status *failed)
+{
+    if (s->snapshot.users > 0)
+        return s->snapshot.version >= version;
+    if (s->now.version < version || s->fetch.active || pthread_mutex_trylock(&s->state) != 0)
+        return false;
+    if (s->snapshot.version != s->now.version)
+        *failed = take_snapshot(s);
+    pthread_mutex_unlock(&s->state);
+    return *failed == PL_OK;
+}
+
+static pl_status begin_serving(struct pl_sync *s, int r)
+{
+    struct server *v = &s->server[r];
+    pl_status failed = PL_OK;
+    if (!snapshot_fits(s, v->version, &failed))
+        return failed;
+    v->wanted = false;
+    v->sending = true;
+    v->moved = 0;
+    v->moved_ms = pl_now_ms();
+    s->snapshot.users++;
+    PL_TRY(pl_mesh_send(s->mesh, &v->transfer[0], r, v->asked, &s->snapshot.head, sizeof s->snapshot.head));
+    for (int i = 0; i < s->slabs; i++)
+        PL_TRY(pl_mesh_send(s->mesh, &v->transfer[1 + i], r, v->asked + 1 + (uint64_t)i, s->snapshot.slab[i], slab_bytes(s)));
+    return PL_OK;
+}
+
+/* How far transfers have come; true: none is under way. */
+static bool ended(const struct pl_transfer *t, int n, size_t *moved, bool *failed)
+{
+    bool all = true;
+    *moved = 0;
+    *failed = false;
+    for (int i = 0; i < n; i++) {
+        all = all && !t[i].active;
+        *failed = *failed || t[i].failed;
+        *moved += t[i].moved;
+    }
+    return all;
+}
+
+static bool stuck(const struct pl_sync *s, size_t moved, size_t *before, double *since)
+{
+    double now = pl_now_ms();
+    if (moved != *before) {
+        *before = moved;
+        *since = now;
+    }
+    return now - *since > STUCK * s->options.suspect_ms;
+}
+
+static pl_status serve(struct pl_sync *s)
+{
+    for (int r = 0; r < s->options.ranks; r++) {
+        struct server *v = &s->server[r];
+        size_t moved;
+        bool failed;
+        if (v->sending) {
+            if (!ended(v->transfer, 1 + s->slabs, &moved, &failed) && !v->wanted && !stuck(s, moved, &v->moved, &v->moved_ms))
+                continue;
+            pl_mesh_forget_transfers(s->mesh, r, v->asked + (v->wanted ? 0 : PARTS_OF_ID));
+            v->sending = false;
+            s->snapshot.users--;
+        }
+        if (v->wanted)
+            PL_TRY(begin_serving(s, r));
+    }
+    return PL_OK;
+}
+
+static void take_request(struct pl_sync *s, int from, uint64_t id, int64_t version)
+{
+    struct server *v = &s->server[from];
+    if (id <= v->asked)
+        return;
+    if (v->sending) /* it gave up what is still on its way */
+        pl_mesh_forget_transfers(s->mesh, from, id);
+    v->asked = id;
+    v->version = version;
+    v->wanted = true;
+}
+
+/* ---- fetching state ------------------------------------------------------------------------------------ */
+
+static pl_status begin_fetch(struct pl_sync *s, const struct pl_task_now *t)
+{
+    struct message m = {.kind = FETCH};
+    s->fetch.id = (uint64_t)t->version << 24 | (s->fetches++ & 0xffff) << 3;
+    s->fetch.from = t->from;
+    m.fetch.id = s->fetch.id;
+    m.fetch.version = t->version;
+    if (pl_mesh_say(s->mesh, t->from, &m) != PL_OK)
+        return PL_OK; /* next time */
+    s->fetch.active = true;
+    s->fetch.moved = 0;
+    s->fetch.moved_ms = pl_now_ms();
+    s->now.version = -1;
+    PL_TRY(pl_mesh_receive(s->mesh, &s->fetch.transfer[0], t->from, s->fetch.id, &s->got, sizeof s->got));
+    for (int i = 0; i < s->slabs; i++)
+        PL_TRY(pl_mesh_receive(s->mesh, &s->fetch.transfer[1 + i], t->from, s->fetch.id + 1 + (uint64_t)i, s->slab[i], slab_bytes(s)));
+    return PL_OK;
+}
+
+static void end_fetch(struct pl_sync *s)
+{
+    s->fetch.active = false;
+    pl_mesh_forget_transfers(s->mesh, s->fetch.from, s->fetch.id + PARTS_OF_ID);
+}
+
+/* The main thread waits meanwhile: nobody reads what is written. */
+static pl_status go_on_fetching(struct pl_sync *s, const struct pl_task_now *t)
+{
+    bool failed;
+    size_t moved;
+    if (!s->fetch.active)
+        return s->waiting ? begin_fetch(s, t) : PL_OK;
+    if (!ended(s->fetch.transfer, 1 + s->slabs, &moved, &failed)) {
+        if (stuck(s, moved, &s->fetch.moved, &s->fetch.moved_ms))
+            end_fetch(s); /* from another, or once more */
+        return PL_OK;
+    }
+    end_fetch(s);
+    if (failed)
+        return PL_OK;
+    s->now = s->got;
+    s->before = s->now.last.members;
+    memcpy(s->replica.state, s->got.state, s->replica.state_bytes);
+    pl_quorum_fetched(s->quorum, pl_now_ms(), s->now.version, &s->now.last);
+    s->ready = false;
+    return PL_OK;
+}
+
+/* ---- the sum of a group -------------------------------------------------------------------------------- */
+
+static void forget(struct pl_sync *s, int64_t before)
+{
+    if (before > s->forgot)
+        pl_mesh_forget(s->mesh, (uint64_t)before);
+    s->forgot = before > s->forgot ? before : s->forgot;
+}
+
+static pl_status join(struct pl_sync *s, const struct pl_attempt *a)
+{
+    int member[PL_QUORUM_RANKS], n = 0;
+    for (int r = 0; r < s->options.ranks; r++)
+        if (pl_ranks_has(&a->group, r))
+            member[n++] = r;
+    forget(s, a->round);
+    s->reducing = a->round;
+    return pl_mesh_reduce(s->mesh, (uint64_t)a->round, member, n, s->gradient, s->sum, s->elems);
+}
+
+static pl_status reduce(struct pl_sync *s, const struct pl_task_now *t)
+{
+    bool mine = t->duty == PL_DUTY_REDUCE;
+    if (s->reducing != 0 && (!mine || t->attempt.round != s->reducing)) {
+        forget(s, s->reducing + 1);
+        s->reducing = 0;
+    }
+    if (!mine)
+        return PL_OK;
+    if (s->reducing == 0)
+        PL_TRY(join(s, &t->attempt));
+    if (pl_mesh_reduced(s->mesh, (uint64_t)s->reducing))
+        pl_quorum_whole(s->quorum, pl_now_ms(), s->reducing);
+    return PL_OK;
+}
+
+/* ---- the thread ---------------------------------------------------------------------------------------- */
+
+static bool hear(struct pl_sync *s)
+{
+    struct message m;
+    int from;
+    bool any = false;
+    while (pl_mesh_hear(s->mesh, &from, &m)) {
+        any = true;
+        if (m.kind == NOTE)
+            pl_quorum_hear(s->quorum, pl_now_ms(), from, &m.note);
+        else
+            take_request(s, from, m.fetch.id, m.fetch.version);
+    }
+    for (int r = 0; r < s->options.ranks; r++) {
+        const char *why;
+        if (s->told_lost[r] || r == s->options.me || !pl_mesh_lost(s->mesh, r, &why))
+            continue;
+        s->told_lost[r] = any = true;
+        pl_quorum_lost(s->quorum, pl_now_ms(), r);
+    }
+    return any;
+}
+
+static bool say(struct pl_sync *s)
+{
+    struct message m = {.kind = NOTE};
+    bool any = false;
+    for (int r = 0; r < s->options.ranks; r++)
+        if (pl_quorum_say(s->quorum, pl_now_ms(), r, &m.note)) {
+            any = true;
+            if (pl_mesh_say(s->mesh, r, &m) != PL_OK)
+                pl_quorum_unsaid(s->quorum, r);
+        }
+    return any;
+}
+
+/* What the main thread waits for. */
+static void tell(struct pl_sync *s, const struct pl_task_now *t)
+{
+    struct pl_attempt last;
+    int64_t version = pl_quorum_version(s->quorum, &last);
+    bool behind = pl_quorum_behind(s->quorum), in = pl_ranks_has(&last.members, s->options.me);
+    enum outcome was = s->outcome;
+    atomic_store(&s->abandon, behind || t->duty == PL_DUTY_END);
+    if (s->waiting && s->outcome == NONE) {
+        if (version == s->now.version + 1 && s->ready && last.step == s->now.version)
+            s->outcome = COMMITTED;
+        else if (version == s->now.version && !s->ready && !behind && in && !s->fetch.active)
+            s->outcome = WENT_ON;
+        else if (t->duty == PL_DUTY_END)
+            s->outcome = ENDED;
+        if (s->outcome == COMMITTED) {
+            s->now.last = last;
+            s->ready = false;
+        }
+    }
+    s->over = t->duty == PL_DUTY_END && pl_quorum_over(s->quorum, pl_now_ms());
+    if (s->outcome != was || s->over || s->works || s->leaving)
+        pthread_cond_broadcast(&s->news);
+}
+
+static pl_status turn(struct pl_sync *s, bool *busy)
+{
+    struct pl_task_now t;
+    int64_t reducing = s->reducing;
+    double now = pl_now_ms();
+    *busy = hear(s);
+    pl_quorum_ask(s->quorum, s->stop, s->save);
+    for (int i = 0; i < 2; i++) { /* what the first decides, the second acts on */
+        pl_quorum_tick(s->quorum, now);
+        pl_quorum_duty(s->quorum, &t);
+        PL_TRY(reduce(s, &t));
+        if (t.duty == PL_DUTY_FETCH || s->fetch.active)
+            PL_TRY(go_on_fetching(s, &t));
+        pl_quorum_tick(s->quorum, now);
+        pl_quorum_duty(s->quorum, &t);
+    }
+    PL_TRY(serve(s));
+    tell(s, &t);
+    *busy = say(s) || *busy || s->reducing != reducing;
+    return PL_OK;
+}
+
+static void *run(void *arg)
+{
+    struct pl_sync *s = arg;
+    bool over = false, busy = false;
+    pl_status failed = PL_OK;
+    while (!over && failed == PL_OK) {
+        pthread_mutex_lock(&s->lock);
+        failed = turn(s, &busy);
+        over = s->over;
+        atomic_store(&s->asleep, !busy);
+        pthread_mutex_unlock(&s->lock);
+        if (over || failed < 0)
+            break;
+        double now = pl_now_ms(), wait = pl_quorum_period(s->quorum);
+        if (busy)
+            s->moved_ms = now;
+        if (s->options.grace_ms > 0 && s->options.grace_ms < wait)
+            wait = s->options.grace_ms;
+        failed = pl_mesh_progress(s->mesh, now - s->moved_ms < BUSY_MS ? 0 : wait);
+        atomic_store(&s->asleep, false);
+    }
+    pthread_mutex_lock(&s->lock);
+    s->failed = failed;
+    s->over = true;
+    atomic_store(&s->abandon, true);
+    pthread_cond_broadcast(&s->news);
+    pthread_mutex_unlock(&s->lock);
+    return NULL;
+}
+
+static void wake(struct pl_sync *s)
+{
+    if (atomic_load(&s->asleep))
+        pl_mesh_wake(s->mesh);
+}
+
+/* ---- set-up -------------------------------------------------------------------------------------------- */
+
+static int quorum_slabs(const struct pl_replica *r)
+{
+    (void)r;
+    return 0;
+}
+
+static void quorum_destroy(struct pl_sync *s)
+{
+    if (!s)
+        return;
+    if (s->threaded)
+        pthread_join(s->thread, NULL);
+    pl_mesh_close(s->mesh, !s->quorum || !pl_quorum_clean(s->quorum));
+    pl_quorum_destroy(s->quorum);
+    pthread_mutex_destroy(&s->state);
+    pthread_mutex_destroy(&s->lock);
+    pthread_cond_destroy(&s->news);
+    for (int i = 0; i < MOST_SLABS; i++)
+        pl_free(s->snapshot.slab[i]);
+    pl_free(s->gradient);
+    pl_free(s->sum);
+    pl_free(s->server);
+    pl_free(s->told_lost);
+    pl_free(s);
+}
+
+static pl_status check(const struct pl_replica *r)
+{
+    int64_t b = r->job->sync.backup_workers;
+    if (r->world->ranks > PL_QUORUM_RANKS)
+        return pl_error(PL_ERR_USAGE, "sync", "sync.backup_workers with %d ranks, %d can be had", r->world->ranks, PL_QUORUM_RANKS);
+    if (b >= r->world->ranks)
+        return pl_error(PL_ERR_USAGE, "sync", "sync.backup_workers %lld of %d ranks leaves none to train\nit must be less than the number of ranks",
+                        (long long)b, r->world->ranks);
+    if (r->state_bytes > sizeof ((struct head *)0)->state || 1 + pl_optimizer_slots(r->optimizer) > MOST_SLABS)
+        return pl_error(PL_ERR_USAGE, "sync", "a state of %zu bytes and %d slots has no room", r->state_bytes, pl_optimizer_slots(r->optimizer));
+    return PL_OK;
+}
+
+static pl_status prepare(struct pl_sync *s)
+{
+    const struct pl_job *job = s->replica.job;
+    const struct pl_world *w = s->replica.world;
+    PL_TRY(check(&s->replica));
+    s->slabs = 1 + pl_optimizer_slots(s->replica.optimizer);
+    s->slab[0] = pl_graph_params(s->replica.graph);
+    for (int i = 1; i < s->slabs; i++)
+        s->slab[i] = pl_optimizer_slot(s->replica.optimizer, i - 1);
+    s->gradient = pl_alloc(slab_bytes(s), "gradients");
+    s->sum = pl_alloc(slab_bytes(s), "the agreed gradient");
+    s->server = pl_alloc((size_t)w->ranks * sizeof *s->server, "ranks that come back");
+    s->told_lost = pl_alloc((size_t)w->ranks * sizeof *s->told_lost, "ranks that are lost");
+    if (!s->gradient || !s->sum || !s->server || !s->told_lost)
+        return PL_ERR_MEMORY;
+    s->options = (struct pl_quorum_options){.me = w->rank, .ranks = w->ranks, .enough = w->ranks - (int)job->sync.backup_workers,
+                                            .grace_ms = job->sync.grace_ms, .suspect_ms = job->sync.suspect_ms, .lost_ms = job->sync.lost_ms,
+                                            .timeout_ms = job->exchange.timeout_ms};
+    return PL_OK;
+}
+
+static pl_status quorum_create(const struct pl_replica *r, struct pl_exchange *x, struct pl_sync **out)
+{
+    struct pl_sync *s = pl_alloc(sizeof *s, "sync");
+    (void)x;
+    if (s) {
+        s->replica = *r;
+        s->elems = pl_graph_elems(r->graph);
+        s->snapshot.version = -1;
+        pthread_mutex_init(&s->state, NULL);
+        pthread_mutex_init(&s->lock, NULL);
+        pthread_cond_init(&s->news, NULL);
+    }
+    pl_status status = pl_world_agree(r->world, s ? prepare(s) : PL_ERR_MEMORY);
+    if (status == PL_OK)
+        status = pl_mesh_open(r->world, r->exchange, sizeof(struct message), s->elems, &s->mesh);
+    s->replica.exchange = NULL;
+    if (status < 0)
+        quorum_destroy(s);
+    else
+        *out = s;
+    return status;
+}
+
+/* At the first step: only now it is known where the run begins. */
+static pl_status start(struct pl_sync *s, int64_t step)
+{
+    s->options.survives = pl_mesh_survives(s->mesh);
+    PL_TRY(pl_quorum_create(&s->options, step, pl_now_ms(), &s->quorum));
+    s->now.version = pl_quorum_version(s->quorum, &s->now.last);
+    s->before = s->now.last.members;
+    pl_status status = pl_thread_start(&s->thread, "quorum", run, s);
+    s->threaded = status == PL_OK;
+    return status;
+}
+
+/* ---- a step -------------------------------------------------------------------------------------------- */
+
+static pl_status quorum_begin(struct pl_sync *s, int64_t step)
+{
+    if (!s->quorum)
+        PL_TRY(start(s, step));
+    return pl_ranks_has(&s->now.last.members, s->options.me) ? PL_OK : PL_END;
+}
+
+static pl_status quorum_contribute(struct pl_sync *s, const struct pl_contribution *mine)
+{
+    pthread_mutex_lock(&s->lock);
+    memset(s->values, 0, sizeof s->values);
+    pl_counts_add(s->values, mine);
+    s->stop = mine->stop;
+    s->save = mine->save;
+    pthread_mutex_unlock(&s->lock);
+    return PL_OK;
+}
+
+static bool quorum_abandoned(void *arg) { return atomic_load(&((struct pl_sync *)arg)->abandon); }
+
+static pl_status quorum_slice_final(struct pl_sync *s, int64_t a, int64_t b)
+{
+    (void)b;
+    if (quorum_abandoned(s))
+        return PL_END;
+    if (a == 0)
+        s->whole = true; /* the whole gradient */
+    return PL_OK;
+}
+
+/* "2, 5", NULL: none of those in a and not in b. */
+static const char *without(const struct pl_ranks *a, const struct pl_ranks *b, char *text, size_t bytes)
+{
+    size_t at = 0;
+    for (int r = 0; r < PL_QUORUM_RANKS && at + 16 < bytes; r++)
+        if (pl_ranks_has(a, r) && !pl_ranks_has(b, r))
+            at += (size_t)snprintf(text + at, bytes - at, "%s%d", at > 0 ? ", " : "", r);
+    return at > 0 ? text : NULL;
+}
+
+static void count_dropped(struct pl_sync *s)
+{
+    for (int r = 0; r < s->options.ranks; r++)
+        s->now.dropped[r] += pl_ranks_has(&s->before, r) && !pl_ranks_has(&s->now.last.group, r);
+}
+
+static void fill(struct pl_sync *s, struct pl_agreement *out)
+{
+    const struct pl_attempt *a = &s->now.last;
+    pl_counts_read(a->values, out);
+    out->sum = s->sum;
+    out->steps = 1;
+    out->stop = a->stop;
+    out->save = a->save;
+    out->late = without(&s->before, &a->group, s->late, sizeof s->late);
+    out->lost = without(&s->before, &a->members, s->lost, sizeof s->lost);
+    out->back = without(&a->members, &s->before, s->back, sizeof s->back);
+    out->dealt = out->lost || out->back;
+    out->members = pl_ranks_count(&a->members);
+    for (int r = 0; r < s->options.me; r++)
+        out->place += pl_ranks_has(&a->members, r);
+    out->writes = pl_quorum_coordinates(s->quorum);
+}
+
+static pl_status say_end(struct pl_sync *s, struct pl_agreement *out)
+{
+    struct pl_task_now t;
+    const char *why = pl_quorum_why(s->quorum);
+    pl_quorum_duty(s->quorum, &t);
+    out->ended = true;
+    out->writes = pl_quorum_coordinates(s->quorum) && !pl_quorum_cut_off(s->quorum);
+    if (s->failed < 0)
+        return s->failed;
+    if (t.code == 0 || t.code == PL_STOPPED)
+        return PL_OK;
+    return why[0] ? pl_error(-t.code, "sync", "%s", why) : PL_ERR_ECHO;
+}
+
+static pl_status quorum_finish(struct pl_sync *s, struct pl_agreement *out)
+{
+    *out = (struct pl_agreement){0};
+    double begin = pl_now_ms();
+    pthread_mutex_lock(&s->lock);
+    if (s->whole && !quorum_abandoned(s)) {
+        s->ready = true;
+        pl_quorum_ready(s->quorum, begin, s->now.version, s->values);
+    }
+    s->whole = false;
+    s->outcome = NONE;
+    s->waiting = true;
+    pthread_mutex_unlock(&s->lock);
+    wake(s);
+    pthread_mutex_lock(&s->lock);
+    while (s->outcome == NONE && !s->over)
+        pthread_cond_wait(&s->news, &s->lock);
+    s->waiting = false;
+    pl_status status = PL_OK;
+    if (s->outcome == COMMITTED) {
+        count_dropped(s);
+        fill(s, out);
+        s->before = s->now.last.members;
+    } else if (s->outcome == WENT_ON) {
+        fill(s, out);
+        out->went_on = out->dealt = true;
+        out->late = out->lost = out->back = NULL;
+    } else {
+        status = say_end(s, out);
+    }
+    pthread_mutex_unlock(&s->lock);
+    out->times.exposed_ms = out->times.busy_ms = pl_now_ms() - begin;
+    return status;
+}
+
+/* After the update: the new version can be had from this rank. */
+static pl_status quorum_average(struct pl_sync *s, bool last, struct pl_agreement *out)
+{
+    (void)last, (void)out;
+    pthread_mutex_lock(&s->lock);
+    s->now.version++;
+    pthread_mutex_unlock(&s->lock);
+    return PL_OK;
+}
+
+static void quorum_hold(struct pl_sync *s, bool held)
+{
+    if (held)
+        pthread_mutex_lock(&s->state);
+    else
+        pthread_mutex_unlock(&s->state);
+}
+
+/* ---- work in parts ------------------------------------------------------------------------------------- */
+
+static pl_status quorum_share_out(struct pl_sync *s, const struct pl_parts *p, double *sum)
+{
+    struct pl_part_done done = {.job = p->id, .parts = p->parts, .part = -1};
+    double result[PL_QUORUM_VALUES];
+    pl_status status = PL_OK;
+    pthread_mutex_lock(&s->lock);
+    s->works = true;
+    for (bool over = false; status == PL_OK && !over;) {
+        int part;
+        pl_quorum_work(s->quorum, pl_now_ms(), &done);
+        pthread_mutex_unlock(&s->lock);
+        wake(s);
+        pthread_mutex_lock(&s->lock);
+        while (!(over = pl_quorum_part(s->quorum, p->id, &part, result)) && part < 0 && !s->over && !quorum_abandoned(s))
+            pthread_cond_wait(&s->news, &s->lock);
+        if (!over && part < 0) { /* the run ended, or went on */
+            for (int i = 0; i < p->values; i++)
+                result[i] = NAN;
+            break;
+        }
+        if (over)
+            break;
+        pthread_mutex_unlock(&s->lock);
+        memset(done.values, 0, sizeof done.values);
+        done.part = part;
+        status = p->run(p->arg, part, done.values);
+        pthread_mutex_lock(&s->lock);
+    }
+    s->works = false;
+    pthread_mutex_unlock(&s->lock);
+    if (status == PL_OK)
+        memcpy(sum, result, (size_t)p->values * sizeof *sum);
+    return status;
+}
+
+/* ---- the end ------------------------------------------------------------------------------------------- */
+
+static pl_status quorum_leave(struct pl_sync *s, int code, bool wrote, bool *clean, const char **dropped)
+{
+    size_t at = 0;
+    *clean = true;
+    *dropped = s->dropped_text;
+    if (!s->quorum)
+        return PL_OK;
+    pthread_mutex_lock(&s->lock);
+    s->leaving = true;
+    s->waiting = true; /* behind once more, it may still be brought up to date */
+    if (code == 0)
+        pl_quorum_leave(s->quorum, pl_now_ms());
+    else
+        pl_quorum_fail(s->quorum, pl_now_ms(), code);
+    pthread_mutex_unlock(&s->lock);
+    wake(s);
+    pthread_mutex_lock(&s->lock);
+    while (!s->over && (wrote || code != 0 || !pl_quorum_coordinates(s->quorum)))
+        pthread_cond_wait(&s->news, &s->lock);
+    bool writes = !s->over;
+    *clean = pl_quorum_clean(s->quorum);
+    for (int r = 0; r < s->options.ranks && at + 32 < sizeof s->dropped_text; r++)
+        if (s->now.dropped[r] > 0)
+            at += (size_t)snprintf(s->dropped_text + at, sizeof s->dropped_text - at, "%s%d: %lld", at > 0 ? ", " : "", r, (long long)s->now.dropped[r]);
+    pthread_mutex_unlock(&s->lock);
+    return writes ? PL_END : PL_OK;
+}
+
+static float *quorum_gradient(struct pl_sync *s) { return s->gradient; }
+static const char *quorum_transport(const struct pl_sync *s) { return pl_mesh_transport(s->mesh); }
+static const char *quorum_algorithm(const struct pl_sync *s) { return pl_mesh_algorithm(s->mesh); }
+static const char *quorum_why(const struct pl_sync *s) { return pl_mesh_why(s->mesh); }
+
+const struct pl_sync_table pl_sync_quorum = {
+    .name = "quorum",
+    .meshed = true,
+    .slabs = quorum_slabs,
+    .create = quorum_create,
+    .destroy = quorum_destroy,
+    .begin = quorum_begin,
+    .contribute = quorum_contribute,
+    .slice_final = quorum_slice_final,
+    .finish = quorum_finish,
+    .average = quorum_average,
+    .gradient = quorum_gradient,
+    .transport = quorum_transport,
+    .algorithm = quorum_algorithm,
+    .why = quorum_why,
+    .abandoned = quorum_abandoned,
+    .hold = quorum_hold,
+    .share_out = quorum_share_out,
+    .leave = quorum_leave,
+};
