@@ -591,7 +591,8 @@ static pl_status quorum_finish(struct pl_sync *s, struct pl_agreement *out)
     } else if (s->outcome == WENT_ON) {
         fill(s, out);
         out->went_on = out->dealt = true;
-        out->late = out->lost = out->back = NULL;
+        out->lost = out->back = NULL;
+        out->late = without(&s->now.last.members, &s->now.last.group, s->late, sizeof s->late);
     } else {
         status = say_end(s, out);
     }

@@ -11,7 +11,7 @@
 struct member {
     struct pl_note note; /* the last heard */
     double heard_ms, lost_ms; /* lost_ms: since when its connection is over; INFINITY: it is not */
-    double said_ms;
+    double said_ms, alone_ms; /* alone_ms: since when it has no connection to another member; INFINITY: it has */
     bool news;           /* it has not been told the last change */
     int part;            /* of the job, that it was given; -1: none */
 };
@@ -77,14 +77,35 @@ static bool near(const struct pl_quorum *q, int r, double now, double ms)
     return r == q->o.me || (!lost(q, r) && now - q->member[r].heard_ms <= ms);
 }
 
-/* Two ranks that both are near and have no connection to each other: the one of the higher number has to go. */
+static bool no_connection(const struct pl_quorum *q, int a, int b)
+{
+    return pl_ranks_has(&note_of(q, a)->lost, b) || pl_ranks_has(&note_of(q, b)->lost, a);
+}
+
+/* Two ranks that both are near and have no connection to each other: the one of the higher number has to go. That the
+ * other is there is known once it has spoken since; before, it may just be the one that was lost. */
 static bool severed(const struct pl_quorum *q, int r, double now)
 {
+    double since = q->member[r].alone_ms + q->o.suspect_ms / 2;
     for (int i = 0; i < r; i++)
-        if (pl_ranks_has(&q->mine.view.members, i) && near(q, i, now, q->o.suspect_ms) &&
-            (pl_ranks_has(&note_of(q, i)->lost, r) || pl_ranks_has(&note_of(q, r)->lost, i)))
+        if (pl_ranks_has(&q->mine.view.members, i) && no_connection(q, i, r) && near(q, i, now, q->o.suspect_ms) &&
+            (i == q->o.me ? now : q->member[i].heard_ms) > since)
             return true;
     return false;
+}
+
+/* Since when ranks have no connection to one that seems to be there. */
+static void note_severed(struct pl_quorum *q, double now)
+{
+    for (int r = 0; r < q->o.ranks; r++) {
+        bool alone = false;
+        for (int i = 0; i < r; i++)
+            alone = alone || (pl_ranks_has(&q->mine.view.members, i) && no_connection(q, i, r) && near(q, i, now, q->o.suspect_ms));
+        if (!alone)
+            q->member[r].alone_ms = INFINITY;
+        else if (isinf(q->member[r].alone_ms))
+            q->member[r].alone_ms = now;
+    }
 }
 
 static bool trusted(const struct pl_quorum *q, int r, double now)
@@ -132,7 +153,7 @@ pl_status pl_quorum_create(const struct pl_quorum_options *o, int64_t version, d
     }
     for (int r = 0; r < o->ranks; r++) {
         q->member[r].heard_ms = q->member[r].said_ms = now;
-        q->member[r].lost_ms = INFINITY;
+        q->member[r].lost_ms = q->member[r].alone_ms = INFINITY;
         q->member[r].note = (struct pl_note){.term = -1, .ready = -1};
         q->member[r].part = -1;
         pl_ranks_add(&q->mine.view.members, r);
@@ -412,6 +433,7 @@ static void lead(struct pl_quorum *q, double now)
 {
     if (q->mine.end != 0)
         return;
+    note_severed(q, now);
     if (q->o.survives)
         change_membership(q, now);
     give_up(q, now);
@@ -487,6 +509,8 @@ static void stand(struct pl_quorum *q, double now)
     q->mine.view = view;
     q->mine.next_view = next;
     find_newest(q);
+    for (int r = 0; r < q->o.ranks; r++)
+        q->member[r].heard_ms = now; /* until now they spoke to another */
     q->mine.candidate = 0;
     q->mine.coordinates = 1;
     q->mine.leaving = 0; /* it has to write first what was the other's to write */
@@ -519,11 +543,13 @@ static void miss_coordinator(struct pl_quorum *q, double now)
     for (int r = 0; r < q->o.me; r++)
         if (r != q->coordinator && !lost(q, r))
             turn += q->o.suspect_ms / 2;
-    if (silent < turn || !q->o.survives) {
+    if (!q->o.survives) {
         if (!alive(q, q->coordinator, now))
             finish(q, now, 5, "lost rank %d, the coordinator", q->coordinator);
         return;
     }
+    if (silent < turn)
+        return;
     int64_t term = q->mine.term + 1;
     while (term % q->o.ranks != q->o.me)
         term++;

@@ -362,7 +362,7 @@ static pl_status look_round(struct run *r)
     struct pl_trainer *t = &r->t;
     if (!t->sync_table->meshed)
         return PL_OK;
-    if (r->last.went_on)
+    if (r->last.went_on && r->last.step_ms > t->job->sync.suspect_ms)
         pl_log("the run went on without this rank: it goes on with a peer's parameters, from step %lld", (long long)t->state.step);
     PL_TRY(take_over(r, r->last.writes));
     if (r->last.lost || r->last.back)
@@ -399,8 +399,7 @@ static pl_status run_steps(struct run *r)
         PL_TRY(s);
         PL_TRY(look_round(r));
         r->samples += (int64_t)r->last.rows;
-        if (!r->last.went_on)
-            report_step(r);
+        report_step(r);
         if (r->last.agreed == 0)
             continue; /* what follows is for parameters that all ranks have */
         if (r->last.stop && t->state.step < t->total_steps)

@@ -92,14 +92,13 @@ static pl_status check_finite(const struct pl_agreement *a, int64_t step)
 }
 
 /* What the ranks agree on; after a local step nothing. */
-static void take_note(struct pl_trainer *t, const struct pl_agreement *a, struct pl_step_result *out)
+static void take_note(const struct pl_agreement *a, struct pl_step_result *out)
 {
     out->agreed = a->steps;
     out->exchange = a->times;
     out->compute_ms -= a->times.within_ms;
     if (a->steps == 0)
         return;
-    t->state.samples_seen += (int64_t)a->rows;
     out->rows = a->rows;
     out->loss = a->loss / a->rows;
     out->total_loss = a->total / a->rows;
@@ -131,13 +130,14 @@ static pl_status deal(struct pl_trainer *t, const struct pl_agreement *a)
 }
 
 /* Parameters, optimizer and state are a peer's now: goes on from where it is. */
-static pl_status catch_up(struct pl_trainer *t, const struct pl_agreement *a, struct pl_step_result *out)
+static pl_status catch_up(struct pl_trainer *t, const struct pl_agreement *a, double begin, struct pl_step_result *out)
 {
     t->state.train_file = t->train_file;
     out->went_on = true;
-    out->agreed = 1;
-    out->stop = a->stop;
-    return deal(t, a);
+    take_note(a, out);
+    pl_status s = deal(t, a);
+    out->step_ms = pl_now_ms() - begin;
+    return s;
 }
 
 pl_status pl_trainer_step(struct pl_trainer *t, struct pl_step_result *out)
@@ -159,7 +159,7 @@ pl_status pl_trainer_step(struct pl_trainer *t, struct pl_step_result *out)
     if (s != PL_OK || agreed.ended)
         return s;
     if (agreed.went_on)
-        return catch_up(t, &agreed, out);
+        return catch_up(t, &agreed, begin, out);
     PL_TRY(check_finite(&agreed, out->step));
 
     double updating = pl_now_ms();
@@ -172,8 +172,10 @@ pl_status pl_trainer_step(struct pl_trainer *t, struct pl_step_result *out)
     s = t->sync_table->average(t->sync, t->state.step == t->total_steps, &agreed);
     if (s == PL_OK)
         s = check_finite(&agreed, out->step);
-    if (s == PL_OK)
-        take_note(t, &agreed, out);
+    if (s == PL_OK) {
+        take_note(&agreed, out);
+        t->state.samples_seen += (int64_t)out->rows;
+    }
     pl_trainer_hold(t, false);
     if (s == PL_OK && agreed.dealt)
         s = deal(t, &agreed);
