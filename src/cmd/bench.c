@@ -1,4 +1,4 @@
-/* paceline bench allreduce: bench_allreduce.c.
+/* paceline bench allreduce: bench_allreduce.c; bench nullstep: bench_nullstep.c.
  * paceline bench layers JOB.yaml: where the time of a step goes, layer by layer.
  * paceline bench data JOB.yaml: how fast the loader alone makes batches of data.train.
  * paceline bench step JOB.yaml: speed of a training step on made-up data, beside the machine's own
@@ -198,8 +198,7 @@ static pl_status bench_layers(struct pl_trainer *t, struct pl_world *w, int roun
     return s;
 }
 
-/* --NAME TEXT: an integer from 1 to most; without it `otherwise`. */
-static pl_status read_count(const char *name, const char *text, long otherwise, long most, int *out)
+pl_status pl_bench_count(const char *name, const char *text, long otherwise, long most, int *out)
 {
     char *end = "";
     long n = text ? strtol(text, &end, 10) : otherwise;
@@ -217,9 +216,9 @@ static pl_status bench(struct pl_trainer *t, struct pl_world *w, const struct pl
     int steps = 0;
     pl_status s = made_up_make(&m, t);
     if (s == PL_OK)
-        s = read_count("steps", args->option_value[0], 10, 1000000, &steps);
+        s = pl_bench_count("steps", args->option_value[0], 10, 1000000, &steps);
     if (s == PL_OK)
-        s = read_count("rounds", args->option_value[1], 5, MOST_ROUNDS, &f.rounds);
+        s = pl_bench_count("rounds", args->option_value[1], 5, MOST_ROUNDS, &f.rounds);
     s = pl_world_agree(w, s);
     t->source = (struct pl_source){.deal = made_up_deal, .next = made_up_next, .release = made_up_release, .arg = &m, .epoch_samples = INT64_MAX};
     t->steps_per_epoch = t->total_steps = INT32_MAX;
@@ -249,8 +248,8 @@ struct reading {
 static pl_status open_reading(struct reading *r, const struct pl_world *w, const struct pl_job *job, const struct pl_args *args)
 {
     int steps = 0, rounds = 0;
-    PL_TRY(read_count("steps", args->option_value[0], 10, 1000000, &steps));
-    PL_TRY(read_count("rounds", args->option_value[1], 5, MOST_ROUNDS, &rounds));
+    PL_TRY(pl_bench_count("steps", args->option_value[0], 10, 1000000, &steps));
+    PL_TRY(pl_bench_count("rounds", args->option_value[1], 5, MOST_ROUNDS, &rounds));
     if (!pl_job_set_given(&job->train_set))
         return pl_error(PL_ERR_USAGE, "job", "data.train.file, or files, is missing");
     r->batches = steps * rounds;
@@ -335,11 +334,12 @@ static pl_status bench_training(struct pl_world *w, struct pl_job *job, const st
     return s;
 }
 
-static int run_allreduce(int argc, char **argv)
+/* What needs no job. */
+static int run_exchange(pl_status (*run)(struct pl_world *w, int argc, char **argv), int argc, char **argv)
 {
     struct pl_world w;
     pl_status s = pl_world_start(NULL, NULL, &w);
-    return s < 0 ? pl_cmd_not_started(&w, s) : pl_world_finish(&w, pl_bench_allreduce(&w, argc, argv));
+    return s < 0 ? pl_cmd_not_started(&w, s) : pl_world_finish(&w, run(&w, argc, argv));
 }
 
 static int run_bench(int argc, char **argv)
@@ -352,9 +352,11 @@ static int run_bench(int argc, char **argv)
     const char *what = argc > 0 ? argv[0] : "";
     bool data = strcmp(what, "data") == 0, by_layer = strcmp(what, "layers") == 0;
     if (strcmp(what, "allreduce") == 0)
-        return run_allreduce(argc - 1, argv + 1);
+        return run_exchange(pl_bench_allreduce, argc - 1, argv + 1);
+    if (strcmp(what, "nullstep") == 0)
+        return run_exchange(pl_bench_nullstep, argc - 1, argv + 1);
     if (!data && !by_layer && strcmp(what, "step") != 0) {
-        fprintf(stderr, "paceline: bench knows: step, layers, data, allreduce\nusage: %s\n", pl_cmd_bench.usage);
+        fprintf(stderr, "paceline: bench knows: step, layers, data, allreduce, nullstep\nusage: %s\n", pl_cmd_bench.usage);
         return pl_exit_code(PL_ERR_USAGE);
     }
     if (pl_cmd_start(argc - 1, argv + 1, options, &w, &args, &job, &code) < 0)
@@ -368,7 +370,8 @@ static int run_bench(int argc, char **argv)
 const struct pl_command pl_cmd_bench = {
     .name = "bench",
     .usage = "paceline bench step|layers|data JOB.yaml [--steps N] [--rounds R] [key=value ...]\n"
-             "  paceline bench allreduce [--from BYTES] [--to BYTES] [--transport T] [--algorithm A] [--tune=FILE] ...",
+             "  paceline bench allreduce [--from BYTES] [--to BYTES] [--transport T] [--algorithm A] [--tune=FILE] ...\n"
+             "  paceline bench nullstep [--case scalar|100MB|1GB|sparse|all] [--steps N] [--transport T] [--algorithm A] [--json FILE] ...",
     .help = "Times training steps of the job's model on made-up data: medians of R rounds (default 5) of N\n"
             "steps (default 10), each beside the machine's own matrix product (sgemm 2048, same threads).\n"
             "Prints one JSON object. memory_mb: the most that a rank held in training. bench/step does it for all models.\n"
@@ -380,6 +383,9 @@ const struct pl_command pl_cmd_bench = {
             "by --transport shared|mpi|tcp|verbs and --algorithm, each beside plain MPI_Allreduce in turn: medians of --rounds (5).\n"
             "limit: share of what memory copies, or a link of --line Gbit/s, let through. thread ms: through the exchange\n"
             "thread, as in training. Above 1: a message that fits the caches. --interface, --channels: as exchange.*. Sizes rise by 4.\n"
-            "--tune=FILE (with the =, or Open MPI's mpirun takes it for its own): writes the fastest as an exchange.table.",
+            "--tune=FILE (with the =, or Open MPI's mpirun takes it for its own): writes the fastest as an exchange.table.\n"
+            "`nullstep` reads parameters, computes nothing, agrees on a gradient as training does (--transport, --algorithm,\n"
+            "--interface, --channels: as exchange.*) and updates: one number, 100 MB, 1 GB, or 32 random rows of 16 KB that each rank\n"
+            "touches of --rows (65536: 1 GB, on every rank); steps a second, or as many as --steps. --json FILE: a line a case, appended.",
     .run = run_bench,
 };

@@ -249,6 +249,8 @@ static void act(struct sim *s, int r)
         me->gradient = mix(me->params, (uint64_t)r);
         pl_quorum_ready(me->q, s->now, me->version, values);
     }
+    if (me->leaving && pl_quorum_coordinates(me->q))
+        pl_quorum_leave(me->q, s->now); /* it took over at the end, and has written what there was to write */
     if (t.duty == PL_DUTY_END && pl_quorum_over(me->q, s->now)) {
         me->over = true;
         me->code = t.code;
