@@ -66,10 +66,11 @@ struct pl_transport_table {
     pl_status (*post_receive)(struct pl_transport *t, int peer, struct pl_label l, void *p, size_t bytes, struct pl_request *r);
     pl_status (*test)(struct pl_transport *t, struct pl_request *r, bool *done);
     /* The data messages (not the control ones) exchanged with `peer` whose step is below `before`, of the same kind, are of
-     * no more interest. Requests posted for them are over: no longer active and not to be tested, and they and their memory
-     * are the caller's again at once. What was half sent arrives as it was; what still comes is thrown away, holds up nothing,
-     * and loses the peer only where it is damaged. To post such a label from then on is PL_ERR_USAGE. A bound only
-     * rises, a lower one changes nothing. Without memory for the rest of a half sent message the peer is lost.
+     * no more interest. Requests posted for them that have not ended are over: no longer active and not to be tested, and they
+     * and their memory are the caller's again at once (but to unregister it waits for the device). What was half sent still
+     * arrives as it was, or never does; what still comes is thrown away and holds up nothing. To post such a label from
+     * then on is PL_ERR_USAGE. A bound only rises, a lower one changes nothing. What this takes and cannot be had, memory
+     * for what is half sent, loses the peer.
      * NULL: this transport cannot (mpi). */
     void (*forget)(struct pl_transport *t, int peer, uint64_t before);
     /* Is nothing more to be had of the peer, whether or not anything is posted for it? One that closed in order counts as

@@ -155,6 +155,47 @@ static void a_half_written_send_ends_as_it_was(void **state)
     assert_int_equal(forks_run(2, half_written, "the receiver forgets"), 0);
 }
 
+/* So much of it went out, not even the whole header perhaps. */
+static bool cut_at(const struct pl_group *g, struct pl_transport *t, uint64_t step, size_t cut)
+{
+    struct pl_tcp_conn *c = &t->peer[1].conn[1];
+    struct message m = make(0, 1, label(step, 0), SMALL);
+    size_t head = cut < PL_TCP_HEADER_BYTES ? cut : PL_TCP_HEADER_BYTES;
+    c->writable = false;
+    bool right = post(g, t, &m) && c->out.first->moved == 0 && send(c->fd, c->out.first->header, head, 0) == (ssize_t)head &&
+                 send(c->fd, m.memory, cut - head, 0) == (ssize_t)(cut - head);
+    c->out.first->moved = (uint32_t)cut;
+    c->out_bytes -= cut;
+    TCP.forget(t, 1, step + 1);
+    right = right && !m.request->active;
+    drop(&m);
+    c->writable = true;
+    pl_tcp_write(t, c);
+    return right && !c->out.first && c->out_bytes == 0;
+}
+
+static bool cut_anywhere(const struct pl_group *g, struct forks *f, void *arg)
+{
+    (void)arg;
+    const size_t cuts[] = {1, PL_TCP_HEADER_BYTES - 1, PL_TCP_HEADER_BYTES, PL_TCP_HEADER_BYTES + 1, PL_TCP_HEADER_BYTES + SMALL - 1};
+    struct pl_transport *t;
+    bool right = open_group(g, 1, 20000, &t);
+    for (uint64_t i = 0; right && i < sizeof cuts / sizeof *cuts; i++) {
+        right = g->me == 0 ? cut_at(g, t, 2 * i, cuts[i]) : pass(g, t, 0, 1, label(2 * i, 0), SMALL);
+        right = right && pass(g, t, 0, 1, label(2 * i + 1, 0), BIG);
+    }
+    if (right)
+        forks_barrier(f);
+    TCP.close(t, false);
+    return right;
+}
+
+static void it_is_cut_anywhere(void **state)
+{
+    (void)state;
+    assert_int_equal(forks_run(2, cut_anywhere, NULL), 0);
+}
+
 /* Member 0 has no memory for the rest: it loses member 1, and nobody else. */
 static bool no_memory(const struct pl_group *g, struct forks *f, void *arg)
 {
@@ -603,7 +644,7 @@ static void forgotten_at_random(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(a_half_written_send_ends_as_it_was), cmocka_unit_test(without_memory_for_it_the_peer_is_lost),
+        cmocka_unit_test(a_half_written_send_ends_as_it_was), cmocka_unit_test(it_is_cut_anywhere), cmocka_unit_test(without_memory_for_it_the_peer_is_lost),
         cmocka_unit_test(a_half_read_payload_goes_nowhere),   cmocka_unit_test(stale_messages_hold_up_nothing),
         cmocka_unit_test(bounds_rise_and_are_two),            cmocka_unit_test(who_is_gone_is_told),
         cmocka_unit_test(a_stopped_peer_is_not_lost),         cmocka_unit_test(forgotten_at_random),

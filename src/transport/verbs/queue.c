@@ -1,10 +1,11 @@
 /* What happens on queue pairs: completions, by which requests end, and the loss of a peer, by which they fail.
- * Nothing can overrun: at most `slots` frames are without credit, and a message of credit frees at least one of them, so
- * a peer that does not poll is sent at most 2 x slots messages, for which it has entries. */
+ * Nothing can overrun: at most `slots` frames are without credit, a message of credit frees at least one of them, and one
+ * that declares frames void is about at least one that is new, so a peer that does not poll is sent at most 3 x slots
+ * messages, for which both sides have entries. */
 #include "transport/verbs/verbs.h"
 
-int pl_verbs_send_depth(int slots) { return 2 * slots + 2 * PL_VERBS_SPARE; }
-int pl_verbs_receive_depth(int slots) { return 2 * slots + 2; }
+int pl_verbs_send_depth(int slots) { return 3 * slots + 2 * PL_VERBS_SPARE; }
+int pl_verbs_receive_depth(int slots) { return 3 * slots + 2; }
 
 /* ---- requests ----------------------------------------------------------------------------------- */
 
@@ -85,7 +86,6 @@ void pl_verbs_lose(struct pl_transport *t, struct pl_verbs_peer *p, const char *
         fail_list(t, &q->sends);
         fail_list(t, &q->receives);
     }
-    p->waiting = 0;
 }
 
 void pl_verbs_settle(struct pl_transport *t, struct pl_verbs_peer *p)
@@ -98,8 +98,6 @@ void pl_verbs_settle(struct pl_transport *t, struct pl_verbs_peer *p)
             fail_send(t, q, q->sends.head);
         if (q->arrived != q->consumed)
             continue; /* what arrived before can still be received */
-        for (struct pl_verbs_request *r = q->receives.head; r; r = r->next)
-            p->waiting--;
         fail_list(t, &q->receives);
     }
 }
@@ -118,6 +116,7 @@ static void frame_sent(struct pl_transport *t, struct pl_verbs_queue *q, bool we
     struct pl_verbs_request *r = q->flight[slot].request;
     pl_verbs_give_back_bounce(t, q, q->flight[slot].bounce);
     q->flight[slot].request = NULL;
+    q->flight[slot].lent = NULL;
     q->flight[slot].bounce = -1;
     if (!r)
         return;

@@ -81,6 +81,7 @@ static struct pl_verbs_frame *next_header(struct pl_verbs_queue *q, uint32_t kin
     struct pl_verbs_frame *f = (void *)(q->pool + (size_t)slot * pl_verbs_pool_stride(q->control));
     *f = (struct pl_verbs_frame){.kind = kind};
     q->flight[slot].request = NULL;
+    q->flight[slot].lent = NULL;
     q->flight[slot].bounce = -1;
     return f;
 }
@@ -105,6 +106,8 @@ static bool send_next(struct pl_transport *t, struct pl_verbs_queue *q, struct p
         payload = copy;
     } else if (r->memory && !within) {
         key = r->memory->mr[q->device->index]->lkey;
+        f->kind = PL_VERBS_LENT;
+        q->flight[slot].lent = r->memory;
     }
     f->label = r->label;
     f->total = r->bytes;
@@ -144,10 +147,12 @@ void pl_verbs_send_hello(struct pl_transport *t, struct pl_verbs_queue *q, const
 
 bool pl_verbs_signal(struct pl_transport *t, struct pl_verbs_queue *q, enum pl_verbs_signal s)
 {
+    static const enum pl_verbs_work work[] = {[PL_VERBS_ASK] = PL_VERBS_WORK_ASK, [PL_VERBS_CLOSE] = PL_VERBS_WORK_CLOSING, [PL_VERBS_VOID] = PL_VERBS_WORK_VOID};
+    uint32_t news = s == PL_VERBS_VOID ? pl_verbs_immediate(PL_VERBS_NEWS_VOID, q->voided) : pl_verbs_immediate(PL_VERBS_NEWS_CLOSED, 0);
     struct ibv_send_wr w = {.opcode = s == PL_VERBS_ASK ? IBV_WR_RDMA_WRITE : IBV_WR_RDMA_WRITE_WITH_IMM,
-                            .imm_data = htobe32(pl_verbs_immediate(PL_VERBS_NEWS_CLOSED, 0)),
+                            .imm_data = htobe32(news),
                             .wr.rdma.remote_addr = q->remote_ring};
-    return q->room > 0 && post(t, q, s == PL_VERBS_ASK ? PL_VERBS_WORK_ASK : PL_VERBS_WORK_CLOSING, &w);
+    return q->room > 0 && post(t, q, work[s], &w);
 }
 
 /* Slots are given back by the quarter: the peer never runs dry, and it costs few messages. */

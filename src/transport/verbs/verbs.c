@@ -8,7 +8,8 @@
 #include <unistd.h>
 
 enum { LINGER_MS = 1000,  /* close: for the word that we close to get through */
-       PEER_LINGER_MS = 50 }; /* the same, where the peer closes too */
+       PEER_LINGER_MS = 50, /* the same, where the peer closes too */
+       DOUBTFUL_NAP_MS = 250 };
 
 static bool verbs_probe(const struct pl_world *w, const struct pl_transport_options *o, bool named, char *reason, size_t bytes)
 {
@@ -41,7 +42,7 @@ static pl_status verbs_open(const struct pl_group *g, const struct pl_transport_
 
 /* ---- memory ------------------------------------------------------------------------------------- */
 
-static void forget(struct pl_memory *m)
+static void release(struct pl_memory *m)
 {
     for (int r = 0; r < PL_VERBS_RAILS; r++)
         if (m->mr[r])
@@ -68,7 +69,7 @@ static pl_status verbs_register(struct pl_transport *t, void *p, size_t bytes, s
     m->bytes = bytes;
     for (int r = 0; r < t->rails; r++)
         if (register_on(&t->device[r], m) < 0) {
-            forget(m);
+            release(m);
             return PL_ERR_PEER;
         }
     m->next = t->memory;
@@ -77,12 +78,12 @@ static pl_status verbs_register(struct pl_transport *t, void *p, size_t bytes, s
     return PL_OK;
 }
 
-static void verbs_unregister(struct pl_transport *t, struct pl_memory *m)
+static void drop_memory(struct pl_transport *t, struct pl_memory *m)
 {
     for (struct pl_memory **at = &t->memory; m && *at; at = &(*at)->next)
         if (*at == m) {
             *at = m->next;
-            forget(m);
+            release(m);
             return;
         }
 }
@@ -108,6 +109,9 @@ static pl_status start(struct pl_transport *t, int peer, struct pl_label l, void
         return pl_error(PL_ERR_USAGE, "transport verbs", "no member %d to talk to", peer);
     if (bytes > (control ? (size_t)PL_CONTROL_BYTES : (size_t)PL_MESSAGE_BYTES))
         return pl_error(PL_ERR_USAGE, "transport verbs", "a message of %zu bytes is too long", bytes);
+    if (pl_verbs_forgotten(&t->peer[peer], l))
+        return pl_error(PL_ERR_USAGE, "transport verbs", "a message of step %llu for member %d, of which the steps below %llu are forgotten",
+                        (unsigned long long)l.step, peer, (unsigned long long)t->peer[peer].forgotten[pl_step_kind(l.step)]);
     if (t->peer[peer].lost)
         return peer_error(&t->peer[peer]);
     int channel = control ? t->channels : (int)((l.bucket + l.piece) % (uint32_t)t->channels);
@@ -159,8 +163,8 @@ static bool verbs_lost(struct pl_transport *t, int peer, char *why, size_t bytes
 
 static double ask_every_ms(const struct pl_transport *t) { return t->timeout_ms / 4; }
 
-/* Whoever we wait for and have not heard of for a while is asked for a sign of life: only what is sent
- * finds out that a peer is gone. Its device answers, so a peer that is merely slow is not lost. */
+/* Whoever we have not heard of for a while is asked for a sign of life: only what is sent finds out that a peer
+ * is gone. Its device answers, so a peer that is merely slow is not lost. */
 static void ask_the_silent(struct pl_transport *t)
 {
     double now_ms = pl_now_ms(), every_ms = ask_every_ms(t);
@@ -169,7 +173,7 @@ static void ask_the_silent(struct pl_transport *t)
     t->asked_ms = now_ms;
     for (int m = 0; m < t->members; m++) {
         struct pl_verbs_peer *p = &t->peer[m];
-        if (m != t->me && p->waiting > 0 && !p->asked && !p->lost && !p->closed && now_ms - p->heard_ms > every_ms)
+        if (m != t->me && !p->asked && !p->lost && !p->closed && now_ms - p->heard_ms > every_ms)
             p->asked = pl_verbs_signal(t, &p->queue[t->channels], PL_VERBS_ASK);
     }
 }
@@ -203,6 +207,8 @@ static void sleep_until_news(struct pl_transport *t, double wait_ms)
     double ask_ms = ask_every_ms(t) / 2;
     if (wait_ms > ask_ms)
         wait_ms = ask_ms;
+    if (t->doubts && wait_ms > DOUBTFUL_NAP_MS)
+        wait_ms = DOUBTFUL_NAP_MS;
     struct timespec limit = {.tv_sec = (time_t)(wait_ms / 1e3)};
     limit.tv_nsec = (long)((wait_ms - 1e3 * (double)limit.tv_sec) * 1e6);
     for (int r = 0; r < t->rails; r++)
@@ -228,6 +234,7 @@ static pl_status verbs_progress(struct pl_transport *t, double wait_ms)
         }
     }
     t->news = false;
+    pl_verbs_end_doubts(t);
     ask_the_silent(t);
     return PL_OK;
 }
@@ -243,6 +250,24 @@ static pl_status verbs_allreduce(struct pl_transport *t, enum pl_reduce op, cons
 {
     (void)t, (void)op, (void)in, (void)out, (void)n, (void)r;
     return pl_error(PL_ERR_USAGE, "transport verbs", "no all-reduce of its own");
+}
+
+/* What was forgotten may still be with the device. */
+static bool lent_out(const struct pl_transport *t, const struct pl_memory *m)
+{
+    for (int i = 0; i < t->members * t->queues; i++)
+        for (int k = 0; k < PL_VERBS_SLOTS; k++)
+            if (t->queue[i].flight[k].lent == m && !t->queue[i].peer->lost)
+                return true;
+    return false;
+}
+
+static void verbs_unregister(struct pl_transport *t, struct pl_memory *m)
+{
+    for (double end = pl_now_ms() + LINGER_MS; m && lent_out(t, m) && pl_now_ms() < end;)
+        if (verbs_progress(t, 1) < 0)
+            break;
+    drop_memory(t, m);
 }
 
 /* ---- close -------------------------------------------------------------------------------------- */
@@ -296,7 +321,7 @@ static void verbs_close(struct pl_transport *t, bool lost)
     wait_for(t, told_or_gone, LINGER_MS);
     wait_for(t, told, PEER_LINGER_MS);
     while (t->memory)
-        verbs_unregister(t, t->memory);
+        drop_memory(t, t->memory);
     pl_verbs_destroy(t);
 }
 
@@ -310,6 +335,7 @@ const struct pl_transport_table pl_transport_verbs = {
     .post_send = verbs_send,
     .post_receive = verbs_receive,
     .test = verbs_test,
+    .forget = pl_verbs_forget,
     .lost = verbs_lost,
     .progress = verbs_progress,
     .wake = verbs_wake,

@@ -2,6 +2,7 @@
  *   library.c  libibverbs, opened at run time          device.c   which devices, ports and GIDs serve
  *   ring.c     frames and the arithmetic of credits    memory.c   how much may be pinned
  *   send.c, receive.c  the ways out of and into a queue pair       queue.c  completions, and the loss of a peer
+ *   forget.c   requests taken back
  *   open.c     devices, memory and queue pairs are made            connect.c  members meet, and the hand-shake
  *   verbs.c    the table: requests, progress, close */
 #ifndef PL_TRANSPORT_VERBS_H
@@ -108,7 +109,7 @@ struct pl_verbs_frame {
     uint32_t zero[3];
 };
 _Static_assert(sizeof(struct pl_verbs_frame) == 64, "no holes in a frame's header");
-enum pl_verbs_kind { PL_VERBS_HELLO = 1, PL_VERBS_DATA = 2 };
+enum pl_verbs_kind { PL_VERBS_HELLO = 1, PL_VERBS_DATA, PL_VERBS_LENT /* data that the device reads where its owner has it */ };
 
 /* Fills magic and the header's checksum; the other fields are the caller's. */
 void pl_verbs_seal(struct pl_verbs_frame *f);
@@ -118,7 +119,7 @@ const char *pl_verbs_frame_wrong(const struct pl_verbs_frame *f, uint32_t sequen
 bool pl_verbs_copy_payload(const struct pl_verbs_frame *f, const void *payload, void *to);
 
 /* The immediate value: what came, and a counter modulo 2^30. */
-enum pl_verbs_news { PL_VERBS_NEWS_FRAME, PL_VERBS_NEWS_CREDIT, PL_VERBS_NEWS_CLOSED };
+enum pl_verbs_news { PL_VERBS_NEWS_FRAME, PL_VERBS_NEWS_CREDIT, PL_VERBS_NEWS_CLOSED, PL_VERBS_NEWS_VOID };
 uint32_t pl_verbs_immediate(enum pl_verbs_news n, uint32_t count);
 enum pl_verbs_news pl_verbs_immediate_news(uint32_t immediate);
 /* A counter near `near` from its lower 30 bits. */
@@ -175,11 +176,18 @@ struct pl_verbs_queue {
     unsigned char *pool;            /* registered: a header for each slot, of a control queue the whole frame */
     uint32_t sent, acked, completed; /* frames; acked: their slots are free again; completed: their memory here is */
     int room, bounces;              /* free entries of the send queue; bounce slots in use */
-    struct { struct pl_verbs_request *request; int bounce; } flight[PL_VERBS_SLOTS];
+    struct {
+        struct pl_verbs_request *request; /* NULL: of nobody any more */
+        const struct pl_memory *lent;     /* the device reads the payload there */
+        int bounce;
+    } flight[PL_VERBS_SLOTS];
     struct pl_verbs_list sends;
+    uint32_t voided; /* lent frames before it may have changed on their way */
     /* in */
     unsigned char *ring;
     uint32_t arrived, consumed, told; /* told: of consumed, to the peer */
+    uint32_t void_before; /* the peer's `voided` */
+    double doubt_ms;      /* since when the first frame is either damaged or about to be declared void; 0: it is not */
     struct pl_verbs_list receives;
 };
 
@@ -192,7 +200,7 @@ struct pl_verbs_peer {
     bool asked;  /* a sign of life is on its way */
     char why[192];
     double heard_ms; /* last sign of life */
-    int waiting;     /* posted receives */
+    uint64_t forgotten[2]; /* by the kind of step: below it nothing is of interest */
     struct pl_verbs_stored *stored, *stored_last;
     int stored_count;
     struct pl_verbs_queue *queue; /* [queues] */
@@ -222,6 +230,7 @@ struct pl_transport {
     unsigned char *bounce;
     int bounces, *bounce_free, bounce_free_count;
     bool starved; /* a queue wanted a bounce slot and got none */
+    bool doubts;  /* a queue may have one */
     struct pl_memory *memory;
     struct pl_verbs_stored *stored_free;
     int wake_fd;
@@ -232,7 +241,7 @@ struct pl_transport {
 /* ---- queue.c ------------------------------------------------------------------------------------ */
 
 enum pl_verbs_work { PL_VERBS_WORK_FRAME, PL_VERBS_WORK_CREDIT, PL_VERBS_WORK_ASK, PL_VERBS_WORK_CLOSING,
-                     PL_VERBS_WORK_RECEIVE }; /* upper half of a work request's id; the lower is the queue */
+                     PL_VERBS_WORK_VOID, PL_VERBS_WORK_RECEIVE }; /* upper half of a work request's id; the lower is the queue */
 enum { PL_VERBS_SPARE = 2 };                  /* entries of the send queue kept for signals */
 
 /* Entries of the send and of the receive queue, enough for what credits allow, and a few. */
@@ -263,8 +272,9 @@ void pl_verbs_give_back_bounce(struct pl_transport *t, struct pl_verbs_queue *q,
 void pl_verbs_give_credits(struct pl_transport *t, struct pl_verbs_queue *q);
 /* The frame of the hand-shake. */
 void pl_verbs_send_hello(struct pl_transport *t, struct pl_verbs_queue *q, const unsigned char *proof);
-/* A write of nothing: one whose completion is a sign of life, or one that says that this member closes. False: no room. */
-enum pl_verbs_signal { PL_VERBS_ASK, PL_VERBS_CLOSE };
+/* A write of nothing: one whose completion is a sign of life, or one that says that this member closes, or which lent
+ * frames are void. False: no room. */
+enum pl_verbs_signal { PL_VERBS_ASK, PL_VERBS_CLOSE, PL_VERBS_VOID };
 bool pl_verbs_signal(struct pl_transport *t, struct pl_verbs_queue *q, enum pl_verbs_signal s);
 /* Bytes of a slot of the pool. */
 uint32_t pl_verbs_pool_stride(bool control);
@@ -275,10 +285,19 @@ uint32_t pl_verbs_pool_stride(bool control);
 pl_status pl_verbs_fill_receives(struct pl_verbs_queue *q);
 /* The receive is posted; it may be done at once. */
 void pl_verbs_await(struct pl_transport *t, struct pl_verbs_request *r);
+/* Hands frames that have arrived to their receives. */
+void pl_verbs_drain(struct pl_transport *t, struct pl_verbs_queue *q);
+/* Loses peers whose damaged frames were not declared void in time. */
+void pl_verbs_end_doubts(struct pl_transport *t);
 /* Something has arrived. */
 void pl_verbs_received(struct pl_transport *t, struct pl_verbs_queue *q, const struct ibv_wc *c);
 /* A frame that has arrived and is not freed yet, the first; NULL: none. */
 const struct pl_verbs_frame *pl_verbs_first_frame(const struct pl_verbs_queue *q);
+
+/* ---- forget.c ----------------------------------------------------------------------------------- */
+
+bool pl_verbs_forgotten(const struct pl_verbs_peer *p, struct pl_label l);
+void pl_verbs_forget(struct pl_transport *t, int peer, uint64_t before);
 
 /* ---- open.c ------------------------------------------------------------------------------------- */
 
