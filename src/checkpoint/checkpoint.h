@@ -34,15 +34,25 @@ struct pl_checkpoint_source {
     const struct pl_job *job;
     int parts; /* written before by so many ranks, 0: none */
 };
-/* What differs by rank: writes a part of the checkpoint of `step`, on every rank, before pl_checkpoint_save makes it
- * one of it. residual: what compression lost. */
-pl_status pl_checkpoint_save_part(const char *dir, int64_t step, int rank, const struct pl_graph *g, const float *residual);
+pl_status pl_checkpoint_save(const char *dir, const struct pl_checkpoint_source *src);
+
+/* A slab of trainable numbers that may differ by rank, /rank/R/NAME in R's part of a checkpoint: what compression lost,
+ * momentum that is not averaged. */
+#define PL_PARTS_MAX 4
+struct pl_part {
+    char name[64];
+    float *slab; /* NULL: this run has no use for it */
+    bool own;    /* each rank has its own; otherwise all need the same */
+    bool mean;   /* what ranks without one of their own take: the mean of all. Otherwise their sum is shared out. */
+};
+/* Writes this rank's of `step`, those of part[n] that are its own, on every rank before pl_checkpoint_save makes them
+ * parts of the checkpoint. */
+pl_status pl_checkpoint_save_part(const char *dir, int64_t step, int rank, const struct pl_graph *g, const struct pl_part *part, int n);
 /* Takes this rank's back, after any rank could not write its own. */
 void pl_checkpoint_discard_part(const char *dir, int64_t step, int rank);
-/* Reads it back; on another number of ranks they are summed and shared out. Zeros where there is none. residual
- * NULL: this run has no use for it; PL_END where there is one. */
-pl_status pl_checkpoint_load_part(const char *path, const struct pl_graph *g, int rank, int ranks, float *residual);
-pl_status pl_checkpoint_save(const char *dir, const struct pl_checkpoint_source *src);
+/* Reads them back where the checkpoint has them: this rank's, or on another number of ranks or where it is not to be its
+ * own, what comes of all. PL_END: it has one that this run has no use for. */
+pl_status pl_checkpoint_load_part(const char *path, const struct pl_graph *g, int rank, int ranks, const struct pl_part *part, int n);
 
 /* Before training: dir can be made and written. */
 pl_status pl_checkpoint_probe(const char *dir);

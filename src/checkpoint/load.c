@@ -207,49 +207,77 @@ pl_status pl_checkpoint_load(const char *path, const struct pl_graph *g, struct 
 
 /* ---- parts ---------------------------------------------------------------------------------------- */
 
-static pl_status read_part(const char *dir, const struct pl_graph *g, int rank, float *residual)
+static void part_group(char *group, size_t bytes, int rank, const struct pl_part *part) { snprintf(group, bytes, "/rank/%d/%s", rank, part->name); }
+
+static pl_status open_part(const char *dir, int rank, struct pl_h5 **f)
 {
-    struct pl_h5 *f;
-    char group[64], *parts = pl_strdupf("%s/%s", dir, PARTS_DIR), *path = parts ? pl_checkpoint_part_name(parts, rank) : NULL;
-    snprintf(group, sizeof group, "/rank/%d/compression", rank);
-    pl_status s = path ? pl_h5_open(path, "checkpoint", PL_ERR_CHECKPOINT, &f) : PL_ERR_MEMORY;
-    if (s == PL_OK) {
-        s = read_slab(f, group, g, true, residual);
-        pl_h5_close(f);
-    }
+    char *parts = pl_strdupf("%s/%s", dir, PARTS_DIR), *path = parts ? pl_checkpoint_part_name(parts, rank) : NULL;
+    pl_status s = path ? pl_h5_open(path, "checkpoint", PL_ERR_CHECKPOINT, f) : PL_ERR_MEMORY;
     pl_free(parts);
     pl_free(path);
     return s;
 }
 
-static pl_status share_out(const char *dir, const struct pl_graph *g, int64_t parts, int ranks, float *residual)
+static pl_status read_part(const char *dir, const struct pl_graph *g, int rank, const struct pl_part *part, float *slab)
+{
+    struct pl_h5 *f;
+    char group[96];
+    part_group(group, sizeof group, rank, part);
+    PL_TRY(open_part(dir, rank, &f));
+    pl_status s = read_slab(f, group, g, false, slab);
+    pl_h5_close(f);
+    return s;
+}
+
+/* Every rank gets the same of them all. */
+static pl_status share_out(const char *dir, const struct pl_graph *g, int parts, int ranks, const struct pl_part *part)
 {
     int64_t elems = pl_graph_elems(g);
-    float *one = pl_alloc((size_t)elems * sizeof *one, "what compression lost");
+    float *one = pl_alloc((size_t)elems * sizeof *one, part->name), over = (float)(part->mean ? parts : ranks);
     pl_status s = one ? PL_OK : PL_ERR_MEMORY;
+    memset(part->slab, 0, (size_t)elems * sizeof *one);
     for (int r = 0; s == PL_OK && r < parts; r++) {
-        s = read_part(dir, g, r, one);
+        s = read_part(dir, g, r, part, one);
         for (int64_t i = 0; i < elems; i++)
-            residual[i] += one[i] / (float)ranks;
+            part->slab[i] += one[i] / over;
     }
     pl_free(one);
     return s;
 }
 
-pl_status pl_checkpoint_load_part(const char *path, const struct pl_graph *g, int rank, int ranks, float *residual)
+/* How many parts there are; has[n]: what is in them. */
+static pl_status look_for_parts(const char *path, const struct pl_part *part, int n, int *parts, bool *has)
 {
     struct pl_h5 *f;
-    int64_t parts = 0;
+    int64_t count = 0;
     PL_TRY(open_model(path, &f));
-    pl_status s = pl_h5_get_int(f, "/run", "parts", &parts);
+    if (pl_h5_get_int(f, "/run", "parts", &count) < 0)
+        pl_error_clear(); /* written before there were parts */
     pl_h5_close(f);
-    if (s < 0) { /* written before there were parts */
-        pl_error_clear();
+    *parts = (int)count;
+    if (count == 0)
         return PL_OK;
+    PL_TRY(open_part(path, 0, &f));
+    for (int i = 0; i < n; i++) {
+        char group[96];
+        part_group(group, sizeof group, 0, &part[i]);
+        has[i] = pl_h5_exists(f, group);
     }
-    if (parts == 0 || !residual)
-        return parts == 0 ? PL_OK : PL_END;
-    return parts == ranks ? read_part(path, g, rank, residual) : share_out(path, g, parts, ranks, residual);
+    pl_h5_close(f);
+    return PL_OK;
+}
+
+pl_status pl_checkpoint_load_part(const char *path, const struct pl_graph *g, int rank, int ranks, const struct pl_part *part, int n)
+{
+    bool has[PL_PARTS_MAX] = {false}, unused = false;
+    int parts;
+    PL_TRY(look_for_parts(path, part, n, &parts, has));
+    for (int i = 0; i < n; i++) {
+        unused = unused || (has[i] && !part[i].slab);
+        if (has[i] && part[i].slab)
+            PL_TRY(part[i].own && parts == ranks ? read_part(path, g, rank, &part[i], part[i].slab) : share_out(path, g, parts, ranks, &part[i]));
+    }
+    return unused ? PL_END : PL_OK;
 }
 
 pl_status pl_checkpoint_load_weights(const char *path, const struct pl_graph *g, float *params)

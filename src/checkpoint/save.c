@@ -30,31 +30,40 @@ static pl_status write_tensor(struct pl_h5 *f, const char *group, const struct p
 
 static char *part_dir(const char *dir, int64_t step) { return pl_strdupf("%s/.parts-%08lld", dir, (long long)step); }
 
-static pl_status write_part(const char *path, int rank, const struct pl_graph *g, const float *residual)
+static pl_status write_slab(struct pl_h5 *f, int rank, const struct pl_graph *g, const struct pl_part *part)
+{
+    const struct pl_tensor *tensor;
+    char group[96];
+    int n = pl_graph_tensors(g, &tensor);
+    snprintf(group, sizeof group, "/rank/%d/%s", rank, part->name);
+    for (int t = 0; t < n; t++)
+        if (!tensor[t].param->statistic)
+            PL_TRY(write_tensor(f, group, &tensor[t], part->slab));
+    return PL_OK;
+}
+
+static pl_status write_part(const char *path, int rank, const struct pl_graph *g, const struct pl_part *part, int n)
 {
     struct pl_h5 *f;
-    const struct pl_tensor *tensor;
-    char group[64];
-    int n = pl_graph_tensors(g, &tensor);
-    snprintf(group, sizeof group, "/rank/%d/compression", rank);
     PL_TRY(pl_h5_create(path, "checkpoint", PL_ERR_CHECKPOINT, &f));
     pl_status s = PL_OK;
-    for (int t = 0; s == PL_OK && t < n; t++)
-        s = write_tensor(f, group, &tensor[t], residual);
+    for (int i = 0; s == PL_OK && i < n; i++)
+        if (part[i].own)
+            s = write_slab(f, rank, g, &part[i]);
     pl_status closed = pl_h5_close(f);
     if (s == PL_OK)
         s = closed;
     return s < 0 ? s : pl_checkpoint_sync_path(path);
 }
 
-pl_status pl_checkpoint_save_part(const char *dir, int64_t step, int rank, const struct pl_graph *g, const float *residual)
+pl_status pl_checkpoint_save_part(const char *dir, int64_t step, int rank, const struct pl_graph *g, const struct pl_part *part, int n)
 {
     char *parts = part_dir(dir, step), *path = parts ? pl_checkpoint_part_name(parts, rank) : NULL;
     pl_status s = path ? pl_make_dirs(parts, "checkpoint") : PL_ERR_MEMORY;
     if (s == PL_OK && unlink(path) != 0 && errno != ENOENT) /* of a life that was killed here */
         s = pl_error(PL_ERR_CHECKPOINT, "checkpoint", "%s stands in the way: %s", path, strerror(errno));
     if (s == PL_OK)
-        s = write_part(path, rank, g, residual);
+        s = write_part(path, rank, g, part, n);
     pl_free(parts);
     pl_free(path);
     return s;

@@ -95,7 +95,7 @@ static pl_status open_outputs(struct run *r)
     if (!r->root)
         return PL_OK;
     PL_TRY(pl_checkpoint_probe(t->job->checkpoint.dir));
-    int parts = pl_trainer_residual(t) ? t->world->ranks : 0;
+    int parts = pl_trainer_differs(t) ? t->world->ranks : 0;
     return pl_checkpoint_writer_create(t->job->checkpoint.dir, t->graph, t->optimizer, t->job, parts, &r->writer);
 }
 
@@ -214,8 +214,9 @@ static pl_status save_part(struct run *r)
 {
     struct pl_trainer *t = &r->t;
     const char *dir = t->job->checkpoint.dir;
+    struct pl_part part[PL_PARTS_MAX];
     bool stop = t->job->checkpoint.on_error == 0;
-    pl_status s = pl_checkpoint_save_part(dir, t->state.step, t->world->rank, t->graph, pl_trainer_residual(t));
+    pl_status s = pl_checkpoint_save_part(dir, t->state.step, t->world->rank, t->graph, part, pl_trainer_parts(t, part));
     double failed = s < 0 ? t->world->rank + 1 : 0;
     if (s < 0 && !stop && !r->root)
         pl_log("%s", pl_error_text());
@@ -230,7 +231,7 @@ static pl_status save_part(struct run *r)
 static pl_status save(struct run *r)
 {
     struct pl_trainer *t = &r->t;
-    bool parts = t->job->checkpoint.dir && pl_trainer_residual(t) != NULL;
+    bool parts = t->job->checkpoint.dir && pl_trainer_differs(t);
     double wanted = r->writer && !(r->saved_step == t->state.step && !r->lost);
     r->saved_ms = pl_now_ms();
     if (parts)

@@ -70,7 +70,8 @@ static pl_status load_checkpoint(struct pl_trainer *t, const char *path)
 {
     PL_TRY(pl_checkpoint_load(path, t->graph, t->optimizer, pl_graph_params(t->graph), &t->state));
     PL_TRY(same_order(t, path));
-    pl_status s = pl_checkpoint_load_part(path, t->graph, t->world->rank, t->world->ranks, pl_trainer_residual(t));
+    struct pl_part part[PL_PARTS_MAX];
+    pl_status s = pl_checkpoint_load_part(path, t->graph, t->world->rank, t->world->ranks, part, pl_trainer_parts(t, part));
     if (s == PL_END)
         pl_log_root("note: what compression had lost until then is left out, as this run compresses nothing");
     return s < 0 ? s : PL_OK;

@@ -64,13 +64,16 @@ struct pl_step_result {
  * t keeps pointers to w and job. */
 pl_status pl_trainer_open(struct pl_trainer *t, struct pl_world *w, const struct pl_job *job, bool train);
 void pl_trainer_close(struct pl_trainer *t);
-/* How gradients travel, and why so; what compression lost, NULL: nothing is. */
+/* How gradients travel, and why so. */
 const char *pl_trainer_transport(const struct pl_trainer *t);
 const char *pl_trainer_algorithm(const struct pl_trainer *t);
 const char *pl_trainer_why(const struct pl_trainer *t);
-float *pl_trainer_residual(const struct pl_trainer *t);
 /* Around every change of parameters, optimizer and t->state after set-up: a rank that comes back may be given them. */
 void pl_trainer_hold(struct pl_trainer *t, bool held);
+
+/* What may differ by rank at a point where parameters do not: [PL_PARTS_MAX]; how many. */
+int pl_trainer_parts(struct pl_trainer *t, struct pl_part *part);
+bool pl_trainer_differs(struct pl_trainer *t); /* anything of it does: a checkpoint has parts */
 
 /* train/deal.c */
 /* Samples of a micro-batch over so many members, as the job says. */

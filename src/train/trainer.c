@@ -160,12 +160,33 @@ pl_status pl_trainer_open(struct pl_trainer *t, struct pl_world *w, const struct
 const char *pl_trainer_transport(const struct pl_trainer *t) { return t->exchange ? pl_exchange_transport(t->exchange) : t->sync_table->transport(t->sync); }
 const char *pl_trainer_algorithm(const struct pl_trainer *t) { return t->exchange ? pl_exchange_algorithm(t->exchange) : t->sync_table->algorithm(t->sync); }
 const char *pl_trainer_why(const struct pl_trainer *t) { return t->exchange ? pl_exchange_why(t->exchange) : t->sync_table->why(t->sync); }
-float *pl_trainer_residual(const struct pl_trainer *t) { return t->exchange ? pl_exchange_residual(t->exchange) : NULL; }
 
 void pl_trainer_hold(struct pl_trainer *t, bool held)
 {
     if (t->sync_table->hold)
         t->sync_table->hold(t->sync, held);
+}
+
+int pl_trainer_parts(struct pl_trainer *t, struct pl_part *part)
+{
+    int slots = pl_optimizer_slots(t->optimizer);
+    bool local = t->job->sync.kind == PL_SYNC_LOCAL_SGD && !t->job->sync.average_momentum && t->world->ranks > 1;
+    float *residual = t->exchange ? pl_exchange_residual(t->exchange) : NULL;
+    part[0] = (struct pl_part){.name = "compression", .slab = residual, .own = residual != NULL};
+    for (int i = 0; i < slots; i++) {
+        part[1 + i] = (struct pl_part){.slab = pl_optimizer_slot(t->optimizer, i), .own = local, .mean = true};
+        snprintf(part[1 + i].name, sizeof part->name, "optimizer/%s", pl_optimizer_slot_name(t->optimizer, i));
+    }
+    return 1 + slots;
+}
+
+bool pl_trainer_differs(struct pl_trainer *t)
+{
+    struct pl_part part[PL_PARTS_MAX];
+    bool differs = false;
+    for (int i = pl_trainer_parts(t, part) - 1; i >= 0; i--)
+        differs = differs || part[i].own;
+    return differs;
 }
 
 void pl_trainer_close(struct pl_trainer *t)

@@ -77,6 +77,40 @@ ranks 2 "$PACELINE" eval job.yaml checkpoint.dir=twice-a >eval.out 2>&1
 accuracy=$(sed -nE 's/.*accuracy ([0-9.]+).*/\1/p' eval.out | head -n 1)
 awk "BEGIN{exit !($accuracy > 0.9)}" || fail "accuracy $accuracy, wanted more than 0.9: $(cat eval.out)"
 
+# Cut in two, the same bits: momentum that is each rank's own comes back to it, on other ranks as the mean of all.
+for kind in false true adam; do
+    how="$local train.global_batch=190 sync.tau=5 train.steps=30"
+    [ $kind = adam ] && how+=" optimizer.kind=adam optimizer.lr=0.003" || how+=" sync.average_momentum=$kind"
+    run 3 straight-$kind $how
+    run 3 halves-$kind $how train.steps=15
+    cp -r halves-$kind other-$kind && cp -r halves-$kind sync-$kind
+    run 3 halves-$kind $how
+    compare straight-$kind halves-$kind 0 0 exact
+    run 2 other-$kind $how
+    echo -n "on other ranks: "; "$tools/compare.py" "$(model straight-$kind)" "$(model other-$kind)" 0.5 1 || fail "another trajectory on other ranks"
+    run 3 sync-$kind $how sync.kind=allreduce sync.average_momentum=false
+    grep -q '"event": "resume"' sync-$kind/metrics.jsonl || fail "synchronous SGD did not go on from local SGD"
+done
+[ -e straight-false/step-00000030/parts/part-00002.h5 ] || fail "no part for rank 2's momentum"
+[ ! -e straight-true/step-00000030/parts ] || fail "parts for momentum that is the same on all ranks"
+# A stop asked for at any time comes with an averaging.
+run 3 unstopped $local train.steps=60 sync.tau=7
+( train 3 job.yaml $local train.steps=60 sync.tau=7 checkpoint.dir=stopped report.dir=stopped debug.delay.ms=20 >stopped.log 2>&1; echo $? >stopped.code ) &
+stop_at stopped 14; wait
+step=$(sed 's/step-0*//' stopped/latest)
+[ "$(cat stopped.code)" = 75 ] && [ $((step % 7)) -eq 0 ] && [ "$step" -lt 60 ] || fail "stopped with $(cat stopped.code) after step $step"
+run 3 stopped $local train.steps=60 sync.tau=7
+compare unstopped stopped 0 0 exact
+# Each evaluation once, though the stop came before it.
+( train 2 job.yaml $local train.steps=20 sync.tau=4 train.eval_every="3 steps" checkpoint.dir=held report.dir=held debug.fault=step@step=6:delay=3000 >held.log 2>&1; echo $? >held.code ) &
+stop_at held 4; wait
+run 2 held $local train.steps=20 sync.tau=4 train.eval_every="3 steps"
+[ "$(cat held.code)" = 75 ] || fail "wanted a stop, got $(cat held.code)"
+at held eval "4 8 12 16 20"
+run 2 clock $local train.steps=30 sync.tau=4 checkpoint.every="1 ms" checkpoint.keep=2 checkpoint.background=false
+at clock checkpoint "4 8 12 16 20 24 28 30"
+[ -z "$(find . -name '.parts-*')" ] || fail "parts were left: $(find . -name '.parts-*')"
+
 # Sample 100, read by rank 1 of 3 in step 0, is not finite for it alone; all end at the averaging.
 cp train.h5 bad.h5
 /usr/bin/python3 - <<'PY' || fail "bad.h5"

@@ -421,9 +421,81 @@ static void test_writer(void **state)
     close_fixture(&f);
 }
 
+/* Every element of rank r's slab s is r + 1 + 10 s; padding and statistics stay 0. */
+static void fill_part(struct fixture *f, float *slab, float value)
+{
+    const struct pl_tensor *t;
+    int n = pl_graph_tensors(f->g, &t);
+    memset(slab, 0, (size_t)pl_graph_elems(f->g) * sizeof *slab);
+    for (int k = 0; k < n; k++)
+        for (int64_t i = 0; i < pl_shape_elems(&t[k].param->shape) && !t[k].param->statistic; i++)
+            slab[t[k].param->offset + i] = value;
+}
+
+static void wants(struct fixture *f, const float *slab, float value, const char *what)
+{
+    float *wanted = pl_alloc((size_t)pl_graph_elems(f->g) * sizeof *wanted, "test");
+    fill_part(f, wanted, value);
+    for (int64_t i = 0; i < pl_graph_elems(f->g); i++)
+        if (slab[i] != wanted[i])
+            fail_msg("%s: element %lld is %g, wanted %g", what, (long long)i, slab[i], wanted[i]);
+    pl_free(wanted);
+}
+
+/* Slabs that differ by rank: each rank's own comes back, on other ranks the mean or the shared sum, and where all need
+ * the same the mean; what is not there is left alone. */
+static void test_parts(void **state)
+{
+    (void)state;
+    struct fixture f;
+    open_fixture(&f, "2", "adam", NULL);
+    size_t bytes = (size_t)pl_graph_elems(f.g) * sizeof(float);
+    float *slab[3];
+    for (int i = 0; i < 3; i++)
+        slab[i] = pl_alloc(bytes, "test");
+    struct pl_part part[] = {{"compression", slab[0], true, false}, {"optimizer/moment1", slab[1], true, true}, {"optimizer/moment2", slab[2], false, true}};
+    fill(&f, 1);
+    f.state.step = 4;
+    for (int r = 0; r < 4; r++) {
+        fill_part(&f, slab[0], (float)r + 1);
+        fill_part(&f, slab[1], (float)r + 11);
+        assert_int_equal(pl_checkpoint_save_part(f.dir, 4, r, f.g, part, 3), PL_OK);
+    }
+    const float *slots[2] = {pl_optimizer_slot(f.o, 0), pl_optimizer_slot(f.o, 1)};
+    struct pl_checkpoint_source src = {.graph = f.g, .optimizer = f.o, .params = pl_graph_params(f.g), .slot = slots, .state = &f.state, .job = f.job, .parts = 4};
+    if (pl_checkpoint_save(f.dir, &src) != PL_OK)
+        fail_msg("%s", pl_error_text());
+    char *path = inside(&f, 4, "");
+    fill_part(&f, slab[2], 99);
+    assert_int_equal(pl_checkpoint_load_part(path, f.g, 2, 4, part, 3), PL_OK);
+    wants(&f, slab[0], 3, "rank 2's own residual");
+    wants(&f, slab[1], 13, "rank 2's own moment");
+    wants(&f, slab[2], 99, "a moment that was not its own");
+    assert_int_equal(pl_checkpoint_load_part(path, f.g, 0, 2, part, 3), PL_OK);
+    wants(&f, slab[0], 5, "half of the residuals");
+    wants(&f, slab[1], 12.5f, "the mean of the moments on two ranks");
+    part[1].own = false;
+    assert_int_equal(pl_checkpoint_load_part(path, f.g, 1, 4, part, 3), PL_OK);
+    wants(&f, slab[0], 2, "rank 1's own residual");
+    wants(&f, slab[1], 12.5f, "the mean of the moments where all need the same");
+    part[0].slab = NULL;
+    assert_int_equal(pl_checkpoint_load_part(path, f.g, 1, 4, part, 3), PL_END);
+    pl_free(path);
+    must_save(&f, 5); /* without parts */
+    path = inside(&f, 5, "");
+    fill_part(&f, slab[1], 7);
+    assert_int_equal(pl_checkpoint_load_part(path, f.g, 1, 4, part, 3), PL_OK);
+    wants(&f, slab[1], 7, "a moment of a checkpoint without parts");
+    pl_free(path);
+    for (int i = 0; i < 3; i++)
+        pl_free(slab[i]);
+    remove_all(&f);
+    close_fixture(&f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip), cmocka_unit_test(test_without_position), cmocka_unit_test(test_damage), cmocka_unit_test(test_failed_write),
-                                       cmocka_unit_test(test_retention), cmocka_unit_test(test_branches), cmocka_unit_test(test_other_model), cmocka_unit_test(test_writer)};
+                                       cmocka_unit_test(test_retention), cmocka_unit_test(test_branches), cmocka_unit_test(test_other_model), cmocka_unit_test(test_writer), cmocka_unit_test(test_parts)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
