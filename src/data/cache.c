@@ -200,7 +200,7 @@ static pl_status take_classes(const struct pl_cache *c, const char *path, enum p
 }
 
 /* Labels are read as stored, so that a message shows what the file has. first: in the file. */
-static pl_status read_labels(struct pl_cache *c, const struct pl_part *p, struct slot *s,
+static pl_status read_labels(struct pl_cache *c, const struct pl_set_file *p, struct slot *s,
                              int64_t first, int64_t rows)
 {
     struct pl_dataset *d = c->d;
@@ -219,7 +219,7 @@ static pl_status read_labels(struct pl_cache *c, const struct pl_part *p, struct
 static pl_status read_block(struct pl_cache *c, struct slot *s, int64_t block)
 {
     struct pl_dataset *d = c->d;
-    const struct pl_part *p = pl_dataset_part(d, d->block_first[block]);
+    const struct pl_set_file *p = pl_dataset_part(d, d->block_first[block]);
     int64_t first = d->block_first[block] - p->first;
     int64_t rows = d->block_first[block + 1] - d->block_first[block];
     if (d->encoded) {

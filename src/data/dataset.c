@@ -25,7 +25,7 @@ static const char *shape_text(const int64_t *dim, int dims, bool rows, char *tex
 }
 
 /* dim: of one sample as the network takes it; a crop leaves the sides open. */
-static pl_status bad_shape(const struct pl_part *p, const char *name, const struct pl_h5_info *i,
+static pl_status bad_shape(const struct pl_set_file *p, const char *name, const struct pl_h5_info *i,
                            const int64_t *dim, int dims, const char *advice)
 {
     char wanted[200], found[200];
@@ -34,7 +34,7 @@ static pl_status bad_shape(const struct pl_part *p, const char *name, const stru
                     shape_text(i->dim, i->dims, false, found, sizeof found), advice);
 }
 
-static pl_status bad_type(const struct pl_part *p, const char *name, const char *wanted,
+static pl_status bad_type(const struct pl_set_file *p, const char *name, const char *wanted,
                           enum pl_dtype found)
 {
     return pl_error(PL_ERR_DATA, "data", "%s:/%s: wanted %s, found %s\nwrite it in such a type",
@@ -85,7 +85,7 @@ static pl_status check_augment(const struct pl_dataset *d)
     return PL_OK;
 }
 
-static bool says_jpeg(const struct pl_dataset *d, const struct pl_part *p)
+static bool says_jpeg(const struct pl_dataset *d, const struct pl_set_file *p)
 {
     char *text = NULL;
     bool yes = pl_h5_get_text(p->file, d->set->data, "encoding", &text) == PL_OK && strcmp(text, "jpeg") == 0;
@@ -95,7 +95,7 @@ static bool says_jpeg(const struct pl_dataset *d, const struct pl_part *p)
 }
 
 /* Bytes of images whose sizes are seen one by one as they are decoded. */
-static pl_status check_encoded(const struct pl_dataset *d, const struct pl_part *p)
+static pl_status check_encoded(const struct pl_dataset *d, const struct pl_set_file *p)
 {
     const struct pl_h5_info *i = pl_h5_dataset_info(p->data);
     const struct pl_job_input *w = &d->want;
@@ -129,7 +129,7 @@ int64_t pl_dataset_resize(const struct pl_dataset *d)
     return d->set->crop > 0 ? (16 * d->set->crop + 7) / 14 : out[1] > out[2] ? out[1] : out[2];
 }
 
-static pl_status check_inputs(struct pl_dataset *d, const struct pl_part *p)
+static pl_status check_inputs(struct pl_dataset *d, const struct pl_set_file *p)
 {
     const struct pl_h5_info *i = pl_h5_dataset_info(p->data);
     const struct pl_job_input *w = &d->want;
@@ -152,7 +152,7 @@ static pl_status check_inputs(struct pl_dataset *d, const struct pl_part *p)
     return PL_OK;
 }
 
-static pl_status check_labels(const struct pl_dataset *d, const struct pl_part *p)
+static pl_status check_labels(const struct pl_dataset *d, const struct pl_set_file *p)
 {
     const struct pl_h5_info *i = pl_h5_dataset_info(p->label), *x = pl_h5_dataset_info(p->data);
     int64_t k = d->want.label_floats;
@@ -173,8 +173,8 @@ static pl_status check_labels(const struct pl_dataset *d, const struct pl_part *
 }
 
 /* Every file has what the first one has, but for the number of samples. */
-static pl_status check_alike(const struct pl_part *p, const struct pl_h5ds *mine,
-                             const struct pl_part *first, const struct pl_h5ds *others,
+static pl_status check_alike(const struct pl_set_file *p, const struct pl_h5ds *mine,
+                             const struct pl_set_file *first, const struct pl_h5ds *others,
                              const char *name)
 {
     const struct pl_h5_info *i = pl_h5_dataset_info(mine), *o = pl_h5_dataset_info(others);
@@ -220,7 +220,7 @@ static bool fits_memory(int64_t total_bytes)
 /* ---- blocks ------------------------------------------------------------------------------------- */
 
 /* Whole chunks, or runs of up to 512 rows. */
-static int64_t rows_of_block(const struct pl_dataset *d, const struct pl_part *p)
+static int64_t rows_of_block(const struct pl_dataset *d, const struct pl_set_file *p)
 {
     const struct pl_h5_info *i = pl_h5_dataset_info(p->data);
     int64_t rows = BLOCK_BYTES / (int64_t)d->row_bytes;
@@ -248,7 +248,7 @@ static void plan_window(struct pl_dataset *d)
 static pl_status plan_blocks(struct pl_dataset *d)
 {
     for (int i = 0; i < d->parts; i++) {
-        struct pl_part *p = &d->part[i];
+        struct pl_set_file *p = &d->part[i];
         p->block_rows = rows_of_block(d, p);
         p->first_block = d->blocks;
         d->blocks += (p->samples + p->block_rows - 1) / p->block_rows;
@@ -259,7 +259,7 @@ static pl_status plan_blocks(struct pl_dataset *d)
     if (!d->block_first)
         return PL_ERR_MEMORY;
     for (int i = 0; i < d->parts; i++) {
-        const struct pl_part *p = &d->part[i];
+        const struct pl_set_file *p = &d->part[i];
         for (int64_t row = 0, b = p->first_block; row < p->samples; row += p->block_rows)
             d->block_first[b++] = p->first + row;
     }
@@ -270,7 +270,7 @@ static pl_status plan_blocks(struct pl_dataset *d)
     return PL_OK;
 }
 
-struct pl_part *pl_dataset_part(const struct pl_dataset *d, int64_t sample)
+struct pl_set_file *pl_dataset_part(const struct pl_dataset *d, int64_t sample)
 {
     int low = 0, high = d->parts; /* part[low].first <= sample < part[high].first */
     while (high - low > 1) {
@@ -285,7 +285,7 @@ struct pl_part *pl_dataset_part(const struct pl_dataset *d, int64_t sample)
 
 int64_t pl_dataset_block(const struct pl_dataset *d, int64_t sample)
 {
-    const struct pl_part *p = pl_dataset_part(d, sample);
+    const struct pl_set_file *p = pl_dataset_part(d, sample);
     return p->first_block + (sample - p->first) / p->block_rows;
 }
 
@@ -298,7 +298,7 @@ static void add_name(void *arg, const char *path, bool is_dataset)
         pl_text_add(t, "%s%s", t->len ? ", " : "", path);
 }
 
-static pl_status find_dataset(const struct pl_part *p, const char *name, const char *key,
+static pl_status find_dataset(const struct pl_set_file *p, const char *name, const char *key,
                               struct pl_h5ds **out)
 {
     if (pl_h5_exists(p->file, name))
@@ -313,9 +313,9 @@ static pl_status find_dataset(const struct pl_part *p, const char *name, const c
     return PL_ERR_DATA;
 }
 
-static pl_status open_part(struct pl_dataset *d, struct pl_part *p, bool labels)
+static pl_status open_part(struct pl_dataset *d, struct pl_set_file *p, bool labels)
 {
-    const struct pl_part *first = &d->part[0];
+    const struct pl_set_file *first = &d->part[0];
     if (access(p->path, R_OK) != 0)
         return pl_error(PL_ERR_DATA, "data",
                         "%s: %s\ncheck the set's key `file`: a relative path "
@@ -338,7 +338,7 @@ static pl_status open_parts(struct pl_dataset *d, const struct pl_files *files, 
     if (!d->part)
         return PL_ERR_MEMORY;
     for (d->parts = 0; d->parts < files->n;) {
-        struct pl_part *p = &d->part[d->parts++];
+        struct pl_set_file *p = &d->part[d->parts++];
         const char *path = files->path[d->parts - 1], *stage = d->set->stage;
         p->path = stage ? pl_stage_path(stage, path) : pl_strdup(path);
         PL_TRY(p->path ? open_part(d, p, labels) : PL_ERR_MEMORY);
@@ -381,7 +381,7 @@ static pl_status take_shape(struct pl_dataset *d)
 static void share_samples(struct pl_dataset *d)
 {
     for (int i = 0; i < d->parts; i++) {
-        struct pl_part *p = &d->part[i];
+        struct pl_set_file *p = &d->part[i];
         int64_t rows = pl_h5_dataset_info(p->data)->dim[0], limit = d->set->limit;
         p->first = d->samples;
         p->samples = limit > 0 && limit - d->samples < rows ? limit - d->samples : rows;

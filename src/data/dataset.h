@@ -6,7 +6,7 @@
 
 #include "data/data.h"
 
-struct pl_part { /* one file of a set */
+struct pl_set_file { /* one file of a set */
     char *path;
     struct pl_h5 *file;
     struct pl_h5ds *data, *label; /* label NULL: not asked for */
@@ -20,7 +20,7 @@ struct pl_dataset {
     char *name;
     uint64_t identity;
     int parts;
-    struct pl_part *part;
+    struct pl_set_file *part;
     int64_t samples;
     bool encoded;       /* JPEG images */
     enum pl_dtype type; /* of data, in the files and in the cache; of an image's values */
@@ -35,7 +35,7 @@ struct pl_dataset {
     bool all_in_memory;
 };
 int64_t pl_dataset_resize(const struct pl_dataset *d); /* of JPEG images, their shorter side; 0: pixels */
-struct pl_part *pl_dataset_part(const struct pl_dataset *d, int64_t sample);
+struct pl_set_file *pl_dataset_part(const struct pl_dataset *d, int64_t sample);
 int64_t pl_dataset_block(const struct pl_dataset *d, int64_t sample);
 /* A dataset's name for "FILE:/NAME", which may have been given with the slash. */
 const char *pl_dataset_plain(const char *name);

@@ -184,7 +184,7 @@ static pl_status decode_until(struct pl_loader *l, struct pl_batch *b, int64_t e
     if (l->bad.row < 0)
         return PL_OK;
     int64_t sample = b->index[l->bad.row];
-    const struct pl_part *p = pl_dataset_part(l->d, sample);
+    const struct pl_set_file *p = pl_dataset_part(l->d, sample);
     return pl_error(PL_ERR_DATA, "data", "%s:/%s: sample %lld cannot be decoded: %s\nreplace the image, or write the set without it",
                     p->path, pl_dataset_plain(l->d->set->data), (long long)(sample - p->first), l->bad.text);
 }

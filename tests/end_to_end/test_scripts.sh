@@ -51,6 +51,11 @@ refuse "No such file" "$s/csv_to_hdf5.py" missing.csv new.h5 --label kind
 "$tools/make_set.py" nan.h5 100 1 12 4 1 nan && refuse "NaN" "$s/check.py" nan.h5
 printf '{"event": "step", "step": 1, "loss": 2.0}\n{"event": "eval", "step": 1, "loss": 1.9, "accuracy": 0.5}\n{"event": "st' >m.jsonl
 "$PL_SOURCE_DIR/bench/plot_metrics.py" m.jsonl --out m.png >/dev/null && [ -s m.png ] || fail "plot_metrics"
+# A run that reaches its accuracy at the second evaluation, after 2 + 3 s of steps, and one that does not.
+printf '{"event": "step", "step": %d, "step_ms": %d, "exchange_ms": 500, "sent_mb": 2}\n{"event": "eval", "step": %d, "accuracy": %s}\n' 10 2000 10 0.9 20 3000 20 0.995 >m.jsonl
+{ "$PL_SOURCE_DIR/bench/local_sgd.py" run m.jsonl 2 10 0.99 1gbit && head -n 2 m.jsonl >first.jsonl && "$PL_SOURCE_DIR/bench/local_sgd.py" run first.jsonl 2 1 0.99 1gbit; } >local_sgd.jsonl
+"$PL_SOURCE_DIR/bench/local_sgd.py" table . >table.out && [ -s local_sgd.json ] && [ -s local_sgd.txt ] || fail "local_sgd.py"
+grep -qE '^ +2 +10 +0.9950 +20 +5.0 +250.0 +1.0 +4.0' table.out && grep -qE '^ +2 +1 +\(0.9000\) +10 +2.0' table.out || { fail "local_sgd.py"; cat table.out; }
 
 # images_to_hdf5.py: two classes of PNGs, one in a folder below, of which three have the stored side and stay as they are,
 # one is tall, one gray; then a broken one.

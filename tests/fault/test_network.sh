@@ -27,6 +27,13 @@ run 3 1 one-level train.epochs=2 exchange.algorithm=ring exchange.interface=10.9
 says one-level 'one rank a node'
 run 3 1 one-level-mpi train.epochs=2 exchange.algorithm=ring exchange.transport=mpi
 compare one-level one-level-mpi 0 0 exact
+# Local SGD on two levels; with tau 1 and momentum averaged it is the synchronous run.
+run 2 2 local-mpi train.epochs=2 sync.kind=local_sgd sync.tau=3 exchange.transport=mpi exchange.algorithm=ring
+run 2 2 local-tcp train.epochs=2 sync.kind=local_sgd sync.tau=3 exchange.transport=tcp exchange.algorithm=ring
+compare local-mpi local-tcp 0 0 exact
+run 2 2 local-one train.epochs=1 sync.kind=local_sgd sync.tau=1 sync.average_momentum=true
+run 2 2 sync-one train.epochs=1
+compare local-one sync-one 1e-6 1e-5
 run 2 2 squeezed train.epochs=8 exchange.compress=one_bit
 says squeezed '"algorithm": "shared memory, compressed one_bit"'
 
