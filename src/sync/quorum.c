@@ -209,6 +209,8 @@ static void end_fetch(struct pl_sync *s)
     pl_mesh_forget_transfers(s->mesh, s->fetch.from, s->fetch.id + PARTS_OF_ID);
 }
 
+static uint64_t hash_of(const struct pl_sync *s) { return pl_hash_words(PL_HASH_START, s->slab[0], slab_bytes(s)); }
+
 /* The main thread waits meanwhile: nobody reads what is written. */
 static pl_status go_on_fetching(struct pl_sync *s, const struct pl_task_now *t)
 {
@@ -229,6 +231,8 @@ static pl_status go_on_fetching(struct pl_sync *s, const struct pl_task_now *t)
     memcpy(s->replica.state, s->got.state, s->replica.state_bytes);
     pl_quorum_fetched(s->quorum, pl_now_ms(), s->now.version, &s->now.last);
     s->ready = false;
+    if (s->leaving)
+        pl_quorum_leave(s->quorum, pl_now_ms(), hash_of(s));
     return PL_OK;
 }
 
@@ -658,18 +662,17 @@ static pl_status quorum_share_out(struct pl_sync *s, const struct pl_parts *p, d
 
 /* ---- the end ------------------------------------------------------------------------------------------- */
 
-static pl_status quorum_leave(struct pl_sync *s, int code, bool wrote, bool *clean, const char **dropped)
+static pl_status quorum_leave(struct pl_sync *s, int code, bool wrote, struct pl_parting *out)
 {
     size_t at = 0;
-    *clean = true;
-    *dropped = s->dropped_text;
+    *out = (struct pl_parting){.clean = true, .dropped = s->dropped_text};
     if (!s->quorum)
         return PL_OK;
     pthread_mutex_lock(&s->lock);
     s->leaving = true;
     s->waiting = true; /* behind once more, it may still be brought up to date */
     if (code == 0)
-        pl_quorum_leave(s->quorum, pl_now_ms());
+        pl_quorum_leave(s->quorum, pl_now_ms(), hash_of(s));
     else
         pl_quorum_fail(s->quorum, pl_now_ms(), code);
     pthread_mutex_unlock(&s->lock);
@@ -678,7 +681,8 @@ static pl_status quorum_leave(struct pl_sync *s, int code, bool wrote, bool *cle
     while (!s->over && (wrote || code != 0 || !pl_quorum_coordinates(s->quorum)))
         pthread_cond_wait(&s->news, &s->lock);
     bool writes = !s->over;
-    *clean = pl_quorum_clean(s->quorum);
+    out->clean = pl_quorum_clean(s->quorum);
+    out->holders = pl_quorum_holders(s->quorum);
     for (int r = 0; r < s->options.ranks && at + 32 < sizeof s->dropped_text; r++)
         if (s->now.dropped[r] > 0)
             at += (size_t)snprintf(s->dropped_text + at, sizeof s->dropped_text - at, "%s%d: %lld", at > 0 ? ", " : "", r, (long long)s->now.dropped[r]);

@@ -30,7 +30,7 @@ struct pl_quorum {
     struct pl_note decree; /* what the coordinator of this term last said */
     struct pl_attempt last; /* that led to mine.version */
     double ticked_ms, stood_ms, enough_ms, too_few_ms, end_ms;
-    int coordinator;
+    int coordinator, holders;
     bool behind, cut_off;
     struct job job;
     int64_t result_job; /* that this rank took part in, with its result */
@@ -420,11 +420,20 @@ static void hand_out(struct pl_quorum *q, double now)
     q->mine.part = q->member[q->o.me].part;
 }
 
+static bool holds_the_same(const struct pl_quorum *q, int r, double now)
+{
+    return trusted(q, r, now) && note_of(q, r)->leaving && has_version(q, r) && note_of(q, r)->hash == q->mine.hash;
+}
+
 static void dismiss(struct pl_quorum *q, double now)
 {
     const struct pl_ranks *members = &q->mine.view.members;
     if (!q->mine.leaving || count(q, members, waits_to_leave, now) < pl_ranks_count(members))
         return;
+    q->holders = count(q, members, holds_the_same, now);
+    for (int r = 0; r < q->o.ranks; r++)
+        if (pl_ranks_has(members, r) && trusted(q, r, now) && note_of(q, r)->hash != q->mine.hash)
+            finish(q, now, 5, "rank %d ends with other parameters than rank %d", r, q->o.me);
     q->mine.clean = pl_ranks_count(members) == q->o.ranks && count(q, members, trusted, now) == q->o.ranks;
     finish(q, now, 0, "done");
 }
@@ -715,9 +724,10 @@ void pl_quorum_fetched(struct pl_quorum *q, double now, int64_t version, const s
     news(q);
 }
 
-void pl_quorum_leave(struct pl_quorum *q, double now)
+void pl_quorum_leave(struct pl_quorum *q, double now, uint64_t hash)
 {
     (void)now;
+    q->mine.hash = hash;
     q->mine.leaving = 1;
     news(q);
 }
@@ -767,6 +777,7 @@ int64_t pl_quorum_version(const struct pl_quorum *q, struct pl_attempt *last)
 bool pl_quorum_behind(const struct pl_quorum *q) { return q->behind; }
 bool pl_quorum_coordinates(const struct pl_quorum *q) { return q->mine.coordinates; }
 bool pl_quorum_clean(const struct pl_quorum *q) { return q->mine.clean; }
+int pl_quorum_holders(const struct pl_quorum *q) { return q->holders; }
 bool pl_quorum_cut_off(const struct pl_quorum *q) { return q->cut_off; }
 const char *pl_quorum_why(const struct pl_quorum *q) { return q->why; }
 

@@ -50,6 +50,7 @@ struct pl_note {
     struct pl_part_done work;
     int32_t failed;                 /* exit code of an error that ends the run, 0: none */
     int32_t ended;                  /* the `end` that it was told, 0: none */
+    uint64_t hash;                  /* leaving: of its parameters */
     uint8_t candidate, stop, save, leaving;
     /* Of the coordinator of `term`, what it decided. */
     uint8_t coordinates;
@@ -96,7 +97,7 @@ void pl_quorum_ready(struct pl_quorum *q, double now, int64_t step, const double
 void pl_quorum_ask(struct pl_quorum *q, bool stop, bool save); /* until said otherwise */
 void pl_quorum_whole(struct pl_quorum *q, double now, int64_t round); /* of the duty */
 void pl_quorum_fetched(struct pl_quorum *q, double now, int64_t version, const struct pl_attempt *last); /* that led there */
-void pl_quorum_leave(struct pl_quorum *q, double now);                /* the last step is done */
+void pl_quorum_leave(struct pl_quorum *q, double now, uint64_t hash); /* the last step is done; hash: of its parameters */
 void pl_quorum_fail(struct pl_quorum *q, double now, int code);
 /* Part `part` of a job is done, with these values; part -1: takes part from now on. */
 void pl_quorum_work(struct pl_quorum *q, double now, const struct pl_part_done *done);
@@ -112,6 +113,7 @@ int64_t pl_quorum_version(const struct pl_quorum *q, struct pl_attempt *last);
 bool pl_quorum_behind(const struct pl_quorum *q); /* the run went on without this rank */
 bool pl_quorum_coordinates(const struct pl_quorum *q);
 bool pl_quorum_cut_off(const struct pl_quorum *q); /* END, on the smaller side of a cut: nothing must be written */
+int pl_quorum_holders(const struct pl_quorum *q); /* END of a coordinator: ranks that hold its parameters, bit for bit */
 bool pl_quorum_clean(const struct pl_quorum *q);   /* END: every rank of the run is there, none was lost */
 /* END: everybody knows, or is not waited for. */
 bool pl_quorum_over(const struct pl_quorum *q, double now);

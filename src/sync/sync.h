@@ -56,6 +56,12 @@ struct pl_parts {
 };
 enum { PL_PART_VALUES = 8 };
 
+struct pl_parting {
+    bool clean;          /* all ranks of the run are there */
+    int holders;         /* ranks that hold the same parameters, bit for bit; known to who writes */
+    const char *dropped; /* "0: 12, 3: 140": how often each rank's gradient came late; borrowed */
+};
+
 struct pl_sync_table {
     const char *name;
     bool meshed; /* it has a mesh of its own and gets no exchange; it also has the slots at the end. create: collective */
@@ -86,8 +92,8 @@ struct pl_sync_table {
     /* Each part once, by who is free; sum: over all, in their order. NAN where the run went on meanwhile. */
     pl_status (*share_out)(struct pl_sync *s, const struct pl_parts *p, double *sum);
     /* The run is over here: with code 0 after its last step, otherwise for all. Returns when the others know; PL_END, to be
-     * called again, where this rank has to write what it did not (wrote false). *clean: all ranks of the run got here. dropped: "0: 12, 3: 140", how often each rank's gradient came late; borrowed. */
-    pl_status (*leave)(struct pl_sync *s, int code, bool wrote, bool *clean, const char **dropped);
+     * called again, where this rank has to write what it did not (wrote false). */
+    pl_status (*leave)(struct pl_sync *s, int code, bool wrote, struct pl_parting *out);
 };
 
 const struct pl_sync_table *pl_sync_find(const char *name); /* NULL: not built */

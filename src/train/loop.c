@@ -437,19 +437,19 @@ static pl_status close_run(struct run *r, pl_status s)
 static pl_status leave(struct run *r, pl_status s)
 {
     struct pl_trainer *t = &r->t;
-    bool clean, known = r->last.ended;
-    const char *dropped;
+    struct pl_parting p = {.clean = false};
+    bool known = r->last.ended;
     int code = s == PL_STOPPED ? 0 : pl_exit_code(s);
-    while (!known && t->sync_table->leave(t->sync, code, r->root, &clean, &dropped) == PL_END) {
+    while (!known && t->sync_table->leave(t->sync, code, r->root, &p) == PL_END) {
         PL_TRY(take_over(r, true));
         if (s >= 0)
             PL_TRY(close_run(r, s));
     }
-    if (known)
-        clean = false;
-    else if (dropped[0])
-        pl_report_say(r->report, "gradients that came late, by rank: %s", dropped);
-    t->world->apart = !clean;
+    if (!known && p.dropped[0])
+        pl_report_say(r->report, "gradients that came late, by rank: %s", p.dropped);
+    if (!known && p.holders > 0)
+        pl_report_say(r->report, "%d rank%s the same parameters, bit for bit", p.holders, p.holders == 1 ? " holds" : "s hold");
+    t->world->apart = !p.clean;
     return s;
 }
 

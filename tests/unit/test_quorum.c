@@ -162,7 +162,7 @@ static void compute(struct sim *s, int r)
     struct rank *me = &s->rank[r];
     if (me->version == STEPS) {
         me->leaving = true;
-        pl_quorum_leave(me->q, s->now);
+        pl_quorum_leave(me->q, s->now, me->params);
         return;
     }
     if (!pl_ranks_has(&me->last.members, r) && me->version > 0)
@@ -250,7 +250,7 @@ static void act(struct sim *s, int r)
         pl_quorum_ready(me->q, s->now, me->version, values);
     }
     if (me->leaving && pl_quorum_coordinates(me->q))
-        pl_quorum_leave(me->q, s->now); /* it took over at the end, and has written what there was to write */
+        pl_quorum_leave(me->q, s->now, me->params); /* it took over at the end, and has written what there was to write */
     if (t.duty == PL_DUTY_END && pl_quorum_over(me->q, s->now)) {
         me->over = true;
         me->code = t.code;
