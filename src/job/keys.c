@@ -72,7 +72,7 @@ const struct pl_key pl_job_keys[] = {
     INT("sync.tau", sync.tau, NULL, 1, MANY, "local_sgd: steps that each rank makes by itself before an averaging (10)"),
     BOOL("sync.average_momentum", sync.average_momentum, "false", "local_sgd: average the optimizer's state (momentum, moments) with the parameters"),
     {.name = "sync.backup_workers", .type = PL_KEY_INT, .offset = AT(sync.backup_workers), .def = "0", .min = 0, .max = MANY, .help = "late gradients that a step goes without: it takes the first of them, and ranks that are slow, stopped or lost hold nobody up"},
-    {.name = "sync.grace", .type = PL_KEY_MS, .offset = AT(sync.grace_ms), .def = "0 ms", .min = 0, .max = MANY, .help = "backup workers: wait so long for late ones once enough are ready"},
+    {.name = "sync.grace", .type = PL_KEY_MS, .offset = AT(sync.grace_ms), .def = "0 ms", .min = 0, .max = MANY, .help = "backup workers: wait so long for late ones once enough are ready; without it a twentieth of a step"},
     {.name = "sync.suspect_after", .type = PL_KEY_MS, .offset = AT(sync.suspect_ms), .def = "1 s", .min = 20, .max = MANY, .help = "backup workers: a rank that is silent for so long is left out"},
     {.name = "sync.lost_after", .type = PL_KEY_MS, .offset = AT(sync.lost_ms), .def = "60 s", .min = 100, .max = MANY, .help = "backup workers: and for so long, struck off; its share of the data goes to the others"},
     CHOICE("exchange.transport", exchange.transport, "auto", "auto|mpi|tcp|verbs||nccl", "what carries the gradients between nodes; by name: also between the ranks of one"),

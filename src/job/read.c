@@ -241,6 +241,8 @@ static pl_status check_backup_workers(struct pl_job *j)
     if (strcmp(pl_job_compress_name(j), "none") != 0)
         return pl_node_error(at_key(j, "exchange.compress"), "exchange.compress with sync.backup_workers: what a late rank's gradient lost would be lost\n"
                              "leave one of them out");
+    if (!is_given(j, "sync.grace"))
+        j->sync.grace_ms = -1;
     if (j->sync.lost_ms < j->sync.suspect_ms)
         return pl_node_error(at_key(j, "sync.lost_after"), "sync.lost_after is less than sync.suspect_after");
     return PL_OK;

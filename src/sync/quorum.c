@@ -18,12 +18,13 @@ _Static_assert((int)PL_COUNTS <= (int)PL_QUORUM_VALUES && (int)PL_PART_VALUES ==
 
 /* ---- what travels ----------------------------------------------------------------------------------- */
 
-enum kind { NOTE, FETCH };
+enum kind { NOTE, FETCH, GONE };
 struct message {
     enum kind kind;
     union {
         struct pl_note note;
-        struct { uint64_t id; int64_t version; } fetch; /* asks for state of that version at least */
+        struct { uint64_t id; int64_t version, round; } fetch; /* asks for the sum of that round, or with round 0 for state of
+                                                                 * that version at least; GONE: it is not to be had here */
     };
 };
 
@@ -38,8 +39,9 @@ enum outcome { NONE, COMMITTED, WENT_ON, ENDED };
 
 struct server { /* of one rank that fetches */
     uint64_t asked;
-    int64_t version;
+    int64_t version, round; /* as in the message */
     bool wanted, sending;
+    int transfers;
     size_t moved;
     double moved_ms;
     struct pl_transfer transfer[1 + MOST_SLABS];
@@ -53,7 +55,8 @@ struct pl_sync {
     int64_t elems;
     int slabs;
     float *slab[MOST_SLABS]; /* parameters and the optimizer's state */
-    float *gradient, *sum;
+    float *gradient;
+    struct { float *sum; int64_t round; } sum[2]; /* the last that was committed, and the next: round 0 while it is made */
     pthread_t thread;
     bool threaded;
     char transport[32], late[512], lost[512], back[512], dropped_text[1024];
@@ -71,8 +74,9 @@ struct pl_sync {
     _Atomic bool abandon, asleep;
     /* ---- the thread's own ---- */
     int64_t reducing, forgot;
+    int reducing_into;
     double moved_ms;
-    struct { bool active; int from; uint64_t id; size_t moved; double moved_ms; struct pl_transfer transfer[1 + MOST_SLABS]; } fetch;
+    struct { bool active; int from, transfers; uint64_t id; int64_t round, none; size_t moved; double moved_ms; struct pl_transfer transfer[1 + MOST_SLABS]; } fetch; /* none: round of a sum that is not to be had */
     uint64_t fetches;
     struct head got;
     struct server *server;   /* [ranks] */
@@ -110,14 +114,40 @@ static bool snapshot_fits(struct pl_sync *s, int64_t version, pl_status *failed)
     return *failed == PL_OK;
 }
 
+static int sum_of(const struct pl_sync *s, int64_t round)
+{
+    for (int i = 0; i < 2; i++)
+        if (s->sum[i].round == round)
+            return i;
+    return -1;
+}
+
+static pl_status serve_sum(struct pl_sync *s, int r)
+{
+    struct server *v = &s->server[r];
+    struct message m = {.kind = GONE, .fetch = {v->asked, v->version, v->round}};
+    int i = sum_of(s, v->round);
+    v->wanted = false;
+    if (i < 0)
+        return pl_mesh_say(s->mesh, r, &m) < 0 ? PL_ERR_PEER : PL_OK; /* unsaid, it finds out by itself */
+    v->sending = true;
+    v->transfers = 1;
+    v->moved = 0;
+    v->moved_ms = pl_now_ms();
+    return pl_mesh_send(s->mesh, &v->transfer[0], r, v->asked, s->sum[i].sum, slab_bytes(s));
+}
+
 static pl_status begin_serving(struct pl_sync *s, int r)
 {
     struct server *v = &s->server[r];
     pl_status failed = PL_OK;
+    if (v->round != 0)
+        return serve_sum(s, r);
     if (!snapshot_fits(s, v->version, &failed))
         return failed;
     v->wanted = false;
     v->sending = true;
+    v->transfers = 1 + s->slabs;
     v->moved = 0;
     v->moved_ms = pl_now_ms();
     s->snapshot.users++;
@@ -151,6 +181,14 @@ static bool stuck(const struct pl_sync *s, size_t moved, size_t *before, double 
     return now - *since > STUCK * s->options.suspect_ms;
 }
 
+static void stop_serving(struct pl_sync *s, int r, uint64_t before)
+{
+    struct server *v = &s->server[r];
+    pl_mesh_forget_transfers(s->mesh, r, before);
+    v->sending = false;
+    s->snapshot.users -= v->round == 0;
+}
+
 static pl_status serve(struct pl_sync *s)
 {
     for (int r = 0; r < s->options.ranks; r++) {
@@ -158,11 +196,9 @@ static pl_status serve(struct pl_sync *s)
         size_t moved;
         bool failed;
         if (v->sending) {
-            if (!ended(v->transfer, 1 + s->slabs, &moved, &failed) && !v->wanted && !stuck(s, moved, &v->moved, &v->moved_ms))
+            if (!ended(v->transfer, v->transfers, &moved, &failed) && !stuck(s, moved, &v->moved, &v->moved_ms))
                 continue;
-            pl_mesh_forget_transfers(s->mesh, r, v->asked + (v->wanted ? 0 : PARTS_OF_ID));
-            v->sending = false;
-            s->snapshot.users--;
+            stop_serving(s, r, v->asked + PARTS_OF_ID);
         }
         if (v->wanted)
             PL_TRY(begin_serving(s, r));
@@ -170,36 +206,55 @@ static pl_status serve(struct pl_sync *s)
     return PL_OK;
 }
 
-static void take_request(struct pl_sync *s, int from, uint64_t id, int64_t version)
+static void take_request(struct pl_sync *s, int from, const struct message *m)
 {
     struct server *v = &s->server[from];
-    if (id <= v->asked)
+    if (m->fetch.id <= v->asked)
         return;
-    if (v->sending) /* it gave up what is still on its way */
-        pl_mesh_forget_transfers(s->mesh, from, id);
-    v->asked = id;
-    v->version = version;
+    if (v->sending)
+        stop_serving(s, from, m->fetch.id); /* it gave up what is still on its way */
+    v->asked = m->fetch.id;
+    v->version = m->fetch.version;
+    v->round = m->fetch.round;
     v->wanted = true;
 }
 
 /* ---- fetching state ------------------------------------------------------------------------------------ */
 
-static pl_status begin_fetch(struct pl_sync *s, const struct pl_task_now *t)
+static int one_of(const struct pl_sync *s, const struct pl_ranks *group)
+{
+    int n = pl_ranks_count(group), wanted = n > 0 ? s->options.me % n : 0;
+    for (int r = 0; r < s->options.ranks; r++)
+        if (pl_ranks_has(group, r) && wanted-- == 0)
+            return r;
+    return -1;
+}
+
+/* A sum into the place of the next, state over what this rank holds. */
+static pl_status begin_fetch(struct pl_sync *s, int from, int64_t version, int64_t round)
 {
     struct message m = {.kind = FETCH};
-    s->fetch.id = (uint64_t)t->version << 24 | (s->fetches++ & 0xffff) << 3;
-    s->fetch.from = t->from;
+    int next = sum_of(s, s->now.last.round) == 0 ? 1 : 0;
+    s->fetch.id = (uint64_t)version << 24 | (s->fetches++ & 0xffff) << 3;
+    s->fetch.from = from;
+    s->fetch.round = round;
+    s->fetch.transfers = round != 0 ? 1 : 1 + s->slabs;
     m.fetch.id = s->fetch.id;
-    m.fetch.version = t->version;
-    if (pl_mesh_say(s->mesh, t->from, &m) != PL_OK)
+    m.fetch.version = version;
+    m.fetch.round = round;
+    if (from < 0 || from == s->options.me || pl_mesh_say(s->mesh, from, &m) != PL_OK)
         return PL_OK; /* next time */
     s->fetch.active = true;
     s->fetch.moved = 0;
     s->fetch.moved_ms = pl_now_ms();
+    if (round != 0) {
+        s->sum[next].round = 0;
+        return pl_mesh_receive(s->mesh, &s->fetch.transfer[0], from, s->fetch.id, s->sum[next].sum, slab_bytes(s));
+    }
     s->now.version = -1;
-    PL_TRY(pl_mesh_receive(s->mesh, &s->fetch.transfer[0], t->from, s->fetch.id, &s->got, sizeof s->got));
+    PL_TRY(pl_mesh_receive(s->mesh, &s->fetch.transfer[0], from, s->fetch.id, &s->got, sizeof s->got));
     for (int i = 0; i < s->slabs; i++)
-        PL_TRY(pl_mesh_receive(s->mesh, &s->fetch.transfer[1 + i], t->from, s->fetch.id + 1 + (uint64_t)i, s->slab[i], slab_bytes(s)));
+        PL_TRY(pl_mesh_receive(s->mesh, &s->fetch.transfer[1 + i], from, s->fetch.id + 1 + (uint64_t)i, s->slab[i], slab_bytes(s)));
     return PL_OK;
 }
 
@@ -211,28 +266,64 @@ static void end_fetch(struct pl_sync *s)
 
 static uint64_t hash_of(const struct pl_sync *s) { return pl_hash_words(PL_HASH_START, s->slab[0], slab_bytes(s)); }
 
-/* The main thread waits meanwhile: nobody reads what is written. */
-static pl_status go_on_fetching(struct pl_sync *s, const struct pl_task_now *t)
+static void take_refusal(struct pl_sync *s, const struct message *m)
 {
-    bool failed;
-    size_t moved;
-    if (!s->fetch.active)
-        return s->waiting ? begin_fetch(s, t) : PL_OK;
-    if (!ended(s->fetch.transfer, 1 + s->slabs, &moved, &failed)) {
-        if (stuck(s, moved, &s->fetch.moved, &s->fetch.moved_ms))
-            end_fetch(s); /* from another, or once more */
-        return PL_OK;
-    }
+    if (!s->fetch.active || m->fetch.id != s->fetch.id)
+        return;
+    s->fetch.none = s->fetch.round;
     end_fetch(s);
-    if (failed)
-        return PL_OK;
+}
+
+static void take_sum(struct pl_sync *s)
+{
+    int next = sum_of(s, s->now.last.round) == 0 ? 1 : 0;
+    s->sum[next].round = s->fetch.round;
+    pl_quorum_whole(s->quorum, pl_now_ms(), s->fetch.round);
+}
+
+/* The main thread waits meanwhile: nobody reads what is written. */
+static void take_state(struct pl_sync *s)
+{
     s->now = s->got;
     s->before = s->now.last.members;
+    s->sum[0].round = s->sum[1].round = 0;
     memcpy(s->replica.state, s->got.state, s->replica.state_bytes);
     pl_quorum_fetched(s->quorum, pl_now_ms(), s->now.version, &s->now.last);
     s->ready = false;
     if (s->leaving)
         pl_quorum_leave(s->quorum, pl_now_ms(), hash_of(s));
+}
+
+static pl_status go_on_fetching(struct pl_sync *s)
+{
+    bool failed;
+    size_t moved;
+    if (!ended(s->fetch.transfer, s->fetch.transfers, &moved, &failed)) {
+        if (!stuck(s, moved, &s->fetch.moved, &s->fetch.moved_ms))
+            return PL_OK;
+        s->fetch.none = s->fetch.round; /* from another, or once more */
+        failed = true;
+    }
+    end_fetch(s);
+    if (failed)
+        s->fetch.none = s->fetch.round;
+    else if (s->fetch.round != 0)
+        take_sum(s);
+    else
+        take_state(s);
+    return PL_OK;
+}
+
+/* A rank that is one step behind takes the sum while its main thread still computes; otherwise that has to wait. */
+static pl_status fetch(struct pl_sync *s, const struct pl_task_now *t)
+{
+    if (s->fetch.active)
+        return go_on_fetching(s);
+    bool in = pl_ranks_has(&s->now.last.members, s->options.me); /* otherwise it reads no samples, and needs the position too */
+    if (t->duty == PL_DUTY_SUM && in && s->fetch.none != t->attempt.round && t->attempt.step == s->now.version)
+        return begin_fetch(s, one_of(s, &t->attempt.group), t->version, t->attempt.round);
+    if ((t->duty == PL_DUTY_SUM || t->duty == PL_DUTY_FETCH) && s->waiting && s->outcome == NONE)
+        return begin_fetch(s, t->from, t->version, 0);
     return PL_OK;
 }
 
@@ -251,9 +342,15 @@ static pl_status join(struct pl_sync *s, const struct pl_attempt *a)
     for (int r = 0; r < s->options.ranks; r++)
         if (pl_ranks_has(&a->group, r))
             member[n++] = r;
+    int next = sum_of(s, s->now.last.round) == 0 ? 1 : 0;
+    for (int r = 0; r < s->options.ranks; r++) /* who still takes what lay there before is not waited for */
+        if (s->server[r].sending && s->server[r].round != 0 && s->server[r].round == s->sum[next].round)
+            stop_serving(s, r, s->server[r].asked + PARTS_OF_ID);
     forget(s, a->round);
     s->reducing = a->round;
-    return pl_mesh_reduce(s->mesh, (uint64_t)a->round, member, n, s->gradient, s->sum, s->elems);
+    s->sum[next].round = 0;
+    s->reducing_into = next;
+    return pl_mesh_reduce(s->mesh, (uint64_t)a->round, member, n, s->gradient, s->sum[next].sum, s->elems);
 }
 
 static pl_status reduce(struct pl_sync *s, const struct pl_task_now *t)
@@ -267,8 +364,10 @@ static pl_status reduce(struct pl_sync *s, const struct pl_task_now *t)
         return PL_OK;
     if (s->reducing == 0)
         PL_TRY(join(s, &t->attempt));
-    if (pl_mesh_reduced(s->mesh, (uint64_t)s->reducing))
+    if (pl_mesh_reduced(s->mesh, (uint64_t)s->reducing)) {
+        s->sum[s->reducing_into].round = s->reducing;
         pl_quorum_whole(s->quorum, pl_now_ms(), s->reducing);
+    }
     return PL_OK;
 }
 
@@ -283,8 +382,10 @@ static bool hear(struct pl_sync *s)
         any = true;
         if (m.kind == NOTE)
             pl_quorum_hear(s->quorum, pl_now_ms(), from, &m.note);
+        else if (m.kind == GONE)
+            take_refusal(s, &m);
         else
-            take_request(s, from, m.fetch.id, m.fetch.version);
+            take_request(s, from, &m);
     }
     for (int r = 0; r < s->options.ranks; r++) {
         const char *why;
@@ -318,7 +419,7 @@ static void tell(struct pl_sync *s, const struct pl_task_now *t)
     enum outcome was = s->outcome;
     atomic_store(&s->abandon, behind || t->duty == PL_DUTY_END);
     if (s->waiting && s->outcome == NONE) {
-        if (version == s->now.version + 1 && s->ready && last.step == s->now.version)
+        if (version == s->now.version + 1 && last.step == s->now.version && sum_of(s, last.round) >= 0 && pl_ranks_has(&s->now.last.members, s->options.me))
             s->outcome = COMMITTED;
         else if (version == s->now.version && !s->ready && !behind && in && !s->fetch.active)
             s->outcome = WENT_ON;
@@ -345,8 +446,7 @@ static pl_status turn(struct pl_sync *s, bool *busy)
         pl_quorum_tick(s->quorum, now);
         pl_quorum_duty(s->quorum, &t);
         PL_TRY(reduce(s, &t));
-        if (t.duty == PL_DUTY_FETCH || s->fetch.active)
-            PL_TRY(go_on_fetching(s, &t));
+        PL_TRY(fetch(s, &t));
         pl_quorum_tick(s->quorum, now);
         pl_quorum_duty(s->quorum, &t);
     }
@@ -414,7 +514,8 @@ static void quorum_destroy(struct pl_sync *s)
     for (int i = 0; i < MOST_SLABS; i++)
         pl_free(s->snapshot.slab[i]);
     pl_free(s->gradient);
-    pl_free(s->sum);
+    pl_free(s->sum[0].sum);
+    pl_free(s->sum[1].sum);
     pl_free(s->server);
     pl_free(s->told_lost);
     pl_free(s);
@@ -443,10 +544,12 @@ static pl_status prepare(struct pl_sync *s)
     for (int i = 1; i < s->slabs; i++)
         s->slab[i] = pl_optimizer_slot(s->replica.optimizer, i - 1);
     s->gradient = pl_alloc(slab_bytes(s), "gradients");
-    s->sum = pl_alloc(slab_bytes(s), "the agreed gradient");
+    for (int i = 0; i < 2; i++)
+        if (!(s->sum[i].sum = pl_alloc(slab_bytes(s), "the agreed gradient")))
+            return PL_ERR_MEMORY;
     s->server = pl_alloc((size_t)w->ranks * sizeof *s->server, "ranks that come back");
     s->told_lost = pl_alloc((size_t)w->ranks * sizeof *s->told_lost, "ranks that are lost");
-    if (!s->gradient || !s->sum || !s->server || !s->told_lost)
+    if (!s->gradient || !s->server || !s->told_lost)
         return PL_ERR_MEMORY;
     s->options = (struct pl_quorum_options){.me = w->rank, .ranks = w->ranks, .enough = w->ranks - (int)job->sync.backup_workers,
                                             .grace_ms = job->sync.grace_ms, .suspect_ms = job->sync.suspect_ms, .lost_ms = job->sync.lost_ms,
@@ -541,7 +644,7 @@ static void fill(struct pl_sync *s, struct pl_agreement *out)
 {
     const struct pl_attempt *a = &s->now.last;
     pl_counts_read(a->values, out);
-    out->sum = s->sum;
+    out->sum = sum_of(s, a->round) >= 0 ? s->sum[sum_of(s, a->round)].sum : NULL;
     out->steps = 1;
     out->stop = a->stop;
     out->save = a->save;

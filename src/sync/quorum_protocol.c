@@ -29,6 +29,8 @@ struct pl_quorum {
     struct pl_note mine;   /* as it is told to others, with what this rank decides if it coordinates */
     struct pl_note decree; /* what the coordinator of this term last said */
     struct pl_attempt last; /* that led to mine.version */
+    struct pl_attempt proposed; /* of the coordinator, the newest heard of */
+    double committed_ms, step_ms; /* step_ms: of late, from commit to commit; without pauses */
     double ticked_ms, stood_ms, enough_ms, too_few_ms, end_ms;
     int coordinator, holders;
     bool behind, cut_off;
@@ -165,7 +167,7 @@ pl_status pl_quorum_create(const struct pl_quorum_options *o, int64_t version, d
     q->mine.coordinates = o->me == 0;
     q->last.members = q->mine.view.members;
     q->last.step = version - 1;
-    q->ticked_ms = now;
+    q->ticked_ms = q->committed_ms = now;
     q->enough_ms = q->too_few_ms = -1;
     q->decree = q->mine;
     *out = q;
@@ -303,8 +305,11 @@ static void fix_group(struct pl_quorum *q, double now)
     news(q);
 }
 
-static void commit(struct pl_quorum *q)
+static void commit(struct pl_quorum *q, double now)
 {
+    double ms = now - q->committed_ms;
+    q->committed_ms = now;
+    q->step_ms = q->step_ms == 0 || ms < q->step_ms ? ms : q->step_ms + (fmin(ms, 2 * q->step_ms) - q->step_ms) / 8;
     q->mine.agreed++;
     q->mine.agreed_round = q->mine.current.round;
     q->mine.current.round = 0;
@@ -317,7 +322,7 @@ static void go_on_with_attempt(struct pl_quorum *q, double now)
     const struct pl_ranks *group = &q->mine.current.group;
     if (count(q, group, is_whole, now) == pl_ranks_count(group)) {
         if (most(q, &q->mine.view.members, has_heard, now))
-            commit(q);
+            commit(q, now);
     } else if (q->o.survives && count(q, group, trusted, now) < pl_ranks_count(group)) {
         q->mine.current.round = 0; /* of another one, with who is left */
         news(q);
@@ -330,7 +335,8 @@ static void gather(struct pl_quorum *q, double now)
     int ready = count(q, members, is_ready, now);
     if (ready >= q->o.enough && q->enough_ms < 0)
         q->enough_ms = now;
-    if (ready >= q->o.enough && (now - q->enough_ms >= q->o.grace_ms || ready == count(q, members, trusted, now))) {
+    double grace = q->o.grace_ms >= 0 ? q->o.grace_ms : q->step_ms / 20;
+    if (ready >= q->o.enough && (now - q->enough_ms >= grace || ready == count(q, members, trusted, now))) {
         fix_group(q, now);
         return;
     }
@@ -586,7 +592,7 @@ bool pl_quorum_say(struct pl_quorum *q, double now, int to, struct pl_note *out)
     struct member *m = &q->member[to];
     if (to == q->o.me || lost(q, to) || (!q->mine.coordinates && !q->mine.candidate && to != q->coordinator))
         return false;
-    if (!(m->news && (near(q, to, now, q->o.suspect_ms) || q->mine.candidate)) && now - m->said_ms < pl_quorum_period(q))
+    if (!(m->news && (near(q, to, now, q->o.suspect_ms) || q->mine.candidate)) && now - m->said_ms < q->o.suspect_ms / 8)
         return false;
     q->mine.sequence++;
     *out = q->mine;
@@ -626,6 +632,7 @@ static void follow(struct pl_quorum *q)
     q->behind = me->version != d->agreed || me->version_round != d->agreed_round;
     if (d->current.round > me->heard) {
         me->heard = d->current.round;
+        q->proposed = d->current;
         news(q);
     }
     if (!q->behind && d->current.round > me->whole.round && me->whole.step == me->version && pl_ranks_has(&d->current.group, q->o.me))
@@ -655,7 +662,12 @@ void pl_quorum_tick(struct pl_quorum *q, double now)
     }
 }
 
-double pl_quorum_period(const struct pl_quorum *q) { return q->o.suspect_ms / 8; }
+/* The grace of a step is waited for more finely. */
+double pl_quorum_period(const struct pl_quorum *q)
+{
+    double grace = q->o.grace_ms >= 0 ? q->o.grace_ms : q->step_ms / 20, most = q->o.suspect_ms / 8;
+    return q->enough_ms >= 0 && grace > 0.05 && grace < most ? grace : most;
+}
 
 /* ---- what happened --------------------------------------------------------------------------------- */
 
@@ -707,9 +719,9 @@ void pl_quorum_ask(struct pl_quorum *q, bool stop, bool save)
 void pl_quorum_whole(struct pl_quorum *q, double now, int64_t round)
 {
     (void)now;
-    if (q->decree.current.round != round || q->behind)
+    if (q->proposed.round != round || q->proposed.step != q->mine.version)
         return;
-    q->mine.whole = q->decree.current;
+    q->mine.whole = q->proposed;
     news(q);
 }
 
@@ -758,7 +770,9 @@ void pl_quorum_duty(const struct pl_quorum *q, struct pl_task_now *out)
     } else if (!d->coordinates) {
         return;
     } else if (q->behind) {
-        out->duty = d->source >= 0 ? PL_DUTY_FETCH : PL_DUTY_NONE;
+        bool by_sum = d->agreed == q->mine.version + 1 && q->proposed.round == d->agreed_round && q->proposed.step == q->mine.version;
+        out->duty = by_sum ? PL_DUTY_SUM : PL_DUTY_FETCH;
+        out->attempt = q->proposed;
         out->from = d->source;
         out->version = d->agreed;
     } else if (d->current.round > q->mine.whole.round && d->current.step == q->mine.version && q->mine.ready == q->mine.version &&

@@ -67,7 +67,7 @@ struct pl_note {
 
 struct pl_quorum_options {
     int me, ranks, enough; /* enough: m, gradients that make a step */
-    double grace_ms;       /* after the m-th is ready, for others */
+    double grace_ms;       /* after the m-th is ready, for others; negative: a twentieth of a step */
     double suspect_ms, lost_ms, timeout_ms; /* timeout_ms: ranks ready, but too few */
     bool survives;         /* a lost rank can be gone without: attempts can be given up */
 };
@@ -76,7 +76,8 @@ struct pl_quorum_options {
 enum pl_duty {
     PL_DUTY_NONE,   /* compute, or wait */
     PL_DUTY_REDUCE, /* sum up with the group of `attempt` */
-    PL_DUTY_FETCH,  /* take state from rank `from`, of version `version` at least */
+    PL_DUTY_SUM,    /* take the sum of `attempt` from a rank of its group, or else do as below */
+    PL_DUTY_FETCH,  /* take state from rank `from`, of version `version` at least; from -1: nobody has it yet */
     PL_DUTY_END     /* `code`: the exit code */
 };
 struct pl_task_now {
@@ -95,7 +96,7 @@ void pl_quorum_hear(struct pl_quorum *q, double now, int from, const struct pl_n
 void pl_quorum_lost(struct pl_quorum *q, double now, int rank); /* its connection is over; may be said again */
 void pl_quorum_ready(struct pl_quorum *q, double now, int64_t step, const double values[PL_QUORUM_VALUES]);
 void pl_quorum_ask(struct pl_quorum *q, bool stop, bool save); /* until said otherwise */
-void pl_quorum_whole(struct pl_quorum *q, double now, int64_t round); /* of the duty */
+void pl_quorum_whole(struct pl_quorum *q, double now, int64_t round); /* the sum of the duty is here */
 void pl_quorum_fetched(struct pl_quorum *q, double now, int64_t version, const struct pl_attempt *last); /* that led there */
 void pl_quorum_leave(struct pl_quorum *q, double now, uint64_t hash); /* the last step is done; hash: of its parameters */
 void pl_quorum_fail(struct pl_quorum *q, double now, int code);

@@ -35,8 +35,8 @@ static pl_status compute(struct pl_trainer *t, const struct pl_graph_batch *in, 
     return s;
 }
 
-/* One micro-batch; the last one of a step hands its slices over as they end. */
-static pl_status run_micro_batch(struct pl_trainer *t, int64_t micro, struct pl_loss_sums *sums,
+/* One micro-batch; the last one of a step hands its slices over as they end. PL_END: it is only read, as the others went on. */
+static pl_status run_micro_batch(struct pl_trainer *t, int64_t micro, bool abandoned, struct pl_loss_sums *sums,
                                  struct pl_step_result *out, bool *last)
 {
     struct pl_batch *b;
@@ -50,7 +50,7 @@ static pl_status run_micro_batch(struct pl_trainer *t, int64_t micro, struct pl_
     struct pl_graph_batch in = {.rows = b->rows, .data = b->data, .label = b->label, .index = b->index,
                                 .seed = (uint64_t)t->job->train.seed, .step_key = (uint64_t)b->epoch,
                                 .abandoned = t->sync_table->abandoned, .arg = t->sync};
-    pl_status s = compute(t, &in, out->step, micro, *last, sums);
+    pl_status s = abandoned ? PL_END : compute(t, &in, out->step, micro, *last, sums);
     t->source.release(t->source.arg, b);
     out->data_ms += loaded - begin;
     out->compute_ms += pl_now_ms() - loaded;
@@ -150,9 +150,10 @@ pl_status pl_trainer_step(struct pl_trainer *t, struct pl_step_result *out)
 
     pl_log_step(out->step);
     pl_status s = t->sync_table->begin(t->sync, out->step);
-    for (int64_t micro = 0; s == PL_OK && !last; micro++)
-        s = run_micro_batch(t, micro, &sums, out, &last);
-    PL_TRY(s); /* PL_END: abandoned, the others went on */
+    last = s == PL_END; /* this rank has no share */
+    for (int64_t micro = 0; s >= 0 && !last; micro++)
+        s = run_micro_batch(t, micro, s == PL_END, &sums, out, &last);
+    PL_TRY(s);
     s = t->sync_table->finish(t->sync, &agreed);
     out->ended = agreed.ended;
     out->writes = agreed.writes;

@@ -26,7 +26,8 @@ struct rank {
     bool computing, fetching, leaving;
     double compute_until, fetch_until, whole_at;
     int fetch_from;
-    int64_t reducing;       /* round, 0: none */
+    int64_t reducing, asked_sum, no_sum; /* rounds, 0: none */
+    double sum_at;
     uint64_t sum;
     int code;
     double slow;            /* factor on its compute */
@@ -189,7 +190,7 @@ static void update(struct sim *s, int r)
     int64_t version = pl_quorum_version(me->q, &last);
     if (version == me->version || me->fetching)
         return;
-    CHECK(s, version == me->version + 1 && last.step == me->version && pl_ranks_has(&last.group, r));
+    CHECK(s, version == me->version + 1 && last.step == me->version && (pl_ranks_has(&last.group, r) || me->asked_sum == last.round));
     CHECK(s, pl_ranks_count(&last.group) >= s->enough);
     CHECK(s, last.values[0] == pl_ranks_count(&last.group));
     me->params = mix(me->params, me->sum);
@@ -224,6 +225,22 @@ static void fetch(struct sim *s, int r, const struct pl_task_now *t)
     compute(s, r);
 }
 
+/* From one of the group, as long as it holds it; sometimes it is gone. */
+static void take_sum(struct sim *s, int r, const struct pl_task_now *t)
+{
+    struct rank *me = &s->rank[r];
+    if (me->asked_sum != t->attempt.round) {
+        me->asked_sum = t->attempt.round;
+        me->sum_at = chance(s, 0.2) ? INFINITY : s->now + uniform(s, 0, 5);
+        me->no_sum = isinf(me->sum_at) ? t->attempt.round : 0;
+    }
+    if (me->sum_at > s->now || me->no_sum == t->attempt.round)
+        return;
+    me->computing = false;
+    me->sum = find(s, &t->attempt)->sum;
+    pl_quorum_whole(me->q, s->now, t->attempt.round);
+}
+
 static void act(struct sim *s, int r)
 {
     struct rank *me = &s->rank[r];
@@ -238,7 +255,9 @@ static void act(struct sim *s, int r)
         me->reducing = 0;
         pl_quorum_whole(me->q, s->now, t.attempt.round);
     }
-    if (t.duty == PL_DUTY_FETCH)
+    if (t.duty == PL_DUTY_SUM)
+        take_sum(s, r, &t);
+    if (t.duty == PL_DUTY_FETCH || (t.duty == PL_DUTY_SUM && me->no_sum == t.attempt.round && t.from >= 0))
         fetch(s, r, &t);
     else if (!pl_quorum_behind(me->q))
         me->fetching = false;
