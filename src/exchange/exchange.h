@@ -88,6 +88,8 @@ bool pl_mesh_hear(struct pl_mesh *m, int *rank, void *note); /* the next that ha
 
 /* Moves what can be moved, sleeping first for wait_ms at most if nothing can. An error is this rank's own. */
 pl_status pl_mesh_progress(struct pl_mesh *m, double wait_ms);
+/* Since the last call: a note has come, a sum or a transfer has ended, a rank is lost, or wake was called. */
+bool pl_mesh_news(struct pl_mesh *m);
 void pl_mesh_wake(struct pl_mesh *m);
 
 /* The sum over `members`, ascending, this rank one of them, in and out apart. round: rises from one to the next, the

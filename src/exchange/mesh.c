@@ -14,6 +14,7 @@ struct peer {
     bool lost;
     char why[256];
     uint64_t heard, said;      /* notes so far */
+    bool come;                 /* the note of `receive` is there */
     struct pl_request receive, send[NOTES];
     unsigned char *in, *out;   /* [note_bytes], [NOTES * note_bytes] */
     unsigned sent;             /* those before are gone */
@@ -36,6 +37,8 @@ struct pl_mesh {
     size_t note_bytes;
     int64_t bucket_elems;
     int me, ranks, asked; /* asked: whose note is looked at first */
+    bool news;
+    _Atomic bool woken;
     struct peer *peer;    /* [ranks] */
     unsigned char *notes;
     struct sum sum;
@@ -83,7 +86,7 @@ static void lose(struct pl_mesh *m, int r)
     const char *text = pl_error_text();
     if (m->peer[r].lost)
         return;
-    m->peer[r].lost = true;
+    m->peer[r].lost = m->news = true;
     snprintf(m->peer[r].why, sizeof m->peer[r].why, "%.255s", text ? text : "lost");
 }
 
@@ -208,10 +211,11 @@ pl_status pl_mesh_say(struct pl_mesh *m, int rank, const void *note)
 static pl_status sweep_heard(struct pl_mesh *m, int r, bool *came)
 {
     struct peer *p = &m->peer[r];
-    if (!p->receive.active)
-        return PL_OK;
-    PL_TRY(test(m, r, &p->receive, came));
+    if (!p->come && p->receive.active)
+        PL_TRY(test(m, r, &p->receive, &p->come));
+    *came = p->come;
     p->heard += *came;
+    p->come = false;
     return PL_OK;
 }
 
@@ -260,11 +264,12 @@ static pl_status go_on_summing(struct pl_mesh *m)
     if (r == PL_OK)
         r = pl_collectives_progress(m->collectives, &moved);
     if (r == PL_ERR_PEER && pl_mesh_survives(m)) { /* the lost one's notes fail as well, which names it */
-        s->failed = true;
+        s->failed = m->news = true;
         pl_error_clear();
         return PL_OK;
     }
     s->whole = r == PL_OK && s->started == s->elems && pl_collectives_idle(m->collectives);
+    m->news = m->news || s->whole;
     return r;
 }
 
@@ -304,6 +309,7 @@ static void end(struct pl_mesh *m, struct pl_transfer *t, bool done)
         at = &(*at)->next;
     if (*at)
         *at = t->next;
+    m->news = true;
     t->active = false;
     t->done = done;
     t->failed = !done;
@@ -388,10 +394,29 @@ pl_status pl_mesh_progress(struct pl_mesh *m, double wait_ms)
         next = t->next;
         PL_TRY(go_on_with(m, t));
     }
-    for (int r = 0; r < m->ranks; r++)
-        if (r != m->me && !m->peer[r].lost && !m->peer[r].receive.active)
+    for (int r = 0; r < m->ranks; r++) {
+        struct peer *p = &m->peer[r];
+        if (r == m->me || p->lost || p->come)
+            continue;
+        if (!p->receive.active)
             PL_TRY(listen_to(m, r));
+        if (p->receive.active)
+            PL_TRY(test(m, r, &p->receive, &p->come));
+        m->news = m->news || p->come;
+    }
     return PL_OK;
 }
 
-void pl_mesh_wake(struct pl_mesh *m) { m->network.table->wake(m->network.transport); }
+bool pl_mesh_news(struct pl_mesh *m)
+{
+    bool news = m->news || atomic_load(&m->woken);
+    m->news = false;
+    atomic_store(&m->woken, false);
+    return news;
+}
+
+void pl_mesh_wake(struct pl_mesh *m)
+{
+    atomic_store(&m->woken, true);
+    m->network.table->wake(m->network.transport);
+}

@@ -71,7 +71,7 @@ struct pl_sync {
     struct head now;         /* what this rank holds; of it the state only in snapshots */
     struct pl_ranks before;  /* who shared the data of the step before */
     pl_status failed;        /* of the thread */
-    _Atomic bool abandon, asleep;
+    _Atomic bool abandon;
     /* ---- the thread's own ---- */
     int64_t reducing, forgot;
     int reducing_into;
@@ -465,7 +465,6 @@ static void *run(void *arg)
         pthread_mutex_lock(&s->lock);
         failed = turn(s, &busy);
         over = s->over;
-        atomic_store(&s->asleep, !busy);
         pthread_mutex_unlock(&s->lock);
         if (over || failed < 0)
             break;
@@ -474,8 +473,8 @@ static void *run(void *arg)
             s->moved_ms = now;
         if (s->options.grace_ms > 0 && s->options.grace_ms < wait)
             wait = s->options.grace_ms;
-        failed = pl_mesh_progress(s->mesh, now - s->moved_ms < BUSY_MS ? 0 : wait);
-        atomic_store(&s->asleep, false);
+        for (double end = now + wait; failed == PL_OK && now < end && !pl_mesh_news(s->mesh); now = pl_now_ms())
+            failed = pl_mesh_progress(s->mesh, now - s->moved_ms < BUSY_MS ? 0 : end - now);
     }
     pthread_mutex_lock(&s->lock);
     s->failed = failed;
@@ -486,11 +485,7 @@ static void *run(void *arg)
     return NULL;
 }
 
-static void wake(struct pl_sync *s)
-{
-    if (atomic_load(&s->asleep))
-        pl_mesh_wake(s->mesh);
-}
+static void wake(struct pl_sync *s) { pl_mesh_wake(s->mesh); }
 
 /* ---- set-up -------------------------------------------------------------------------------------------- */
 
