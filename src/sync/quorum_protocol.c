@@ -526,6 +526,8 @@ static void stand(struct pl_quorum *q, double now)
     find_newest(q);
     for (int r = 0; r < q->o.ranks; r++)
         q->member[r].heard_ms = now; /* until now they spoke to another */
+    q->committed_ms = now;
+    q->step_ms = 0;
     q->mine.candidate = 0;
     q->mine.coordinates = 1;
     q->mine.leaving = 0; /* it has to write first what was the other's to write */

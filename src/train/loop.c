@@ -94,7 +94,6 @@ static pl_status open_outputs(struct run *r)
         return PL_OK;
     if (!r->root)
         return PL_OK;
-    PL_TRY(pl_checkpoint_probe(t->job->checkpoint.dir));
     int parts = pl_trainer_differs(t) ? t->world->ranks : 0;
     return pl_checkpoint_writer_create(t->job->checkpoint.dir, t->graph, t->optimizer, t->job, parts, &r->writer);
 }
@@ -110,6 +109,7 @@ static pl_status set_up(struct run *r, struct pl_world *w, const struct pl_job *
     PL_TRY(pl_world_agree(w, compare_data(r, r->test_data)));
     PL_TRY(pl_world_agree(w, open_loaders(r)));
     PL_TRY(pl_trainer_resume(&r->t, path, bytes));
+    PL_TRY(pl_world_agree(w, r->root && job->checkpoint.dir ? pl_checkpoint_probe(job->checkpoint.dir) : PL_OK));
     return pl_world_agree(w, open_outputs(r));
 }
 
