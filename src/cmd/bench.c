@@ -325,6 +325,8 @@ static pl_status bench_data(struct pl_world *w, const struct pl_job *job, const 
 static pl_status bench_training(struct pl_world *w, struct pl_job *job, const struct pl_args *args, bool by_layer)
 {
     struct pl_trainer t;
+    if (job->sync.backup_workers > 0)
+        return pl_world_agree(w, pl_error(PL_ERR_USAGE, "bench", "steps with sync.backup_workers are measured by bench/stragglers.sh, in real runs"));
     PL_TRY(pl_trainer_open(&t, w, job, true));
     job->optimizer.lr = 0; /* noise cannot be learnt, only diverge */
     pl_status s = pl_world_agree(w, pl_graph_init(t.graph, (uint64_t)job->train.seed));

@@ -64,11 +64,12 @@ struct pl_sync {
     pthread_mutex_t state;   /* held while parameters and state are written */
     pthread_mutex_t lock;    /* everything from here to the line */
     pthread_cond_t news;
-    bool ready, leaving, stop, save, waiting, over; /* waiting: the main thread reads and writes nothing */
+    bool ready, leaving, stop, save, waiting, over, quit; /* waiting: the main thread reads and writes nothing */
     double values[PL_QUORUM_VALUES];
     bool works, whole; /* whole: the gradient; the main thread's */
     enum outcome outcome;
     struct head now;         /* what this rank holds; of it the state only in snapshots */
+    struct pl_attempt last;  /* that led there, or by whose sum the main thread updates now */
     struct pl_ranks before;  /* who shared the data of the step before */
     pl_status failed;        /* of the thread */
     _Atomic bool abandon;
@@ -121,6 +122,9 @@ static int sum_of(const struct pl_sync *s, int64_t round)
             return i;
     return -1;
 }
+
+/* Not the one that the main thread may be updating by. */
+static int next_sum(const struct pl_sync *s) { return sum_of(s, s->last.round) == 0 ? 1 : 0; }
 
 static pl_status serve_sum(struct pl_sync *s, int r)
 {
@@ -234,7 +238,7 @@ static int one_of(const struct pl_sync *s, const struct pl_ranks *group)
 static pl_status begin_fetch(struct pl_sync *s, int from, int64_t version, int64_t round)
 {
     struct message m = {.kind = FETCH};
-    int next = sum_of(s, s->now.last.round) == 0 ? 1 : 0;
+    int next = next_sum(s);
     s->fetch.id = (uint64_t)version << 24 | (s->fetches++ & 0xffff) << 3;
     s->fetch.from = from;
     s->fetch.round = round;
@@ -276,7 +280,7 @@ static void take_refusal(struct pl_sync *s, const struct message *m)
 
 static void take_sum(struct pl_sync *s)
 {
-    int next = sum_of(s, s->now.last.round) == 0 ? 1 : 0;
+    int next = next_sum(s);
     s->sum[next].round = s->fetch.round;
     pl_quorum_whole(s->quorum, pl_now_ms(), s->fetch.round);
 }
@@ -285,6 +289,7 @@ static void take_sum(struct pl_sync *s)
 static void take_state(struct pl_sync *s)
 {
     s->now = s->got;
+    s->last = s->now.last;
     s->before = s->now.last.members;
     s->sum[0].round = s->sum[1].round = 0;
     memcpy(s->replica.state, s->got.state, s->replica.state_bytes);
@@ -342,7 +347,7 @@ static pl_status join(struct pl_sync *s, const struct pl_attempt *a)
     for (int r = 0; r < s->options.ranks; r++)
         if (pl_ranks_has(&a->group, r))
             member[n++] = r;
-    int next = sum_of(s, s->now.last.round) == 0 ? 1 : 0;
+    int next = next_sum(s);
     for (int r = 0; r < s->options.ranks; r++) /* who still takes what lay there before is not waited for */
         if (s->server[r].sending && s->server[r].round != 0 && s->server[r].round == s->sum[next].round)
             stop_serving(s, r, s->server[r].asked + PARTS_OF_ID);
@@ -426,7 +431,7 @@ static void tell(struct pl_sync *s, const struct pl_task_now *t)
         else if (t->duty == PL_DUTY_END)
             s->outcome = ENDED;
         if (s->outcome == COMMITTED) {
-            s->now.last = last;
+            s->last = last;
             s->ready = false;
         }
     }
@@ -464,7 +469,7 @@ static void *run(void *arg)
     while (!over && failed == PL_OK) {
         pthread_mutex_lock(&s->lock);
         failed = turn(s, &busy);
-        over = s->over;
+        over = s->over || s->quit;
         pthread_mutex_unlock(&s->lock);
         if (over || failed < 0)
             break;
@@ -499,8 +504,13 @@ static void quorum_destroy(struct pl_sync *s)
 {
     if (!s)
         return;
-    if (s->threaded)
+    if (s->threaded) {
+        pthread_mutex_lock(&s->lock);
+        s->quit = true; /* if it has not ended by itself */
+        pthread_mutex_unlock(&s->lock);
+        wake(s);
         pthread_join(s->thread, NULL);
+    }
     pl_mesh_close(s->mesh, !s->quorum || !pl_quorum_clean(s->quorum));
     pl_quorum_destroy(s->quorum);
     pthread_mutex_destroy(&s->state);
@@ -581,6 +591,7 @@ static pl_status start(struct pl_sync *s, int64_t step)
     s->options.survives = pl_mesh_survives(s->mesh);
     PL_TRY(pl_quorum_create(&s->options, step, pl_now_ms(), &s->quorum));
     s->now.version = pl_quorum_version(s->quorum, &s->now.last);
+    s->last = s->now.last;
     s->before = s->now.last.members;
     pl_status status = pl_thread_start(&s->thread, "quorum", run, s);
     s->threaded = status == PL_OK;
@@ -632,12 +643,12 @@ static const char *without(const struct pl_ranks *a, const struct pl_ranks *b, c
 static void count_dropped(struct pl_sync *s)
 {
     for (int r = 0; r < s->options.ranks; r++)
-        s->now.dropped[r] += pl_ranks_has(&s->before, r) && !pl_ranks_has(&s->now.last.group, r);
+        s->now.dropped[r] += pl_ranks_has(&s->before, r) && !pl_ranks_has(&s->last.group, r);
 }
 
 static void fill(struct pl_sync *s, struct pl_agreement *out)
 {
-    const struct pl_attempt *a = &s->now.last;
+    const struct pl_attempt *a = &s->last;
     pl_counts_read(a->values, out);
     out->sum = sum_of(s, a->round) >= 0 ? s->sum[sum_of(s, a->round)].sum : NULL;
     out->steps = 1;
@@ -689,7 +700,7 @@ static pl_status quorum_finish(struct pl_sync *s, struct pl_agreement *out)
     if (s->outcome == COMMITTED) {
         count_dropped(s);
         fill(s, out);
-        s->before = s->now.last.members;
+        s->before = s->last.members;
     } else if (s->outcome == WENT_ON) {
         fill(s, out);
         out->went_on = out->dealt = true;
@@ -709,6 +720,7 @@ static pl_status quorum_average(struct pl_sync *s, bool last, struct pl_agreemen
     (void)last, (void)out;
     pthread_mutex_lock(&s->lock);
     s->now.version++;
+    s->now.last = s->last;
     pthread_mutex_unlock(&s->lock);
     return PL_OK;
 }
