@@ -94,6 +94,17 @@ static pl_status inspect_job(const char *path)
     return s;
 }
 
+/* For scripts: what a key is, in the file or by default, with overrides. */
+static pl_status inspect_key(const struct pl_args *args, const char *key)
+{
+    struct pl_job *job = NULL;
+    pl_status s = pl_job_read(args->file, args->overrides, args->override, &job);
+    if (s == PL_OK)
+        s = pl_job_print_value(job, key);
+    pl_job_destroy(job);
+    return s;
+}
+
 /* A directory: of checkpoints, or one. */
 static pl_status inspect_dir(const char *path)
 {
@@ -112,16 +123,22 @@ static int run_inspect(int argc, char **argv)
 {
     struct stat st;
     struct pl_args args;
-    pl_status s = pl_args_read(argc, argv, NULL, &args);
+    static const char *const options[] = {"key", NULL};
+    pl_status s = pl_args_read(argc, argv, options, &args);
+    const char *key = args.option_value[0];
     if (s == PL_OK && !args.file)
         s = pl_error(PL_ERR_USAGE, "paceline", "no file given\nusage: paceline inspect FILE");
-    if (s == PL_OK && args.overrides > 0)
-        s = pl_error(PL_ERR_USAGE, "paceline", "inspect takes no key=value");
+    if (s == PL_OK && args.overrides > 0 && !key)
+        s = pl_error(PL_ERR_USAGE, "paceline", "inspect takes key=value with --key only");
     if (s == PL_OK && stat(args.file, &st) != 0)
         s = pl_error(PL_ERR_USAGE, "inspect", "%s: no such file", args.file);
     size_t n = s == PL_OK ? strlen(args.file) : 0;
     bool yaml = n > 4 && ((n > 5 && strcmp(args.file + n - 5, ".yaml") == 0) || strcmp(args.file + n - 4, ".yml") == 0);
-    if (s == PL_OK)
+    if (s == PL_OK && key && !yaml)
+        s = pl_error(PL_ERR_USAGE, "inspect", "%s: --key is of a job, JOB.yaml", args.file);
+    if (s == PL_OK && key)
+        s = inspect_key(&args, key);
+    else if (s == PL_OK)
         s = S_ISDIR(st.st_mode) ? inspect_dir(args.file) : yaml ? inspect_job(args.file) : inspect_h5(args.file);
     if (s < 0)
         pl_log("%s", pl_error_text());
@@ -132,6 +149,7 @@ static int run_inspect(int argc, char **argv)
 const struct pl_command pl_cmd_inspect = {
     .name = "inspect",
     .usage = "paceline inspect FILE",
-    .help = "Shows what is in a job or model file, an HDF5 data set or model, or a checkpoint directory.",
+    .help = "Shows what is in a job or model file, an HDF5 data set or model, or a checkpoint directory.\n"
+            "  --key NAME  of a job, the value of this key alone; key=value replaces keys first",
     .run = run_inspect,
 };

@@ -128,5 +128,7 @@ const char *pl_job_compress_name(const struct pl_job *j);
 extern const struct pl_key pl_job_keys[]; /* ends with name NULL */
 /* One line a key: name, type, default, meaning. To stdout. */
 void pl_job_print_keys(const char *prefix, const struct pl_key *keys);
+/* The value of a key in this job, a line, to stdout. PL_ERR_USAGE: there is no such key. */
+pl_status pl_job_print_value(const struct pl_job *j, const char *key);
 
 #endif

@@ -1,7 +1,7 @@
 /* The table of a job's keys: name, type, default, range, meaning. `paceline train --help-keys` prints
  * it. In choices, what stands behind "||" is known but not in this version, and refused as such; keys
  * of whole features that are still to come stand in pl_job_later. */
-#include "job/job.h"
+#include "job/node.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -152,4 +152,15 @@ void pl_job_print_keys(const char *prefix, const struct pl_key *keys)
         printf("%s%-28s %-*.*s  %s%s%s%s\n", prefix, keys->name, 12, later ? (int)(later - type) : (int)strlen(type), type,
                keys->help, keys->def ? " (" : "", keys->def ? keys->def : "", keys->def ? ")" : "");
     }
+}
+
+pl_status pl_job_print_value(const struct pl_job *j, const char *key)
+{
+    const char *near = pl_key_nearest(pl_job_keys, key);
+    for (const struct pl_key *k = pl_job_keys; k->name; k++)
+        if (strcmp(k->name, key) == 0) {
+            pl_value_print(k, j);
+            return PL_OK;
+        }
+    return pl_error(PL_ERR_USAGE, "job", "there is no key %s%s%s%s", key, near ? "\ndid you mean " : "", near ? near : "", near ? "?" : "");
 }

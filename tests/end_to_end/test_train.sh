@@ -149,6 +149,17 @@ ranks 1 "$PACELINE" predict job.yaml checkpoint.dir=twice-a --set best --out x.h
 [ $? -eq 2 ] && grep -q -- '--set best: train or test' out || { fail "an unknown set was taken"; cat out; }
 "$PACELINE" inspect "twice-a" | grep -q '/params/conv1/weight' || fail "inspect does not show a checkpoint's tensors"
 "$PACELINE" inspect job.yaml | grep -q 'conv1' || fail "inspect does not show a job's layers"
+key() { [ "$("$PACELINE" inspect job.yaml --key "$@" 2>&1)" = "$wanted" ] || fail "inspect --key $*: wanted $wanted, got $("$PACELINE" inspect job.yaml --key "$@" 2>&1)"; }
+wanted=run key report.dir
+wanted=other/run key report.dir report.dir=other/run
+wanted=none key report.dir report.dir=none
+wanted="1 epochs" key train.eval_every
+wanted="[USR1, TERM, INT]" key checkpoint.signals
+wanted="[0.5, 1]" key data.train.mean data.train.mean='[0.5, 1]'
+wanted="60000 ms" key exchange.timeout
+wanted=momentum key optimizer.kind
+wanted=false key data.test.shuffle
+"$PACELINE" inspect job.yaml --key report.di 2>&1 | grep -q 'did you mean report.dir' || fail "inspect --key takes an unknown key"
 # One set in three files, of which a pattern names two: the same step on 1 to 3 ranks, every sample once an epoch;
 # a run goes on with the same files only.
 mkdir -p parts
