@@ -182,7 +182,7 @@ static bool stuck(const struct pl_sync *s, size_t moved, size_t *before, double 
         *before = moved;
         *since = now;
     }
-    return now - *since > STUCK * s->options.suspect_ms;
+    return s->options.survives && now - *since > STUCK * s->options.suspect_ms; /* otherwise it cannot be given up */
 }
 
 static void stop_serving(struct pl_sync *s, int r, uint64_t before)
