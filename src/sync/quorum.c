@@ -675,7 +675,7 @@ static pl_status say_end(struct pl_sync *s, struct pl_agreement *out)
         return s->failed;
     if (t.code == 0 || t.code == PL_STOPPED)
         return PL_OK;
-    return why[0] ? pl_error(-t.code, "sync", "%s", why) : PL_ERR_ECHO;
+    return why[0] ? pl_error(-t.code, "sync", "%s", why) : (pl_status)-t.code;
 }
 
 static pl_status quorum_finish(struct pl_sync *s, struct pl_agreement *out)

@@ -245,7 +245,7 @@ static void give_up(struct pl_quorum *q, double now)
         if (!alive(q, r, now))
             pl_ranks_add(&gone, r);
         if (trusted(q, r, now) && note_of(q, r)->failed != 0)
-            finish(q, now, note_of(q, r)->failed, "rank %d failed", r);
+            finish(q, now, note_of(q, r)->failed, "%s", ""); /* it says itself why */
         stop = stop || (trusted(q, r, now) && note_of(q, r)->stop);
     }
     list(&gone, text, sizeof text);

@@ -244,6 +244,7 @@ static pl_status save(struct run *r)
     PL_TRY(parts ? survive(r, save_part(r)) : PL_OK);
     if (!r->writer || r->lost)
         return PL_OK;
+    t->state.train_file = t->train_file; /* that of a peer may have come with its state */
     PL_TRY(survive(r, pl_checkpoint_writer_save(r->writer, pl_graph_params(t->graph), &t->state)));
     r->pending = !r->lost;
     r->held_ms = pl_now_ms() - r->saved_ms;
@@ -374,9 +375,11 @@ static pl_status look_round(struct run *r)
 /* The run cannot go on, or has gone on to its end: who writes keeps what there is. */
 static pl_status ended(struct run *r, pl_status s)
 {
-    bool keeps = r->last.writes;
-    if (!keeps)
+    r->t.world->reported = s < 0 && !pl_error_text(); /* by the rank that knows why */
+    if (!r->last.writes) {
+        r->root = false; /* cut off: the others say how the run ended */
         return s < 0 ? s : PL_END;
+    }
     PL_TRY(take_over(r, true));
     PL_TRY(save(r));
     PL_TRY(settle(r));
@@ -487,6 +490,8 @@ pl_status pl_train(struct pl_world *w, const struct pl_job *job)
     if (s == PL_OK)
         s = set_up(&r, w, job, path, sizeof path);
     if (s < 0) {
+        if (w->rank == 0)
+            pl_report_outcome(job->report.dir, pl_exit_code(s), "error", 0, w->ranks); /* if there is that directory */
         tear_down(&r);
         return s;
     }
