@@ -86,6 +86,8 @@ static pl_status open_mesh(struct pl_trainer *t, const struct pl_replica *replic
     if (t->world->nodes == 1 && strcmp(replica->exchange->transport, "auto") == 0)
         pl_log_root("note: exchange.transport auto takes mpi on one node, where a lost rank ends the run; with exchange.transport=tcp it does not");
     PL_TRY(t->sync_table->create(replica, NULL, &t->sync));
+    if (strcmp(pl_trainer_transport(t), "mpi") != 0 && !getenv("PACELINE_RECOVERY"))
+        pl_log_root("note: the launcher ends the run when a rank dies; started by jobs/launch.sh it goes on without that rank");
     pl_graph_set_grads(t->graph, t->sync_table->gradient(t->sync));
     return PL_OK;
 }

@@ -1,6 +1,6 @@
 # Sourced by the tests of what crosses a network: several hosts on one machine, as network namespaces joined by veth
 # pairs and a bridge. hosts_up N [RATE]: hosts 10.9.0.1 .. 10.9.0.N, each link shaped to RATE ("1gbit"); hosts_down.
-# mpirun_on N PER_HOST COMMAND...: ranks on the first N of them. link I up|down. Needs root and iproute2.
+# mpirun_on N PER_HOST COMMAND...: ranks on the first N of them, started by $PL_LAUNCH if it is set. link I up|down. Needs root and iproute2.
 HOSTS=0
 HOSTS_NAME=pl$$ # of this test's own
 
@@ -48,7 +48,7 @@ mpirun_on() { # mpirun_on N PER_HOST COMMAND...
     shift 2
     for ((i = 1; i <= n; i++)); do hosts+=${hosts:+,}10.9.0.$i:$per; done
     # The hosts share /dev/shm and a name: without the choice of btl MPI would take its shared memory between them.
-    ip netns exec $HOSTS_NAME-1 unshare --uts sh -c 'hostname host1; exec "$@"' sh mpirun --mca plm_rsh_agent "$PL_TMPDIR/agent.sh" --mca oob_tcp_if_include 10.9.0.0/24 \
+    ip netns exec $HOSTS_NAME-1 unshare --uts sh -c 'hostname host1; exec "$@"' sh "${PL_LAUNCH:-mpirun}" --mca plm_rsh_agent "$PL_TMPDIR/agent.sh" --mca oob_tcp_if_include 10.9.0.0/24 \
         --mca btl_tcp_if_include 10.9.0.0/24 --mca btl tcp,self --oversubscribe --bind-to none -H "$hosts" -n $((n * per)) "$@"
 }
 

@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# Starts a run that may lose ranks (sync.backup_workers over exchange.transport tcp or verbs): instead of mpirun,
+#   jobs/launch.sh -n 4 [options of mpirun] JOB.yaml [key=value ...]
+#   jobs/launch.sh -n 4 [options of mpirun] COMMAND ... train JOB.yaml [key=value ...]    with a program, a wrapper of your own
+# In Slurm inside of sbatch as well; srun itself cannot: its PMIx plugin ends the step with the first rank that is lost,
+# also with --kill-on-bad-exit=0 --no-kill (Slurm 22.05). Tried with Open MPI 4.1; MPICH's way is known but not tried.
+# mpirun goes on when a rank is lost, but its status then means nothing: the run writes how it ended to report.dir/exit.json,
+# and the code in it is this script's exit code; 5 where there is none, because no rank lived, or was among most, to write it.
+# INT, TERM, HUP and USR1 become USR1 to all ranks, which checkpoint and stop (75); a second INT or TERM ends them at once.
+# What has not ended PACELINE_LINGER seconds (20) after the run, a stopped rank or mpirun itself, is ended.
+set -u
+die() { echo "jobs/launch.sh: $*" >&2; exit 2; }
+case ${1:-} in -h|--help) sed -n '2,11p' "$0" | cut -c3-; exit 0 ;; esac
+root=$(cd "$(dirname "$0")/.." && pwd)
+[ -d "$root/jobs" ] || root=${SLURM_SUBMIT_DIR:-$PWD} # sbatch runs a copy of this script
+paceline=${PACELINE:-$root/build/release/paceline}
+linger=${PACELINE_LINGER:-20}
+
+launcher=(mpirun)
+options=()
+while [ $# -gt 0 ]; do
+    case $1 in *.yaml|*.yml) break ;; esac
+    options+=("$1"); shift
+done
+[ $# -gt 0 ] || die "no job file (JOB.yaml) given; see --help"
+[ ${#options[@]} -gt 0 ] && [ "${options[-1]}" = train ] || options+=("$paceline" train)
+command -v "$paceline" >/dev/null || die "$paceline is not built; run jobs/quickstart.sh or set PACELINE"
+command -v mpirun >/dev/null || die "there is no mpirun here"
+
+dir=$("$paceline" inspect "$1" --key report.dir "${@:2}") || exit $?
+[ "$dir" != none ] || die "report.dir is needed: the run writes there how it ended"
+outcome=$dir/exit.json
+mkdir -p "$dir" && rm -f "$outcome" || exit 6
+
+# Each launcher's way to leave the other ranks alone when one ends.
+export PACELINE_RECOVERY=1
+case $(mpirun --version 2>&1) in
+    *"Open MPI"*|*OpenRTE*)
+        launcher+=(--enable-recovery -x PACELINE_RECOVERY)
+        [ "$(id -u)" -ne 0 ] || export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 ;;
+    *HYDRA*) launcher+=(-disable-auto-cleanup) ;;
+    *) die "this mpirun is neither Open MPI's nor MPICH's: it is not known how to make it go on without a lost rank" ;;
+esac
+
+# What Open MPI says of itself when a rank is lost, or ends without MPI_Finalize as those must that lost a peer.
+exec 3> >(trap '' INT TERM HUP USR1; exec grep --line-buffered -vE '^\[[^]]*\] PMIX ERROR: .* in file .* at line [0-9]+$' >&2)
+filter=$!
+set -m # a group of its own: Ctrl-C comes here alone
+"${launcher[@]}" "${options[@]}" "$@" </dev/null 2>&3 3>&- &
+pid=$!
+exec 3>&-
+
+asked=0
+stop() {
+    asked=$((asked + 1))
+    if [ $asked -gt 1 ] && [ "$1" != USR1 ]; then end_rest; else kill -USR1 $pid 2>/dev/null; fi
+}
+for s in INT TERM HUP USR1; do trap "stop $s" $s; done
+gone() { ! kill -0 $pid 2>/dev/null; }
+until_gone() { local i; for ((i = 0; i < 5 * $1; i++)); do gone && return 0; sleep 0.2; done; return 1; }
+# The launcher ends its ranks, stopped ones too; where it cannot, those that are here.
+end_rest() {
+    kill -TERM $pid 2>/dev/null
+    until_gone 10 || kill -KILL $(pgrep -P $pid) $pid 2>/dev/null
+}
+
+while ! gone && [ ! -e "$outcome" ]; do sleep 0.2; done
+if ! until_gone "$linger"; then
+    echo "jobs/launch.sh: the run ended $linger s ago, a rank or mpirun did not: ended now" >&2
+    end_rest
+fi
+wait $pid
+status=$?
+for ((i = 0; i < 10; i++)); do kill -0 $filter 2>/dev/null || break; sleep 0.1; done
+for ((i = 0; i < 15; i++)); do [ -e "$outcome" ] && break; sleep 0.2; done # a shared file system shows it late
+code=$(sed -nE 's/.*"code": ([0-9]+).*/\1/p' "$outcome" 2>/dev/null)
+if [ -z "$code" ]; then
+    echo "jobs/launch.sh: no $outcome: no rank lived to write it, or none was on the side of most (mpirun ended with $status)" >&2
+    code=5
+fi
+exit "$code"

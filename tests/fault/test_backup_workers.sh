@@ -1,0 +1,160 @@
+#!/usr/bin/env bash
+# Backup workers, started by jobs/launch.sh: ranks are killed, stopped, cut off or fail, and the rest goes on, or ends
+# with a checkpoint and the right exit code. Ranks sleep in place of computing.
+. "$PL_SOURCE_DIR/tests/tools/lib.sh"
+. "$PL_SOURCE_DIR/tests/network/hosts.sh"
+cd "$PL_TMPDIR" || exit 1
+mpirun --version 2>&1 | grep -q 'Open MPI' || { echo "skipped: mpirun is not Open MPI's"; exit 77; }
+cp "$tools"/*.yaml .
+"$tools/make_set.py" train.h5 2000 1 12 4 1 && "$tools/make_set.py" test.h5 203 1 12 4 2 || exit 1
+export PACELINE_LINGER=3
+
+# rank DIR R: the pid of rank R of the run in DIR
+rank() {
+    local p
+    for p in $(pgrep -x paceline); do
+        grep -qzx "report.dir=$1" "/proc/$p/cmdline" 2>/dev/null && grep -qzx "PL_TMPDIR=$PL_TMPDIR" "/proc/$p/environ" &&
+            grep -qzx "OMPI_COMM_WORLD_RANK=$2" "/proc/$p/environ" && echo "$p"
+    done
+}
+end_all() {
+    local p
+    for p in $(pgrep -x 'paceline|mpirun'); do
+        grep -qzx "PL_TMPDIR=$PL_TMPDIR" "/proc/$p/environ" 2>/dev/null && kill -KILL "$p"
+    done
+    hosts_down
+}
+trap end_all EXIT
+
+keys=(exchange.transport=tcp sync.backup_workers=1 sync.suspect_after="500 ms" sync.lost_after="1500 ms" debug.compute_ms=20
+    train.batch=8 train.steps=60 train.eval_every=never)
+# launch DIR N KEYS...: a run in the background, its output in DIR.log
+launch() {
+    local dir=$1 n=$2; shift 2
+    rm -rf "$dir"
+    timeout --kill-after=5 60 "$PL_SOURCE_DIR/jobs/launch.sh" --oversubscribe --bind-to none -n "$n" job.yaml "${keys[@]}" checkpoint.dir="$dir" report.dir="$dir" "$@" >"$dir.log" 2>&1 &
+    launched=$!
+}
+# until_step DIR STEP: until the run has reported one that is later
+until_step() {
+    local i
+    for ((i = 0; i < 1000; i++)); do
+        [ "$(grep -oE '"event": "step", "step": [0-9]+' "$1/metrics.jsonl" 2>/dev/null | tail -n 1 | grep -oE '[0-9]+$')" -ge "$2" ] 2>/dev/null && return
+        kill -0 $launched 2>/dev/null || return
+        sleep 0.02
+    done
+}
+until_said() { # until_said DIR EVENT
+    local i
+    for ((i = 0; i < 1000; i++)); do grep -q "\"event\": \"$2\"" "$1/metrics.jsonl" && return; kill -0 $launched 2>/dev/null || return; sleep 0.02; done
+}
+# ends DIR CODE MESSAGES PATTERN: the run ends with that code and so many (a pattern) messages of errors, its output having PATTERN
+ends() {
+    local code count
+    wait $launched
+    code=$?
+    count=$(grep -c '^\[rank [0-9]*/[0-9]* [^]]*\] [a-z]*: ' "$1.log")
+    if [ $code -ne "$2" ] || ! [[ $count =~ ^($3)$ ]] || ! grep -qE -- "$4" "$1.log"; then
+        fail "$1: wanted exit $2, $3 errors and \"$4\", got exit $code and $count"
+        grep -v '^epoch' "$1.log"
+    else
+        echo "ok: $1: exit $code, $(grep -E -- "$4" "$1.log" | head -n 1)"
+    fi
+    [ $code -eq 0 ] && [ -n "$(rank "$1" '[0-9]*')" ] && fail "$1: a rank is left"
+}
+kept() { [ -e "$1/latest" ] && [ -e "$1/$(cat "$1/latest")/model.h5" ] || fail "$1: no checkpoint"; }
+untouched() { [ ! -e "$1/latest" ] || fail "$1: a checkpoint was written"; }
+
+# Lost ranks.
+launch killed 4; until_step killed 20
+kill -KILL "$(rank killed 2)"
+ends killed 0 0 '^lost rank 2 at step'
+says killed '"event": "lost_rank"'; kept killed
+launch first 4; until_step first 20
+kill -KILL "$(rank first 0)"
+ends first 0 0 '^lost rank 0 at step'
+[ "$(grep -c '"event": "end"' first/metrics.jsonl)" -eq 1 ] || fail "first: the rank that took over wrote no end"
+kept first
+grep -q 'PMIX ERROR' killed.log first.log && fail "words of Open MPI's own came through"
+launch few 5; until_step few 20
+kill -KILL "$(rank few 1)" "$(rank few 3)"
+ends few 5 1 'lost rank 1, 3: 3 members are left, sync.backup_workers needs 4'
+kept few
+launch half 4; until_step half 20
+kill -KILL "$(rank half 1)" "$(rank half 2)"
+ends half 5 1 'cut off from most of the 4 members'
+untouched half
+launch nobody 2; until_step nobody 10
+kill -KILL "$(rank nobody 0)" "$(rank nobody 1)"
+ends nobody 5 0 'no nobody/exit.json: no rank lived'
+
+# A rank that stops for a while comes back with the others' state.
+for r in 0 2; do
+    launch back$r 4 train.steps=250; until_step back$r 20
+    stopped=$(rank back$r $r)
+    kill -STOP "$stopped"; until_said back$r lost_rank; kill -CONT "$stopped"
+    ends back$r 0 0 "^rank $r is back at step"
+    says back$r '"event": "lost_rank"'; says back$r '"event": "back_rank"'
+done
+# One that never comes back does not hold up the end.
+launch stuck 4; until_step stuck 20
+kill -STOP "$(rank stuck 3)"
+ends stuck 0 '0|1' 'the run ended 3 s ago, a rank or mpirun did not'
+
+# Signals.
+launch signal 4 train.steps=5000; until_step signal 20
+kill -USR1 "$(rank signal 2)"
+ends signal 75 0 'stopped on a signal after step'
+kept signal
+timeout 60 "$PL_SOURCE_DIR/jobs/launch.sh" --oversubscribe --bind-to none -n 4 job.yaml "${keys[@]}" train.steps=60 checkpoint.dir=signal report.dir=signal >resumed.log 2>&1 ||
+    { fail "no resume after a signal"; cat resumed.log; }
+grep -q 'continuing at step' resumed.log || fail "it did not continue"
+launch term 4 train.steps=5000; until_step term 20
+kill -TERM "$(pgrep -f 'launch.sh.*report.dir=term' -n)"
+ends term 75 0 'stopped on a signal after step'
+kept term
+launch both 4 train.steps=5000; until_step both 20
+kill -USR1 "$(rank both 3)"; kill -KILL "$(rank both 1)"
+ends both 75 0 'stopped on a signal after step'
+kept both
+
+# Errors of one rank.
+launch data 4 debug.fault=loader.read@rank=2@step=40:fail
+ends data 3 1 'rank 2/4.*debug.fault at loader.read'
+launch setup 4 data.train.file=missing.h5
+ends setup 3 1 'missing.h5: No such file'
+launch usage 4 train.epohcs=3
+ends usage 2 1 'unknown key train.epohcs'
+
+# Over MPI a lost rank ends the run, a stopped one as well.
+for how in KILL STOP; do
+    launch mpi-$how 3 exchange.transport=mpi sync.lost_after="3 s" exchange.timeout="3 s" debug.compute_ms=60 checkpoint.every="5 steps" train.steps=1000
+    until_step mpi-$how 12
+    kill -$how "$(rank mpi-$how 2)"; begin=$SECONDS
+    ends mpi-$how 5 1 'sync: lost rank .*2'
+    [ $((SECONDS - begin)) -le 13 ] || fail "mpi-$how: took $((SECONDS - begin)) s" # lost_after, and PACELINE_LINGER for a stopped one
+    kept mpi-$how
+done
+
+# A host that is cut off ends with 5 and writes nothing; the others go on to the end.
+why=$(hosts_possible) || { echo "the cut between hosts is skipped: $why"; finish; }
+hosts_up 3
+cat >rank.sh <<'SH'
+#!/bin/sh
+# One rank, whose own exit code is kept.
+trap '' TERM
+"$@"
+echo $? >"code.$OMPI_COMM_WORLD_RANK"
+SH
+chmod +x rank.sh
+PL_LAUNCH=$PL_SOURCE_DIR/jobs/launch.sh timeout --kill-after=5 60 bash -c '. "$PL_SOURCE_DIR/tests/network/hosts.sh"; HOSTS_NAME='$HOSTS_NAME'; mpirun_on "$@"' sh 3 1 ./rank.sh \
+    "$PACELINE" train job.yaml "${keys[@]}" checkpoint.dir=cut report.dir=cut train.steps=150 >cut.log 2>&1 &
+launched=$!
+until_step cut 20
+link 3 down
+for ((i = 0; i < 600; i++)); do [ -e code.0 ] && [ -e code.1 ] && [ -e code.2 ] && break; sleep 0.05; done
+link 3 up # mpirun waits for its daemon there
+ends cut 0 1 '^lost rank 2 at step'
+[ "$(cat code.[012] | tr '\n' ' ')" = "0 0 5 " ] || fail "cut: the ranks ended with $(cat code.[012] | tr '\n' ' ')"
+kept cut
+finish
