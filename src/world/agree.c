@@ -42,10 +42,16 @@ pl_status pl_world_agree(struct pl_world *w, pl_status mine)
     return agreed;
 }
 
-int pl_world_finish(struct pl_world *w, pl_status s)
+void pl_world_say(struct pl_world *w, pl_status s)
 {
     if (!w->reported)
         print_own_error(s);
+    w->reported = w->reported || s < 0;
+}
+
+int pl_world_finish(struct pl_world *w, pl_status s)
+{
+    pl_world_say(w, s);
     if (w->apart) {
         fflush(NULL);
         _exit(pl_exit_code(s));

@@ -32,6 +32,9 @@ pl_status pl_world_agree(struct pl_world *w, pl_status mine);
  * where none does. Collective. */
 pl_status pl_world_first(struct pl_world *w, int mine, int *rank, int *code);
 
+/* Prints the recorded message, unless it has been: before what may record or clear others. */
+void pl_world_say(struct pl_world *w, pl_status s);
+
 /* Ends in order: MPI_Finalize, then returns the exit code of s. Every rank must get here. Prints the
  * recorded message if it has not been printed. */
 int pl_world_finish(struct pl_world *w, pl_status s);

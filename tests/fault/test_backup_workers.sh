@@ -32,7 +32,7 @@ keys=(exchange.transport=tcp sync.backup_workers=1 sync.suspect_after="500 ms" s
 launch() {
     local dir=$1 n=$2; shift 2
     rm -rf "$dir"
-    timeout --kill-after=5 60 "$PL_SOURCE_DIR/jobs/launch.sh" --oversubscribe --bind-to none -n "$n" job.yaml "${keys[@]}" checkpoint.dir="$dir" report.dir="$dir" "$@" >"$dir.log" 2>&1 &
+    timeout --kill-after=5 120 "$PL_SOURCE_DIR/jobs/launch.sh" --oversubscribe --bind-to none -n "$n" job.yaml "${keys[@]}" checkpoint.dir="$dir" report.dir="$dir" "$@" >"$dir.log" 2>&1 &
     launched=$!
 }
 # until_step DIR STEP: until the run has reported one that is later
@@ -106,7 +106,7 @@ launch signal 4 train.steps=5000; until_step signal 20
 kill -USR1 "$(rank signal 2)"
 ends signal 75 0 'stopped on a signal after step'
 kept signal
-timeout 60 "$PL_SOURCE_DIR/jobs/launch.sh" --oversubscribe --bind-to none -n 4 job.yaml "${keys[@]}" train.steps=60 checkpoint.dir=signal report.dir=signal >resumed.log 2>&1 ||
+timeout --kill-after=5 120 "$PL_SOURCE_DIR/jobs/launch.sh" --oversubscribe --bind-to none -n 4 job.yaml "${keys[@]}" train.steps=60 checkpoint.dir=signal report.dir=signal >resumed.log 2>&1 ||
     { fail "no resume after a signal"; cat resumed.log; }
 grep -q 'continuing at step' resumed.log || fail "it did not continue"
 launch term 4 train.steps=5000; until_step term 20
@@ -147,7 +147,7 @@ trap '' TERM
 echo $? >"code.$OMPI_COMM_WORLD_RANK"
 SH
 chmod +x rank.sh
-PL_LAUNCH=$PL_SOURCE_DIR/jobs/launch.sh timeout --kill-after=5 60 bash -c '. "$PL_SOURCE_DIR/tests/network/hosts.sh"; HOSTS_NAME='$HOSTS_NAME'; mpirun_on "$@"' sh 3 1 ./rank.sh \
+PL_LAUNCH=$PL_SOURCE_DIR/jobs/launch.sh timeout --kill-after=5 120 bash -c '. "$PL_SOURCE_DIR/tests/network/hosts.sh"; HOSTS_NAME='$HOSTS_NAME'; mpirun_on "$@"' sh 3 1 ./rank.sh \
     "$PACELINE" train job.yaml "${keys[@]}" checkpoint.dir=cut report.dir=cut train.steps=150 >cut.log 2>&1 &
 launched=$!
 until_step cut 20
