@@ -11,5 +11,5 @@ case $preset in release|asan|tsan|debug) ;; *) echo "usage: tests/run.sh [releas
 install_packages util-linux procps python3-pil
 echo "Building $preset (log: build/$preset.log)"
 configure_and_build "$preset"
-[ "$preset" = tsan ] && set -- -R 'unit_(base|data|exchange|exchange_network|collective|tcp|tcp_forget)$' "$@"
+[ "$preset" = tsan ] && set -- -R 'unit_(base|data|exchange|exchange_network|collective|mesh|quorum_run|tcp|tcp_forget)$' "$@"
 exec ctest --test-dir "build/$preset" --output-on-failure -j "$(nproc)" --no-tests=error "$@"

@@ -80,7 +80,7 @@ const char *pl_mesh_transport(const struct pl_mesh *m);
 const char *pl_mesh_algorithm(const struct pl_mesh *m); /* of reductions */
 const char *pl_mesh_why(const struct pl_mesh *m);
 bool pl_mesh_survives(const struct pl_mesh *m);          /* the loss of a rank; not so over mpi */
-bool pl_mesh_lost(const struct pl_mesh *m, int rank, const char **why); /* its connections are over */
+bool pl_mesh_lost(const struct pl_mesh *m, int rank, const char **why); /* its connections are over, and what it said has been heard */
 
 /* A note comes whole and after those said before it. PL_END: too many are under way to that rank. Copied. */
 pl_status pl_mesh_say(struct pl_mesh *m, int rank, const void *note);

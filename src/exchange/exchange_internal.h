@@ -78,6 +78,8 @@ void pl_exchange_unmap(void *memory, size_t bytes);
  * caller's. */
 pl_status pl_exchange_create_in(void *memory, const struct pl_levels *levels, const struct pl_network *network,
                                 const struct pl_exchange_options *o, int64_t elems, struct pl_exchange **out);
+/* A mesh over a given network among all ranks, which it takes over. */
+pl_status pl_mesh_open_in(const struct pl_network *network, const struct pl_exchange_options *o, size_t note_bytes, struct pl_mesh **out);
 
 /* One more in a list of ranks, "2, 5", as far as it has room; more: a number, a list, or nothing. */
 void pl_exchange_append(char *list, size_t bytes, const char *more);

@@ -2,8 +2,7 @@
  * one transport among all ranks of the run; a request that fails with its peer ends what it belongs to. */
 #include "exchange/choose.h"
 #include "exchange/collective.h"
-#include "exchange/exchange.h"
-#include "exchange/group.h"
+#include "exchange/exchange_internal.h"
 
 #include <string.h>
 
@@ -57,22 +56,22 @@ static void destroy(struct pl_mesh *m, bool lost)
     pl_free(m);
 }
 
-static struct pl_mesh *make(const struct pl_world *w, const struct pl_exchange_options *o, size_t note_bytes)
+static struct pl_mesh *make(int me, int ranks, const struct pl_exchange_options *o, size_t note_bytes)
 {
     struct pl_mesh *m = pl_alloc(sizeof *m, "a mesh");
     if (!m)
         return NULL;
-    m->me = w->rank;
-    m->ranks = w->ranks;
+    m->me = me;
+    m->ranks = ranks;
     m->note_bytes = note_bytes;
     m->bucket_elems = (int64_t)(o->bucket_bytes / sizeof(float));
-    m->peer = pl_alloc((size_t)w->ranks * sizeof *m->peer, "the ranks of a mesh");
-    m->notes = pl_alloc((size_t)w->ranks * (NOTES + 1) * note_bytes, "notes");
+    m->peer = pl_alloc((size_t)ranks * sizeof *m->peer, "the ranks of a mesh");
+    m->notes = pl_alloc((size_t)ranks * (NOTES + 1) * note_bytes, "notes");
     if (!m->peer || !m->notes) {
         destroy(m, true);
         return NULL;
     }
-    for (int r = 0; r < w->ranks; r++) {
+    for (int r = 0; r < ranks; r++) {
         m->peer[r].in = m->notes + (size_t)r * (NOTES + 1) * note_bytes;
         m->peer[r].out = m->peer[r].in + note_bytes;
     }
@@ -122,11 +121,40 @@ static pl_status choose(struct pl_mesh *m, const struct pl_exchange_options *o)
     return PL_OK;
 }
 
+/* What needs the open network. */
+static pl_status begin(struct pl_mesh *m)
+{
+    PL_TRY(pl_collectives_create(m->network.table, m->network.transport, &m->network.group, &m->collectives));
+    for (int r = 0; r < m->ranks; r++)
+        if (r != m->me)
+            PL_TRY(listen_to(m, r));
+    return PL_OK;
+}
+
+pl_status pl_mesh_open_in(const struct pl_network *network, const struct pl_exchange_options *o, size_t note_bytes, struct pl_mesh **out)
+{
+    struct pl_network own = *network;
+    struct pl_mesh *m = make(own.group.me, own.group.members, o, note_bytes);
+    if (!m) {
+        pl_network_close(&own, true);
+        return PL_ERR_MEMORY;
+    }
+    m->network = own;
+    pl_status s = choose(m, o);
+    if (s == PL_OK)
+        s = begin(m);
+    if (s < 0)
+        destroy(m, true);
+    else
+        *out = m;
+    return s;
+}
+
 pl_status pl_mesh_open(struct pl_world *w, const struct pl_exchange_options *o, size_t note_bytes, int64_t elems, struct pl_mesh **out)
 {
     char why[1024];
     struct pl_transport_options network = o->network;
-    struct pl_mesh *m = make(w, o, note_bytes);
+    struct pl_mesh *m = make(w->rank, w->ranks, o, note_bytes);
     (void)elems;
     network.timeout_ms = o->timeout_ms;
     PL_TRY(pl_world_agree(w, m ? PL_OK : PL_ERR_MEMORY));
@@ -143,10 +171,7 @@ pl_status pl_mesh_open(struct pl_world *w, const struct pl_exchange_options *o, 
         pl_free(all);
     }
     if (s == PL_OK)
-        s = pl_collectives_create(m->network.table, m->network.transport, &m->network.group, &m->collectives);
-    for (int r = 0; s == PL_OK && r < m->ranks; r++)
-        if (r != m->me)
-            s = listen_to(m, r);
+        s = begin(m);
     s = pl_world_agree(w, s);
     if (s < 0) {
         destroy(m, true);
@@ -259,10 +284,13 @@ static pl_status go_on_summing(struct pl_mesh *m)
     struct sum *s = &m->sum;
     if (s->round == 0 || s->whole || s->failed)
         return PL_OK;
-    bool moved;
-    pl_status r = start_buckets(m);
-    if (r == PL_OK)
-        r = pl_collectives_progress(m->collectives, &moved);
+    pl_status r = PL_OK;
+    for (bool moved = true; r == PL_OK && moved;) {
+        r = start_buckets(m);
+        if (r == PL_OK)
+            r = pl_collectives_progress(m->collectives, &moved);
+        moved = moved && s->started < s->elems; /* what has ended makes room for more, of which the network tells nothing */
+    }
     if (r == PL_ERR_PEER && pl_mesh_survives(m)) { /* the lost one's notes fail as well, which names it */
         s->failed = m->news = true;
         pl_error_clear();
