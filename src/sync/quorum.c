@@ -13,6 +13,7 @@
 #define MOST_SLABS 4
 #define STUCK 2.0            /* times sync.suspect_after without a byte: a transfer is tried with another rank */
 enum { PARTS_OF_ID = 8 };    /* transfers of one fetch: the head and the slabs */
+#define NO_VERSION (-2)      /* state is half written; the one after it is none either */
 
 _Static_assert((int)PL_COUNTS <= (int)PL_QUORUM_VALUES && (int)PL_PART_VALUES == (int)PL_QUORUM_VALUES, "a note holds them");
 
@@ -255,7 +256,7 @@ static pl_status begin_fetch(struct pl_sync *s, int from, int64_t version, int64
         s->sum[next].round = 0;
         return pl_mesh_receive(s->mesh, &s->fetch.transfer[0], from, s->fetch.id, s->sum[next].sum, slab_bytes(s));
     }
-    s->now.version = -1;
+    s->now.version = NO_VERSION;
     PL_TRY(pl_mesh_receive(s->mesh, &s->fetch.transfer[0], from, s->fetch.id, &s->got, sizeof s->got));
     for (int i = 0; i < s->slabs; i++)
         PL_TRY(pl_mesh_receive(s->mesh, &s->fetch.transfer[1 + i], from, s->fetch.id + 1 + (uint64_t)i, s->slab[i], slab_bytes(s)));

@@ -6,10 +6,12 @@
 #include "transport/transport.h"
 
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -55,6 +57,21 @@ static inline pl_status forks_allgather(void *arg, const void *mine, size_t byte
 extern int __lsan_do_recoverable_leak_check(void) __attribute__((weak));
 static inline bool forks_leaks(void) { return __lsan_do_recoverable_leak_check && __lsan_do_recoverable_leak_check() != 0; }
 
+/* A process that ends with its parent, and at once when it goes wrong: cmocka would go on with the next test in it. */
+static inline pid_t forks_fork(void)
+{
+    static const int fatal[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGSYS};
+    fflush(NULL);
+    pid_t pid = fork();
+    if (pid < 0)
+        abort();
+    for (size_t i = 0; pid == 0 && i < sizeof fatal / sizeof *fatal; i++)
+        signal(fatal[i], SIG_DFL);
+    if (pid == 0)
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+    return pid;
+}
+
 /* Runs body in so many processes; returns how many of them failed: body returned false, or a signal. */
 static inline int forks_run(int members, bool (*body)(const struct pl_group *g, struct forks *f, void *arg), void *arg)
 {
@@ -64,9 +81,8 @@ static inline int forks_run(int members, bool (*body)(const struct pl_group *g, 
     if (f == MAP_FAILED)
         abort();
     f->members = members;
-    fflush(NULL);
     for (int r = 0; r < members; r++) {
-        pid[r] = fork();
+        pid[r] = forks_fork();
         if (pid[r] != 0)
             continue;
         struct forks_arg a = {f, r};
