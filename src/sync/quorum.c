@@ -224,6 +224,19 @@ static void take_request(struct pl_sync *s, int from, const struct message *m)
     v->wanted = true;
 }
 
+/* Where the next sum comes to: not in place of the last. Who still takes what lay there before is not waited for. */
+static int make_room(struct pl_sync *s)
+{
+    int next = next_sum(s);
+    for (int r = 0; r < s->options.ranks; r++) {
+        struct server *v = &s->server[r];
+        if (v->sending && v->round != 0 && v->transfer[0].memory == (unsigned char *)s->sum[next].sum)
+            stop_serving(s, r, v->asked + PARTS_OF_ID);
+    }
+    s->sum[next].round = 0;
+    return next;
+}
+
 /* ---- fetching state ------------------------------------------------------------------------------------ */
 
 static int one_of(const struct pl_sync *s, const struct pl_ranks *group)
@@ -239,7 +252,6 @@ static int one_of(const struct pl_sync *s, const struct pl_ranks *group)
 static pl_status begin_fetch(struct pl_sync *s, int from, int64_t version, int64_t round)
 {
     struct message m = {.kind = FETCH};
-    int next = next_sum(s);
     s->fetch.id = (uint64_t)version << 24 | (s->fetches++ & 0xffff) << 3;
     s->fetch.from = from;
     s->fetch.round = round;
@@ -252,10 +264,8 @@ static pl_status begin_fetch(struct pl_sync *s, int from, int64_t version, int64
     s->fetch.active = true;
     s->fetch.moved = 0;
     s->fetch.moved_ms = pl_now_ms();
-    if (round != 0) {
-        s->sum[next].round = 0;
-        return pl_mesh_receive(s->mesh, &s->fetch.transfer[0], from, s->fetch.id, s->sum[next].sum, slab_bytes(s));
-    }
+    if (round != 0)
+        return pl_mesh_receive(s->mesh, &s->fetch.transfer[0], from, s->fetch.id, s->sum[make_room(s)].sum, slab_bytes(s));
     s->now.version = NO_VERSION;
     PL_TRY(pl_mesh_receive(s->mesh, &s->fetch.transfer[0], from, s->fetch.id, &s->got, sizeof s->got));
     for (int i = 0; i < s->slabs; i++)
@@ -348,13 +358,9 @@ static pl_status join(struct pl_sync *s, const struct pl_attempt *a)
     for (int r = 0; r < s->options.ranks; r++)
         if (pl_ranks_has(&a->group, r))
             member[n++] = r;
-    int next = next_sum(s);
-    for (int r = 0; r < s->options.ranks; r++) /* who still takes what lay there before is not waited for */
-        if (s->server[r].sending && s->server[r].round != 0 && s->server[r].round == s->sum[next].round)
-            stop_serving(s, r, s->server[r].asked + PARTS_OF_ID);
+    int next = make_room(s);
     forget(s, a->round);
     s->reducing = a->round;
-    s->sum[next].round = 0;
     s->reducing_into = next;
     return pl_mesh_reduce(s->mesh, (uint64_t)a->round, member, n, s->gradient, s->sum[next].sum, s->elems);
 }
