@@ -4,6 +4,7 @@
  * state to ranks that come back, and fetches it when the run went on without this one. The main thread only says that its
  * gradient is whole, waits for the outcome, and updates. */
 #include "sync/counts.h"
+#include "sync/quorum.h"
 #include "sync/quorum_protocol.h"
 
 #include <math.h>
@@ -569,22 +570,46 @@ static pl_status prepare(struct pl_sync *s)
     return PL_OK;
 }
 
-static pl_status quorum_create(const struct pl_replica *r, struct pl_exchange *x, struct pl_sync **out)
+static struct pl_sync *make(const struct pl_replica *r)
 {
     struct pl_sync *s = pl_alloc(sizeof *s, "sync");
+    if (!s)
+        return NULL;
+    s->replica = *r;
+    s->replica.exchange = NULL;
+    s->elems = pl_graph_elems(r->graph);
+    s->snapshot.version = -1;
+    pthread_mutex_init(&s->state, NULL);
+    pthread_mutex_init(&s->lock, NULL);
+    pthread_cond_init(&s->news, NULL);
+    return s;
+}
+
+static pl_status quorum_create(const struct pl_replica *r, struct pl_exchange *x, struct pl_sync **out)
+{
+    struct pl_sync *s = make(r);
     (void)x;
-    if (s) {
-        s->replica = *r;
-        s->elems = pl_graph_elems(r->graph);
-        s->snapshot.version = -1;
-        pthread_mutex_init(&s->state, NULL);
-        pthread_mutex_init(&s->lock, NULL);
-        pthread_cond_init(&s->news, NULL);
-    }
     pl_status status = pl_world_agree(r->world, s ? prepare(s) : PL_ERR_MEMORY);
     if (status == PL_OK)
         status = pl_mesh_open(r->world, r->exchange, sizeof(struct message), s->elems, &s->mesh);
-    s->replica.exchange = NULL;
+    if (status < 0)
+        quorum_destroy(s);
+    else
+        *out = s;
+    return status;
+}
+
+size_t pl_sync_quorum_note_bytes(void) { return sizeof(struct message); }
+
+pl_status pl_sync_quorum_create_in(const struct pl_replica *r, struct pl_mesh *mesh, struct pl_sync **out)
+{
+    struct pl_sync *s = make(r);
+    if (!s) {
+        pl_mesh_close(mesh, true);
+        return PL_ERR_MEMORY;
+    }
+    s->mesh = mesh;
+    pl_status status = prepare(s);
     if (status < 0)
         quorum_destroy(s);
     else
