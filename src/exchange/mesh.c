@@ -80,6 +80,14 @@ static struct pl_mesh *make(int me, int ranks, const struct pl_exchange_options 
 
 static struct pl_label note_label(uint64_t number) { return (struct pl_label){.step = number, .bucket = PL_CONTROL_BUCKET}; }
 
+/* Messages are the process's: another thread's stays. */
+static void take_back_error(void)
+{
+    const char *text = pl_error_text();
+    if (text && strncmp(text, "transport", strlen("transport")) == 0)
+        pl_error_clear();
+}
+
 static void lose(struct pl_mesh *m, int r)
 {
     const char *text = pl_error_text();
@@ -95,7 +103,7 @@ static pl_status bear(struct pl_mesh *m, int r, pl_status s)
     if (s != PL_ERR_PEER || !pl_mesh_survives(m))
         return s;
     lose(m, r);
-    pl_error_clear();
+    take_back_error();
     return PL_OK;
 }
 
@@ -293,7 +301,7 @@ static pl_status go_on_summing(struct pl_mesh *m)
     }
     if (r == PL_ERR_PEER && pl_mesh_survives(m)) { /* the lost one's notes fail as well, which names it */
         s->failed = m->news = true;
-        pl_error_clear();
+        take_back_error();
         return PL_OK;
     }
     s->whole = r == PL_OK && s->started == s->elems && pl_collectives_idle(m->collectives);
@@ -374,7 +382,7 @@ static pl_status go_on_with(struct pl_mesh *m, struct pl_transfer *t)
         end(m, t, false);
         if (!m->peer[t->rank].lost)
             lose(m, t->rank);
-        pl_error_clear();
+        take_back_error();
         return PL_OK;
     }
     if (s == PL_OK && t->moved == t->bytes)

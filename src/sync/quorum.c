@@ -812,6 +812,7 @@ static pl_status quorum_leave(struct pl_sync *s, int code, bool wrote, struct pl
         return PL_OK;
     pthread_mutex_lock(&s->lock);
     s->leaving = true;
+    s->outcome = NONE;
     s->waiting = true; /* behind once more, it may still be brought up to date */
     if (code == 0)
         pl_quorum_leave(s->quorum, pl_now_ms(), hash_of(s));

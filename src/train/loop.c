@@ -445,7 +445,7 @@ static pl_status leave(struct run *r, pl_status s)
     int code = s == PL_STOPPED ? 0 : pl_exit_code(s);
     if (!known && (r->root || s != PL_ERR_NOT_FINITE)) /* that all find together */
         pl_world_say(t->world, s); /* now: peers that end are errors of their own, which are cleared */
-    t->world->reported = t->world->reported || s < 0;
+    t->world->reported = t->world->reported || (!known && s < 0);
     while (!known && t->sync_table->leave(t->sync, code, r->root, &p) == PL_END) {
         PL_TRY(take_over(r, true));
         if (s >= 0)
