@@ -240,11 +240,12 @@ static int make_room(struct pl_sync *s)
 
 /* ---- fetching state ------------------------------------------------------------------------------------ */
 
-static int one_of(const struct pl_sync *s, const struct pl_ranks *group)
+/* This rank may be one of them, if what it summed up with them was given up here and committed elsewhere. */
+static int another_of(const struct pl_sync *s, const struct pl_ranks *group)
 {
-    int n = pl_ranks_count(group), wanted = n > 0 ? s->options.me % n : 0;
+    int n = pl_ranks_count(group) - pl_ranks_has(group, s->options.me), wanted = n > 0 ? s->options.me % n : 0;
     for (int r = 0; r < s->options.ranks; r++)
-        if (pl_ranks_has(group, r) && wanted-- == 0)
+        if (r != s->options.me && pl_ranks_has(group, r) && wanted-- == 0)
             return r;
     return -1;
 }
@@ -260,8 +261,11 @@ static pl_status begin_fetch(struct pl_sync *s, int from, int64_t version, int64
     m.fetch.id = s->fetch.id;
     m.fetch.version = version;
     m.fetch.round = round;
-    if (from < 0 || from == s->options.me || pl_mesh_say(s->mesh, from, &m) != PL_OK)
-        return PL_OK; /* next time */
+    if (from < 0 || from == s->options.me || pl_mesh_say(s->mesh, from, &m) != PL_OK) {
+        if (round != 0)
+            s->fetch.none = round; /* nor next time: it may be lost */
+        return PL_OK;
+    }
     s->fetch.active = true;
     s->fetch.moved = 0;
     s->fetch.moved_ms = pl_now_ms();
@@ -338,7 +342,7 @@ static pl_status fetch(struct pl_sync *s, const struct pl_task_now *t)
         return go_on_fetching(s);
     bool in = pl_ranks_has(&s->now.last.members, s->options.me); /* otherwise it reads no samples, and needs the position too */
     if (t->duty == PL_DUTY_SUM && in && s->fetch.none != t->attempt.round && t->attempt.step == s->now.version)
-        return begin_fetch(s, one_of(s, &t->attempt.group), t->version, t->attempt.round);
+        return begin_fetch(s, another_of(s, &t->attempt.group), t->version, t->attempt.round);
     if ((t->duty == PL_DUTY_SUM || t->duty == PL_DUTY_FETCH) && s->waiting && s->outcome == NONE)
         return begin_fetch(s, t->from, t->version, 0);
     return PL_OK;
