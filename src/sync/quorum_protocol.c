@@ -631,7 +631,8 @@ static void follow(struct pl_quorum *q)
         q->last = me->whole;
         news(q);
     }
-    q->behind = me->version != d->agreed || me->version_round != d->agreed_round;
+    /* State that was fetched may be newer than what the coordinator was last heard to say. */
+    q->behind = d->agreed > me->version || (d->agreed == me->version && me->version_round != d->agreed_round);
     if (d->current.round > me->heard) {
         me->heard = d->current.round;
         q->proposed = d->current;
