@@ -25,6 +25,7 @@ struct trial {
     double bucket_bytes;
     bool allreduce, late;
     double ms;                /* of trouble */
+    int lost_ms;              /* after so long a rank that is stopped is struck off; 0: never */
     bool stops;
     int kill[2], kills;       /* ranks, one after the other */
     int first;                /* this rank is stopped within its first step; -1: none */
@@ -115,8 +116,8 @@ static bool make_trainer(struct rank *r, int me)
     snprintf(text, sizeof text,
              "model: {name: m, input: {data: [%d], label: int}, layers: [{name: a, kind: dense, units: %d}, {name: b, kind: dense, units: %d}, {name: loss, kind: softmax_loss}]}\n"
              "data: {train: {file: made-up}}\ntrain: {steps: %d, batch: %d, seed: 7}\noptimizer: {kind: momentum, lr: 0.02, momentum: 0.9}\n"
-             "sync: {backup_workers: %d, suspect_after: 300 ms, lost_after: 900 ms}\nexchange: {timeout: 20 s}\n",
-             INPUTS, w->units, CLASSES, w->steps ? w->steps : MOST_STEPS - 1, BATCH, w->backup);
+             "sync: {backup_workers: %d, suspect_after: 300 ms, lost_after: %d ms}\nexchange: {timeout: 20 s}\n",
+             INPUTS, w->units, CLASSES, w->steps ? w->steps : MOST_STEPS - 1, BATCH, w->backup, w->lost_ms ? w->lost_ms : 20000);
     const struct pl_backend_table *table = pl_backend_find("reference");
     r->world = (struct pl_world){.rank = me, .ranks = w->ranks};
     if (pl_job_parse(text, "test.yaml", &r->job) < 0 || table->open(1, &r->backend) < 0)
@@ -365,8 +366,9 @@ static void run(const struct trial *w)
         pl_sleep_ms(1500);
         kill(c.pid[w->first], SIGCONT);
     }
+    bool came = w->steps > 0 || come_to(w, &c, 1); /* all are connected */
     trouble(w, &c);
-    bool came = w->steps > 0 || come_to(w, &c, newest(w) + 3);
+    came = came && (w->steps > 0 || come_to(w, &c, newest(w) + 3));
     atomic_store(&shared->stop, w->steps == 0);
     finish(w, &c);
     assert_true(came);
@@ -387,7 +389,7 @@ static void late_ranks(void **state)
 static void stopped_ranks(void **state)
 {
     (void)state;
-    run(&(struct trial){.ranks = 4, .backup = 1, .units = 1000, .algorithm = "auto", .bucket_bytes = 65536, .late = true, .ms = 4000, .stops = true, .first = -1});
+    run(&(struct trial){.ranks = 4, .backup = 1, .units = 1000, .algorithm = "auto", .bucket_bytes = 65536, .late = true, .ms = 4000, .lost_ms = 900, .stops = true, .first = -1});
     assert_true(shared->late > 0 && shared->went_on > 0);
 }
 
