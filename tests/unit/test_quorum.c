@@ -204,7 +204,9 @@ static void update(struct sim *s, int r)
 static void fetch(struct sim *s, int r, const struct pl_task_now *t)
 {
     struct rank *me = &s->rank[r];
-    if (!me->fetching || (s->line[me->fetch_from][r].cut && me->fetch_from != t->from)) {
+    if (!me->fetching && t->from < 0)
+        return; /* nobody has it yet */
+    if (!me->fetching || (s->line[me->fetch_from][r].cut && me->fetch_from != t->from && t->from >= 0)) {
         me->fetching = true;
         me->computing = false;
         me->fetch_from = t->from;
