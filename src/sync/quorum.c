@@ -375,6 +375,8 @@ static pl_status reduce(struct pl_sync *s, const struct pl_task_now *t)
     bool mine = t->duty == PL_DUTY_REDUCE;
     if (s->reducing != 0 && (!mine || t->attempt.round != s->reducing)) {
         forget(s, s->reducing + 1);
+        if (pl_mesh_survives(s->mesh) && !pl_mesh_reduced(s->mesh, (uint64_t)s->reducing))
+            pl_quorum_give_up(s->quorum, s->reducing);
         s->reducing = 0;
     }
     if (!mine)

@@ -317,13 +317,19 @@ static void commit(struct pl_quorum *q, double now)
     news(q);
 }
 
+static bool gave_up(const struct pl_quorum *q, int r, double now)
+{
+    (void)now;
+    return follows(q, r) && note_of(q, r)->gave_up >= q->mine.current.round;
+}
+
 static void go_on_with_attempt(struct pl_quorum *q, double now)
 {
     const struct pl_ranks *group = &q->mine.current.group;
     if (count(q, group, is_whole, now) == pl_ranks_count(group)) {
         if (most(q, &q->mine.view.members, has_heard, now))
             commit(q, now);
-    } else if (q->o.survives && count(q, group, trusted, now) < pl_ranks_count(group)) {
+    } else if (q->o.survives && (count(q, group, trusted, now) < pl_ranks_count(group) || count(q, group, gave_up, now) > 0)) {
         q->mine.current.round = 0; /* of another one, with who is left */
         news(q);
     }
@@ -728,6 +734,13 @@ void pl_quorum_whole(struct pl_quorum *q, double now, int64_t round)
     news(q);
 }
 
+void pl_quorum_give_up(struct pl_quorum *q, int64_t round)
+{
+    if (round > q->mine.gave_up)
+        news(q);
+    q->mine.gave_up = round > q->mine.gave_up ? round : q->mine.gave_up;
+}
+
 void pl_quorum_fetched(struct pl_quorum *q, double now, int64_t version, const struct pl_attempt *last)
 {
     (void)now;
@@ -778,7 +791,7 @@ void pl_quorum_duty(const struct pl_quorum *q, struct pl_task_now *out)
         out->attempt = q->proposed;
         out->from = d->source;
         out->version = d->agreed;
-    } else if (d->current.round > q->mine.whole.round && d->current.step == q->mine.version && q->mine.ready == q->mine.version &&
+    } else if (d->current.round > q->mine.whole.round && d->current.round > q->mine.gave_up && d->current.step == q->mine.version && q->mine.ready == q->mine.version &&
                pl_ranks_has(&d->current.group, q->o.me)) {
         out->duty = PL_DUTY_REDUCE;
         out->attempt = d->current;

@@ -42,6 +42,7 @@ struct pl_note {
     int64_t term, sequence;         /* promised; a rank's notes are numbered */
     int64_t version, version_round; /* committed steps that it holds, and the attempt that led there */
     int64_t ready;                  /* the step whose gradient it holds, -1: none */
+    int64_t gave_up;                /* the last round whose sum it gave up half-way: it cannot be had any more */
     int64_t heard;                  /* of the attempts of this term, the last that it heard of */
     struct pl_attempt whole;        /* the last whose sum it holds */
     struct pl_view view, next_view; /* the last agreed, and one that it accepted since; number 0: none */
@@ -97,6 +98,7 @@ void pl_quorum_lost(struct pl_quorum *q, double now, int rank); /* its connectio
 void pl_quorum_ready(struct pl_quorum *q, double now, int64_t step, const double values[PL_QUORUM_VALUES]);
 void pl_quorum_ask(struct pl_quorum *q, bool stop, bool save); /* until said otherwise */
 void pl_quorum_whole(struct pl_quorum *q, double now, int64_t round); /* the sum of the duty is here */
+void pl_quorum_give_up(struct pl_quorum *q, int64_t round);             /* it was another's duty before it was whole */
 void pl_quorum_fetched(struct pl_quorum *q, double now, int64_t version, const struct pl_attempt *last); /* that led there */
 void pl_quorum_leave(struct pl_quorum *q, double now, uint64_t hash); /* the last step is done; hash: of its parameters */
 void pl_quorum_fail(struct pl_quorum *q, double now, int code);

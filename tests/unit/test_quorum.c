@@ -248,8 +248,10 @@ static void act(struct sim *s, int r)
     struct rank *me = &s->rank[r];
     struct pl_task_now t;
     pl_quorum_duty(me->q, &t);
-    if (t.duty != PL_DUTY_REDUCE || t.attempt.round != me->reducing)
+    if (me->reducing && (t.duty != PL_DUTY_REDUCE || t.attempt.round != me->reducing)) {
+        pl_quorum_give_up(me->q, me->reducing);
         me->reducing = 0;
+    }
     if (t.duty == PL_DUTY_REDUCE && me->reducing == 0)
         join(s, r, &t.attempt);
     if (me->reducing && me->whole_at <= s->now) {
