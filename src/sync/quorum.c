@@ -464,6 +464,7 @@ static pl_status turn(struct pl_sync *s, bool *busy)
     for (int i = 0; i < 2; i++) { /* what the first decides, the second acts on */
         pl_quorum_tick(s->quorum, now);
         pl_quorum_duty(s->quorum, &t);
+        forget(s, pl_quorum_first_round(s->quorum));
         PL_TRY(reduce(s, &t));
         PL_TRY(fetch(s, &t));
         pl_quorum_tick(s->quorum, now);

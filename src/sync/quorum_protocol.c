@@ -776,6 +776,24 @@ void pl_quorum_work(struct pl_quorum *q, double now, const struct pl_part_done *
 
 /* ---- what is to be done ---------------------------------------------------------------------------- */
 
+static bool takes_part(const struct pl_quorum *q)
+{
+    const struct pl_attempt *a = &q->decree.current;
+    return !q->behind && a->round > q->mine.whole.round && a->round > q->mine.gave_up && a->step == q->mine.version &&
+           q->mine.ready == q->mine.version && pl_ranks_has(&a->group, q->o.me);
+}
+
+int64_t pl_quorum_first_round(const struct pl_quorum *q)
+{
+    const struct pl_note *d = &q->decree;
+    if (!d->coordinates)
+        return 0;
+    if (takes_part(q))
+        return d->current.round;
+    int64_t newest = d->agreed_round > q->mine.heard ? d->agreed_round : q->mine.heard;
+    return newest + 1;
+}
+
 void pl_quorum_duty(const struct pl_quorum *q, struct pl_task_now *out)
 {
     const struct pl_note *d = &q->decree;
@@ -791,8 +809,7 @@ void pl_quorum_duty(const struct pl_quorum *q, struct pl_task_now *out)
         out->attempt = q->proposed;
         out->from = d->source;
         out->version = d->agreed;
-    } else if (d->current.round > q->mine.whole.round && d->current.round > q->mine.gave_up && d->current.step == q->mine.version && q->mine.ready == q->mine.version &&
-               pl_ranks_has(&d->current.group, q->o.me)) {
+    } else if (takes_part(q)) {
         out->duty = PL_DUTY_REDUCE;
         out->attempt = d->current;
     }

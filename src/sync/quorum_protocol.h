@@ -110,6 +110,8 @@ double pl_quorum_period(const struct pl_quorum *q);
 
 /* What is to be done. */
 void pl_quorum_duty(const struct pl_quorum *q, struct pl_task_now *out);
+/* Rounds below this are over for this rank, whether it took part or slept: what still comes of them is of no use. */
+int64_t pl_quorum_first_round(const struct pl_quorum *q);
 /* The version that this rank holds, or has once it updates with the sum of `last`, whose gradient was of step
  * version - 1. */
 int64_t pl_quorum_version(const struct pl_quorum *q, struct pl_attempt *last);
