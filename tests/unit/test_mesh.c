@@ -593,6 +593,7 @@ static void the_bits_of_the_exchange(void **state)
 
 int main(void)
 {
+    forks_checks_leaks = true;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(many_notes),       cmocka_unit_test(notes_to_a_rank_that_does_not_read), cmocka_unit_test(sums_among_some),
         cmocka_unit_test(a_sum_is_given_up), cmocka_unit_test(memory_both_ways),                  cmocka_unit_test(only_the_receiver_forgets),
