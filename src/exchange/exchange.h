@@ -71,9 +71,9 @@ pl_status pl_exchange_max(struct pl_exchange *x, double *values, int n);
 
 struct pl_mesh;
 
-/* note_bytes: of a note, PL_CONTROL_BYTES at most. elems: most of a reduction. algorithm native: MPI's is not among
+/* note_bytes: of a note, PL_CONTROL_BYTES at most. algorithm native: MPI's is not among
  * some ranks, refused. Collective; ranks agree inside. */
-pl_status pl_mesh_open(struct pl_world *w, const struct pl_exchange_options *o, size_t note_bytes, int64_t elems, struct pl_mesh **out);
+pl_status pl_mesh_open(struct pl_world *w, const struct pl_exchange_options *o, size_t note_bytes, struct pl_mesh **out);
 /* What was said arrives, if it can. lost: a rank is lost, or others may not come here. NULL is fine. */
 void pl_mesh_close(struct pl_mesh *m, bool lost);
 const char *pl_mesh_transport(const struct pl_mesh *m);

@@ -158,12 +158,11 @@ pl_status pl_mesh_open_in(const struct pl_network *network, const struct pl_exch
     return s;
 }
 
-pl_status pl_mesh_open(struct pl_world *w, const struct pl_exchange_options *o, size_t note_bytes, int64_t elems, struct pl_mesh **out)
+pl_status pl_mesh_open(struct pl_world *w, const struct pl_exchange_options *o, size_t note_bytes, struct pl_mesh **out)
 {
     char why[1024];
     struct pl_transport_options network = o->network;
     struct pl_mesh *m = make(w->rank, w->ranks, o, note_bytes);
-    (void)elems;
     network.timeout_ms = o->timeout_ms;
     PL_TRY(pl_world_agree(w, m ? PL_OK : PL_ERR_MEMORY));
     pl_status s = pl_world_agree(w, pl_transport_find(w, o->transport, &network, &m->network.table, why, sizeof why));

@@ -61,7 +61,7 @@ struct pl_sync {
     struct { float *sum; int64_t round; } sum[2]; /* the last that was committed, and the next: round 0 while it is made */
     pthread_t thread;
     bool threaded;
-    char transport[32], late[512], lost[512], back[512], dropped_text[1024];
+    char late[512], lost[512], back[512], dropped_text[1024];
 
     pthread_mutex_t state;   /* held while parameters and state are written */
     pthread_mutex_t lock;    /* everything from here to the line */
@@ -128,18 +128,25 @@ static int sum_of(const struct pl_sync *s, int64_t round)
 /* Not the one that the main thread may be updating by. */
 static int next_sum(const struct pl_sync *s) { return sum_of(s, s->last.round) == 0 ? 1 : 0; }
 
+static void start_serving(struct server *v, int transfers)
+{
+    v->wanted = false;
+    v->sending = true;
+    v->transfers = transfers;
+    v->moved = 0;
+    v->moved_ms = pl_now_ms();
+}
+
 static pl_status serve_sum(struct pl_sync *s, int r)
 {
     struct server *v = &s->server[r];
     struct message m = {.kind = GONE, .fetch = {v->asked, v->version, v->round}};
     int i = sum_of(s, v->round);
-    v->wanted = false;
-    if (i < 0)
+    if (i < 0) {
+        v->wanted = false;
         return pl_mesh_say(s->mesh, r, &m) < 0 ? PL_ERR_PEER : PL_OK; /* unsaid, it finds out by itself */
-    v->sending = true;
-    v->transfers = 1;
-    v->moved = 0;
-    v->moved_ms = pl_now_ms();
+    }
+    start_serving(v, 1);
     return pl_mesh_send(s->mesh, &v->transfer[0], r, v->asked, s->sum[i].sum, slab_bytes(s));
 }
 
@@ -151,11 +158,7 @@ static pl_status begin_serving(struct pl_sync *s, int r)
         return serve_sum(s, r);
     if (!snapshot_fits(s, v->version, &failed))
         return failed;
-    v->wanted = false;
-    v->sending = true;
-    v->transfers = 1 + s->slabs;
-    v->moved = 0;
-    v->moved_ms = pl_now_ms();
+    start_serving(v, 1 + s->slabs);
     s->snapshot.users++;
     PL_TRY(pl_mesh_send(s->mesh, &v->transfer[0], r, v->asked, &s->snapshot.head, sizeof s->snapshot.head));
     for (int i = 0; i < s->slabs; i++)
@@ -322,12 +325,11 @@ static pl_status go_on_fetching(struct pl_sync *s)
     if (!ended(s->fetch.transfer, s->fetch.transfers, &moved, &failed)) {
         if (!stuck(s, moved, &s->fetch.moved, &s->fetch.moved_ms))
             return PL_OK;
-        s->fetch.none = s->fetch.round; /* from another, or once more */
         failed = true;
     }
     end_fetch(s);
     if (failed)
-        s->fetch.none = s->fetch.round;
+        s->fetch.none = s->fetch.round; /* from another, or once more */
     else if (s->fetch.round != 0)
         take_sum(s);
     else
@@ -491,8 +493,6 @@ static void *run(void *arg)
         double now = pl_now_ms(), wait = pl_quorum_period(s->quorum);
         if (busy)
             s->moved_ms = now;
-        if (s->options.grace_ms > 0 && s->options.grace_ms < wait)
-            wait = s->options.grace_ms;
         for (double end = now + wait; failed == PL_OK && now < end && !pl_mesh_news(s->mesh); now = pl_now_ms())
             failed = pl_mesh_progress(s->mesh, now - s->moved_ms < BUSY_MS ? 0 : end - now);
     }
@@ -598,7 +598,7 @@ static pl_status quorum_create(const struct pl_replica *r, struct pl_exchange *x
     (void)x;
     pl_status status = pl_world_agree(r->world, s ? prepare(s) : PL_ERR_MEMORY);
     if (status == PL_OK)
-        status = pl_mesh_open(r->world, r->exchange, sizeof(struct message), s->elems, &s->mesh);
+        status = pl_mesh_open(r->world, r->exchange, sizeof(struct message), &s->mesh);
     if (status < 0)
         quorum_destroy(s);
     else
@@ -669,14 +669,15 @@ static pl_status quorum_slice_final(struct pl_sync *s, int64_t a, int64_t b)
     return PL_OK;
 }
 
-/* "2, 5", NULL: none of those in a and not in b. */
+/* Those in a and not in b; NULL: none. */
 static const char *without(const struct pl_ranks *a, const struct pl_ranks *b, char *text, size_t bytes)
 {
-    size_t at = 0;
-    for (int r = 0; r < PL_QUORUM_RANKS && at + 16 < bytes; r++)
-        if (pl_ranks_has(a, r) && !pl_ranks_has(b, r))
-            at += (size_t)snprintf(text + at, bytes - at, "%s%d", at > 0 ? ", " : "", r);
-    return at > 0 ? text : NULL;
+    struct pl_ranks left = *a;
+    for (int r = 0; r < PL_QUORUM_RANKS; r++)
+        if (pl_ranks_has(b, r))
+            pl_ranks_remove(&left, r);
+    pl_ranks_list(&left, text, bytes);
+    return text[0] ? text : NULL;
 }
 
 static void count_dropped(struct pl_sync *s)

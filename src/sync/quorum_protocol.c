@@ -52,7 +52,7 @@ int pl_ranks_count(const struct pl_ranks *s)
 
 bool pl_ranks_same(const struct pl_ranks *a, const struct pl_ranks *b) { return memcmp(a, b, sizeof *a) == 0; }
 
-static void list(const struct pl_ranks *s, char *text, size_t bytes)
+void pl_ranks_list(const struct pl_ranks *s, char *text, size_t bytes)
 {
     size_t at = 0;
     text[0] = '\0';
@@ -248,7 +248,7 @@ static void give_up(struct pl_quorum *q, double now)
             finish(q, now, note_of(q, r)->failed, "%s", ""); /* it says itself why */
         stop = stop || (trusted(q, r, now) && note_of(q, r)->stop);
     }
-    list(&gone, text, sizeof text);
+    pl_ranks_list(&gone, text, sizeof text);
     if (!q->o.survives && pl_ranks_count(&gone) > 0)
         finish(q, now, 5, "lost rank %s", text);
     if (!most(q, members, alive, now)) {
@@ -356,7 +356,7 @@ static void gather(struct pl_quorum *q, double now)
         for (int r = 0; r < q->o.ranks; r++)
             if (is_ready(q, r, now))
                 pl_ranks_remove(&missing, r);
-        list(&missing, text, sizeof text);
+        pl_ranks_list(&missing, text, sizeof text);
         finish(q, now, 5, "waited %.0f s for the ranks in step %lld; %d of %d are ready, missing: rank %s", q->o.timeout_ms / 1000,
                (long long)q->mine.agreed, ready, q->o.enough, text);
     }

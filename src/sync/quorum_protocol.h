@@ -23,6 +23,7 @@ static inline void pl_ranks_add(struct pl_ranks *s, int r) { s->word[r / 64] |= 
 static inline void pl_ranks_remove(struct pl_ranks *s, int r) { s->word[r / 64] &= ~(1ull << (r % 64)); }
 int pl_ranks_count(const struct pl_ranks *s);
 bool pl_ranks_same(const struct pl_ranks *a, const struct pl_ranks *b);
+void pl_ranks_list(const struct pl_ranks *s, char *text, size_t bytes); /* "2, 5"; "": none */
 
 /* A try to sum up the gradients of a step: what follows from it, should it be committed, is fixed with it. */
 struct pl_attempt {

@@ -2,6 +2,7 @@
  * MPI and tcp, and on two levels, with nodes that are only made up: sums of buckets of all sizes, the own gradient left as
  * it was, equal bits on all ranks, small sums beside, requests in any number, and MPI's all-reduce where memory
  * cannot be shared. */
+#include "check.h"
 #include "exchange/exchange.h"
 
 #include <ifaddrs.h>
@@ -11,17 +12,6 @@
 #include <string.h>
 
 #define ELEMS 100003
-
-static int failures;
-#define CHECK(cond, ...)                          \
-    do {                                          \
-        if (!(cond)) {                            \
-            failures++;                           \
-            fprintf(stderr, "%s:%d: ", __FILE__, __LINE__); \
-            fprintf(stderr, __VA_ARGS__);         \
-            fputc('\n', stderr);                  \
-        }                                         \
-    } while (0)
 
 static float value(int rank, int64_t i, int step) { return (float)((i * 7 + rank * 13 + step) % 1001) - 500; }
 

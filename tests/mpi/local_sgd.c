@@ -1,6 +1,7 @@
 /* Local SGD on the ranks it is started with: after an averaging all have the same bits, parameters and, where it is
  * averaged, the optimizer's state; in between they differ. In shared memory, by MPI's all-reduce and over tcp; in each
  * step another rank has no samples. */
+#include "check.h"
 #include "train/train.h"
 
 #include <stdlib.h>
@@ -8,17 +9,6 @@
 
 #define TAU 3
 #define STEPS 11
-
-static int failures;
-#define CHECK(cond, ...)                          \
-    do {                                          \
-        if (!(cond)) {                            \
-            failures++;                           \
-            fprintf(stderr, "%s:%d: ", __FILE__, __LINE__); \
-            fprintf(stderr, __VA_ARGS__);         \
-            fputc('\n', stderr);                  \
-        }                                         \
-    } while (0)
 
 struct made_up { struct pl_batch batch; const struct pl_trainer *t; };
 
