@@ -7,13 +7,7 @@ import os
 import statistics
 import sys
 
-try:
-    import matplotlib
-except ImportError:
-    if sys.executable != "/usr/bin/python3" and not os.environ.get("PACELINE_REEXEC"):
-        os.environ["PACELINE_REEXEC"] = "1"
-        os.execv("/usr/bin/python3", ["/usr/bin/python3"] + sys.argv)
-    matplotlib = None  # the table needs none
+from pictures import matplotlib
 
 COLUMNS = ["mode", "by", "count", "ranks", "threads", "batch", "samples_per_s", "speedup", "efficiency", "step_ms",
            "compute_ms", "exchange_ms", "update_ms"]

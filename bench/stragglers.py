@@ -8,13 +8,7 @@ import sys
 
 WINDOW = 20  # steps over which the loss is averaged
 
-try:
-    import matplotlib
-except ImportError:
-    if sys.executable != "/usr/bin/python3" and not os.environ.get("PACELINE_REEXEC"):
-        os.environ["PACELINE_REEXEC"] = "1"
-        os.execv("/usr/bin/python3", ["/usr/bin/python3"] + sys.argv)
-    matplotlib = None  # the table needs none
+from pictures import matplotlib
 
 
 def percentile(values, p):
