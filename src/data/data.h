@@ -83,6 +83,11 @@ pl_status pl_loader_deal(struct pl_loader *l, int64_t global_batch, int rank, in
 /* Goes to sample `position` of the order of `epoch` and reads on from there: on through the epochs, or to the
  * end of this one only (once), after which next gives PL_END. */
 pl_status pl_loader_start(struct pl_loader *l, int64_t epoch, int64_t position, bool once);
+/* From here on, until the next start, reads what is asked for, in that order. */
+pl_status pl_loader_feed(struct pl_loader *l);
+/* Positions [first, first + rows) of the order of `epoch` as the next batch; rows: the capacity at most. As many at once
+ * as batches are read ahead; more wait. Any one thread. PL_END once the loader has stopped. */
+pl_status pl_loader_ask(struct pl_loader *l, int64_t epoch, int64_t first, int64_t rows);
 /* The next batch, waiting for it; errors of the thread come out here. Borrowed until release, beyond a
  * restart too; up to depth + 1 at once. deal, start, next and release belong to one thread. */
 pl_status pl_loader_next(struct pl_loader *l, struct pl_batch **out);

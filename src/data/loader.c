@@ -5,6 +5,8 @@
 
 #include <string.h>
 
+struct asked { int64_t epoch, first, rows; };
+
 struct pl_loader {
     struct pl_team *team;
     struct pl_jpeg **jpeg; /* [threads]; NULL: the set is not encoded */
@@ -23,6 +25,9 @@ struct pl_loader {
     struct pl_batch *batch;        /* [batches] */
     bool *lent;                    /* [batches], between next and release; the caller's thread */
     struct pl_queue *empty, *full; /* hold all batches: putting never waits */
+    bool fed;                      /* it reads what is asked for */
+    struct asked *ask;             /* [batches] */
+    struct pl_queue *free, *asked;
     pthread_t thread;
     bool running, once;
     int64_t epoch, position; /* where the thread starts */
@@ -35,7 +40,8 @@ static pl_status make_batches(struct pl_loader *l)
     l->batches = (l->o.depth < 1 ? 1 : l->o.depth) + 1;
     l->batch = pl_alloc((size_t)l->batches * sizeof *l->batch, "batches");
     l->lent = pl_alloc((size_t)l->batches * sizeof *l->lent, "batches");
-    if (!l->batch || !l->lent)
+    l->ask = pl_alloc((size_t)l->batches * sizeof *l->ask, "batches");
+    if (!l->batch || !l->lent || !l->ask)
         return PL_ERR_MEMORY;
     for (int i = 0; i < l->batches; i++) {
         struct pl_batch *b = &l->batch[i];
@@ -108,12 +114,18 @@ static void stop_thread(struct pl_loader *l)
         atomic_store(&l->stop, true);
         pl_queue_close(l->empty);
         pl_queue_close(l->full);
+        if (l->fed) {
+            pl_queue_close(l->free);
+            pl_queue_close(l->asked);
+        }
         pthread_join(l->thread, NULL);
         l->running = false;
     }
     pl_queue_destroy(l->empty);
     pl_queue_destroy(l->full);
-    l->empty = l->full = NULL;
+    pl_queue_destroy(l->free);
+    pl_queue_destroy(l->asked);
+    l->empty = l->full = l->free = l->asked = NULL;
 }
 
 void pl_loader_destroy(struct pl_loader *l)
@@ -128,6 +140,7 @@ void pl_loader_destroy(struct pl_loader *l)
     }
     pl_free(l->batch);
     pl_free(l->lent);
+    pl_free(l->ask);
     pl_free(l->row);
     pl_team_destroy(l->team);
     for (int i = 0; l->jpeg && i < l->o.threads; i++)
@@ -214,16 +227,11 @@ static pl_status injected_fault(const struct pl_loader *l, const struct pl_batch
                     (long long)b->begin, (long long)b->end, (long long)b->epoch);
 }
 
-/* With this rank's share of the global batch that begins at `position`. */
-static pl_status fill(struct pl_loader *l, struct pl_batch *b, int64_t epoch, int64_t position)
+/* With positions [first, first + rows) of the order. */
+static pl_status fill_rows(struct pl_loader *l, struct pl_batch *b, int64_t epoch, int64_t first)
 {
-    int64_t first, left = l->d->samples - position;
     double begin = pl_now_ms();
-    b->epoch = epoch;
-    b->begin = position;
-    b->end = position + (l->o.global_batch < left ? l->o.global_batch : left);
     PL_TRY(injected_fault(l, b));
-    pl_sampler_share(l->d->samples, l->o.global_batch, position, l->o.rank, l->o.ranks, &first, &b->rows);
     PL_TRY(pl_sampler_order(l->sampler, epoch, first, b->rows, b->index));
     PL_TRY(read_rows(l, b));
     int64_t rest = b->capacity - b->rows;
@@ -234,6 +242,42 @@ static pl_status fill(struct pl_loader *l, struct pl_batch *b, int64_t epoch, in
     pl_cache_cost(l->cache, &b->read_ms, &b->read_bytes);
     b->decode_ms = pl_now_ms() - begin - b->read_ms;
     return PL_OK;
+}
+
+/* With this rank's share of the global batch that begins at `position`. */
+static pl_status fill(struct pl_loader *l, struct pl_batch *b, int64_t epoch, int64_t position)
+{
+    int64_t first, left = l->d->samples - position;
+    b->epoch = epoch;
+    b->begin = position;
+    b->end = position + (l->o.global_batch < left ? l->o.global_batch : left);
+    pl_sampler_share(l->d->samples, l->o.global_batch, position, l->o.rank, l->o.ranks, &first, &b->rows);
+    return fill_rows(l, b, epoch, first);
+}
+
+static pl_status fill_asked(struct pl_loader *l, struct pl_batch *b, const struct asked *a)
+{
+    b->epoch = a->epoch;
+    b->begin = a->first;
+    b->end = a->first + a->rows;
+    b->rows = a->rows;
+    return fill_rows(l, b, a->epoch, a->first);
+}
+
+static void *run_fed(void *arg)
+{
+    struct pl_loader *l = arg;
+    void *asked, *batch;
+    while (!atomic_load(&l->stop) && pl_queue_get(l->asked, -1, &asked) == PL_OK && pl_queue_get(l->empty, -1, &batch) == PL_OK) {
+        pl_status s = fill_asked(l, batch, asked);
+        if (s < 0)
+            atomic_store(&l->error, s);
+        if (s < 0 || pl_queue_put(l->full, batch) != PL_OK || pl_queue_put(l->free, asked) != PL_OK)
+            break;
+    }
+    pl_queue_close(l->full);
+    pl_queue_close(l->free); /* who asks is not to wait for it */
+    return NULL;
 }
 
 static void *run(void *arg)
@@ -276,9 +320,8 @@ pl_status pl_loader_deal(struct pl_loader *l, int64_t global_batch, int rank, in
     return PL_OK;
 }
 
-pl_status pl_loader_start(struct pl_loader *l, int64_t epoch, int64_t position, bool once)
+static pl_status start(struct pl_loader *l, void *(*body)(void *))
 {
-    stop_thread(l);
     l->empty = pl_queue_create(l->batches);
     l->full = pl_queue_create(l->batches);
     if (!l->empty || !l->full) {
@@ -288,16 +331,49 @@ pl_status pl_loader_start(struct pl_loader *l, int64_t epoch, int64_t position, 
     for (int i = 0; i < l->batches; i++) /* what is still lent comes back by its release */
         if (!l->lent[i])
             pl_queue_put(l->empty, &l->batch[i]);
-    l->epoch = epoch;
-    l->position = position;
-    l->once = once;
     atomic_store(&l->stop, false);
     atomic_store(&l->error, PL_OK);
-    pl_status s = pl_thread_start(&l->thread, "loader", run, l);
+    pl_status s = pl_thread_start(&l->thread, "loader", body, l);
     l->running = s == PL_OK;
     if (s < 0)
         stop_thread(l);
     return s;
+}
+
+pl_status pl_loader_start(struct pl_loader *l, int64_t epoch, int64_t position, bool once)
+{
+    stop_thread(l);
+    l->epoch = epoch;
+    l->position = position;
+    l->once = once;
+    l->fed = false;
+    return start(l, run);
+}
+
+pl_status pl_loader_feed(struct pl_loader *l)
+{
+    stop_thread(l);
+    l->free = pl_queue_create(l->batches);
+    l->asked = pl_queue_create(l->batches);
+    if (!l->free || !l->asked) {
+        stop_thread(l);
+        return PL_ERR_MEMORY;
+    }
+    for (int i = 0; i < l->batches; i++)
+        pl_queue_put(l->free, &l->ask[i]);
+    l->fed = true;
+    return start(l, run_fed);
+}
+
+pl_status pl_loader_ask(struct pl_loader *l, int64_t epoch, int64_t first, int64_t rows)
+{
+    void *item;
+    if (rows < 1 || rows > l->capacity)
+        return pl_error(PL_ERR_USAGE, "data", "%lld samples asked for, the loader has room for %lld", (long long)rows, (long long)l->capacity);
+    if (pl_queue_get(l->free, -1, &item) != PL_OK)
+        return PL_END;
+    *(struct asked *)item = (struct asked){epoch, first, rows};
+    return pl_queue_put(l->asked, item);
 }
 
 /* With every batch lent the thread could never fill another. */

@@ -379,6 +379,47 @@ TEST(restarts)
     end(&run, true); /* while it reads, a batch still lent */
 }
 
+/* What is asked for comes, in that order, from any epoch; a start ends it. */
+TEST(reads_what_is_asked_for)
+{
+    struct run run;
+    struct pl_rng r = pl_rng_make(1, 2, 3, 5);
+    begin(&run, make_bytes(90, 8), &images, 64, 0, LOAD(.global_batch = 8, .shuffle = true, .classes = 10, .depth = 3));
+    struct pl_sampler *order = pl_sampler_create(run.d->blocks, run.d->block_first, run.d->window_blocks, true, 0);
+    for (int i = 0; i < 40; i++) {
+        int64_t index[8], epoch[3], first[3], rows[3];
+        if (i % 10 == 0)
+            assert_int_equal(pl_loader_feed(run.l), PL_OK);
+        for (int k = 0; k < 3; k++) {
+            epoch[k] = pl_rng_u32(&r) % 3;
+            rows[k] = 1 + pl_rng_u32(&r) % 8;
+            first[k] = pl_rng_u32(&r) % (91 - rows[k]);
+            assert_int_equal(pl_loader_ask(run.l, epoch[k], first[k], rows[k]), PL_OK);
+        }
+        for (int k = 0; k < 3; k++) {
+            struct pl_batch *b = next(run.l);
+            assert_int_equal(b->epoch, epoch[k]);
+            assert_int_equal(b->begin, first[k]);
+            assert_int_equal(b->end, first[k] + rows[k]);
+            assert_int_equal(b->rows, rows[k]);
+            assert_int_equal(pl_sampler_order(order, epoch[k], first[k], rows[k], index), PL_OK);
+            assert_memory_equal(b->index, index, (size_t)rows[k] * sizeof *index);
+            for (int64_t row = rows[k]; row < b->capacity; row++)
+                assert_int_equal(b->index[row], -1);
+            pl_loader_release(run.l, b);
+        }
+    }
+    assert_int_equal(pl_loader_ask(run.l, 0, 0, 9), PL_ERR_USAGE);
+    pl_error_clear();
+    assert_int_equal(pl_loader_ask(run.l, 0, 0, 8), PL_OK); /* nobody takes it */
+    assert_int_equal(pl_loader_start(run.l, 1, 40, true), PL_OK);
+    struct pl_batch *b = next(run.l);
+    assert_int_equal(b->begin, 40);
+    pl_loader_release(run.l, b);
+    pl_sampler_destroy(order);
+    end(&run, true);
+}
+
 /* The second of 2 ranks becomes the last of 3, with a batch still lent. */
 TEST(deals_anew)
 {
@@ -798,6 +839,7 @@ int main(void)
                                        cmocka_unit_test(labels_of_floats),
                                        cmocka_unit_test(ranks_share_an_epoch),
                                        cmocka_unit_test(restarts),
+                                       cmocka_unit_test(reads_what_is_asked_for),
                                        cmocka_unit_test(deals_anew),
                                        cmocka_unit_test(all_batches_lent),
                                        cmocka_unit_test(cache_modes_agree),
