@@ -28,4 +28,10 @@ double pl_optimizer_square_sum(const struct pl_optimizer *o, const float *sum, i
  * (parameters), writes `to` (may equal from). Statistics: to = m * from + (1 - m) * sum / samples. */
 void pl_optimizer_update(struct pl_optimizer *o, const struct pl_update *u, const float *sum,
                          const float *from, float *to);
+/* The same for elements [a, b) of the slab, by the calling thread alone, any but during another update of them; sum,
+ * from, to: [b - a]. Kinds that need norms of whole tensors (lars) take rate 1: for others only. */
+void pl_optimizer_update_range(struct pl_optimizer *o, const struct pl_update *u, int64_t a, int64_t b, const float *sum,
+                               const float *from, float *to);
+/* A step of plain SGD, whatever the kind, from params to params; statistics stay. */
+void pl_optimizer_descend(const struct pl_optimizer *o, const struct pl_update *u, const float *sum, float *params);
 #endif

@@ -100,31 +100,66 @@ static float trust_ratio(const struct pl_rule_args *a)
     return (float)(a->job->optimizer.trust * w / (g + a->decay * w));
 }
 
-static void average_statistic(const struct pl_param *p, double samples, const float *sum, const float *from, float *to)
+static void average_statistic(const struct pl_param *p, double samples, int64_t n, const float *sum, const float *from, float *to)
 {
     float m = (float)p->momentum, rest = (float)((1 - p->momentum) / samples);
-    int64_t n = pl_shape_elems(&p->shape);
-    for (int64_t i = p->offset; i < p->offset + n; i++)
+    for (int64_t i = 0; i < n; i++)
         to[i] = m * from[i] + rest * sum[i];
+}
+
+/* Elements of one tensor, from `at` of the slab on; sum, from, to begin there. */
+static struct pass pass_over(const struct pl_optimizer *o, const struct pl_rule *rule, const struct pl_update *u, const struct pl_param *p,
+                             int64_t at, int64_t n, const float *sum, const float *from, float *to)
+{
+    struct pass pass = {.rule = rule, .all = {.job = o->job, .lr = (float)(u->lr * p->lr_mult),
+                        .decay = (float)(o->job->optimizer.weight_decay * p->decay_mult),
+                        .scale = (float)(u->clip / u->samples), .step = u->step + 1, .trust = 1,
+                        .sum = sum, .from = from, .to = to, .n = n}};
+    for (int i = 0; i < rule->slots; i++)
+        pass.all.slot[i] = o->slot[i] + at;
+    return pass;
 }
 
 void pl_optimizer_update(struct pl_optimizer *o, const struct pl_update *u, const float *sum, const float *from, float *to)
 {
     for (int t = 0; t < o->tensors; t++) {
         const struct pl_param *p = o->tensor[t].param;
+        int64_t n = pl_shape_elems(&p->shape), at = p->offset;
         if (p->statistic) {
-            average_statistic(p, u->samples, sum, from, to);
+            average_statistic(p, u->samples, n, sum + at, from + at, to + at);
             continue;
         }
-        struct pass pass = {.rule = o->rule, .all = {.job = o->job, .lr = (float)(u->lr * p->lr_mult),
-                            .decay = (float)(o->job->optimizer.weight_decay * p->decay_mult),
-                            .scale = (float)(u->clip / u->samples), .step = u->step + 1, .trust = 1,
-                            .sum = sum + p->offset, .from = from + p->offset, .to = to + p->offset,
-                            .n = pl_shape_elems(&p->shape)}};
-        for (int i = 0; i < o->rule->slots; i++)
-            pass.all.slot[i] = o->slot[i] + p->offset;
+        struct pass pass = pass_over(o, o->rule, u, p, at, n, sum + at, from + at, to + at);
         if (o->rule->per_tensor_norm)
             pass.all.trust = trust_ratio(&pass.all);
-        pl_parallel_for(pass.all.n, GRAIN, run_range, &pass);
+        pl_parallel_for(n, GRAIN, run_range, &pass);
+    }
+}
+
+void pl_optimizer_update_range(struct pl_optimizer *o, const struct pl_update *u, int64_t a, int64_t b, const float *sum,
+                               const float *from, float *to)
+{
+    for (int t = 0; t < o->tensors; t++) {
+        const struct pl_param *p = o->tensor[t].param;
+        int64_t begin = p->offset > a ? p->offset : a, end = p->offset + pl_shape_elems(&p->shape), at = begin - a;
+        int64_t n = (end < b ? end : b) - begin;
+        if (n <= 0)
+            continue;
+        struct pass pass = pass_over(o, o->rule, u, p, begin, n, sum + at, from + at, to + at);
+        if (p->statistic)
+            average_statistic(p, u->samples, n, sum + at, from + at, to + at);
+        else
+            o->rule->apply(&pass.all);
+    }
+}
+
+void pl_optimizer_descend(const struct pl_optimizer *o, const struct pl_update *u, const float *sum, float *params)
+{
+    for (int t = 0; t < o->tensors; t++) {
+        const struct pl_param *p = o->tensor[t].param;
+        int64_t n = pl_shape_elems(&p->shape), at = p->offset;
+        struct pass pass = pass_over(o, &pl_rule_sgd, u, p, at, n, sum + at, params + at, params + at);
+        if (!p->statistic)
+            pl_parallel_for(n, GRAIN, run_range, &pass);
     }
 }

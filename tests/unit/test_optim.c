@@ -249,9 +249,71 @@ static void test_refusals(void **state)
     pl_error_clear();
 }
 
+/* Cut anywhere, also within a tensor, the range is updated as in the whole, bit for bit, statistics too. */
+static void check_ranges(const char *kind)
+{
+    struct fixture whole, cut;
+    const char *layer = "{name: e, kind: dense, units: 5}, {name: bn, kind: batchnorm, momentum: 0.75}, {name: d, kind: dense, units: 2, decay_mult: 0.5}";
+    char *optimizer = pl_strdupf("kind: %s, lr: 0.05, weight_decay: 0.01", kind);
+    open_fixture(&whole, layer, optimizer);
+    open_fixture(&cut, layer, optimizer);
+    pl_free(optimizer);
+    const struct pl_tensor *tensor;
+    int tensors = pl_graph_tensors(whole.g, &tensor);
+    int64_t n = pl_graph_elems(whole.g);
+    float *w = pl_graph_params(whole.g), *c = pl_graph_params(cut.g);
+    struct pl_rng r = pl_rng_make(1, 2, 3, 4);
+    pl_rng_normals(&r, w, n);
+    memcpy(c, w, (size_t)n * sizeof *w);
+    for (int step = 0; step < STEPS; step++) {
+        struct pl_update u = {.lr = 0.05, .step = step, .samples = 12, .clip = 3};
+        pl_rng_normals(&r, whole.sum, n);
+        pl_optimizer_update(whole.o, &u, whole.sum, w, w);
+        for (int64_t a = 0, b; a < n; a = b) {
+            b = a + 1 + (int64_t)pl_rng_below(&r, 7);
+            b = b < n ? b : n;
+            pl_optimizer_update_range(cut.o, &u, a, b, whole.sum + a, c + a, c + a);
+        }
+    }
+    for (int t = 0; t < tensors; t++) {
+        size_t at = (size_t)tensor[t].param->offset, bytes = (size_t)pl_shape_elems(&tensor[t].param->shape) * sizeof *w;
+        if (memcmp(w + at, c + at, bytes) != 0)
+            fail_msg("%s, tensor %d: %g, in ranges %g", kind, t, (double)w[at], (double)c[at]);
+    }
+    close_fixture(&whole);
+    close_fixture(&cut);
+}
+
+static void test_ranges(void **state)
+{
+    (void)state;
+    for (size_t k = 0; k < sizeof known / sizeof *known; k++)
+        check_ranges(known[k].kind);
+}
+
+/* Whatever the kind, w - lr * (mean gradient + decay * w), and no state is touched. */
+static void test_descend(void **state)
+{
+    struct fixture f;
+    (void)state;
+    open_fixture(&f, "{name: d, kind: dense, units: 2}", "kind: adam, weight_decay: 0.1");
+    set_start(&f);
+    set_gradient(&f, 0, 4);
+    struct pl_update u = {.lr = 0.05, .samples = 4, .clip = 1};
+    pl_optimizer_descend(f.o, &u, f.sum, pl_graph_params(f.g));
+    for (int i = 0; i < N; i++) {
+        double wanted = start[i] - 0.05 * (gradient(i, 0) + 0.1 * start[i]), found = *element(&f, pl_graph_params(f.g), i);
+        if (fabs(found - wanted) > 1e-6)
+            fail_msg("element %d: %.9g, wanted %.9g", i, found, wanted);
+        assert_true(*element(&f, pl_optimizer_slot(f.o, 0), i) == 0);
+    }
+    close_fixture(&f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_rules), cmocka_unit_test(test_lars), cmocka_unit_test(test_multipliers),
-                                       cmocka_unit_test(test_statistics), cmocka_unit_test(test_schedules), cmocka_unit_test(test_refusals)};
+                                       cmocka_unit_test(test_statistics), cmocka_unit_test(test_schedules), cmocka_unit_test(test_refusals),
+                                       cmocka_unit_test(test_ranges), cmocka_unit_test(test_descend)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
