@@ -327,6 +327,8 @@ static pl_status bench_training(struct pl_world *w, struct pl_job *job, const st
     struct pl_trainer t;
     if (job->sync.backup_workers > 0)
         return pl_world_agree(w, pl_error(PL_ERR_USAGE, "bench", "steps with sync.backup_workers are measured by bench/stragglers.sh, in real runs"));
+    if (job->sync.kind == PL_SYNC_DOWNPOUR)
+        return pl_world_agree(w, pl_error(PL_ERR_USAGE, "bench", "sync.kind downpour has no steps that all ranks make\ngive sync.kind=allreduce"));
     PL_TRY(pl_trainer_open(&t, w, job, true));
     job->optimizer.lr = 0; /* noise cannot be learnt, only diverge */
     pl_status s = pl_world_agree(w, pl_graph_init(t.graph, (uint64_t)job->train.seed));

@@ -236,6 +236,25 @@ static pl_status check_local_sgd(struct pl_job *j)
     return PL_OK;
 }
 
+static pl_status check_downpour(struct pl_job *j)
+{
+    j->sync.n_fetch += j->sync.n_fetch == 0;
+    j->sync.n_push += j->sync.n_push == 0;
+    if (j->sync.backup_workers > 0)
+        return pl_node_error(at_key(j, "sync.backup_workers"), "sync.backup_workers is of synchronous SGD; with sync.kind downpour nobody waits for late gradients");
+    if (strcmp(pl_job_compress_name(j), "none") != 0)
+        return pl_node_error(at_key(j, "exchange.compress"), "exchange.compress with sync.kind downpour is not in this version yet");
+    if (j->train.accumulate > 1)
+        return pl_node_error(at_key(j, "train.accumulate"), "train.accumulate with sync.kind downpour: sync.n_push sums the gradients of several micro-batches");
+    if (j->optimizer.clip_norm > 0)
+        return pl_node_error(at_key(j, "optimizer.clip_norm"), "optimizer.clip_norm with sync.kind downpour is not in this version yet");
+    if (j->optimizer.kind == PL_LARS)
+        return pl_node_error(at_key(j, "optimizer.kind"), "optimizer.kind lars needs the norms of whole tensors, with sync.kind downpour each rank has a part of them");
+    if (j->sync.warmup.unit == PL_MS)
+        return pl_node_error(at_key(j, "sync.warmup"), "sync.warmup is counted in steps or epochs");
+    return PL_OK;
+}
+
 static pl_status check_backup_workers(struct pl_job *j)
 {
     if (strcmp(pl_job_compress_name(j), "none") != 0)
@@ -275,6 +294,8 @@ static pl_status check(struct pl_job *j)
         return pl_node_error(at_key(j, "train.eval_every"), "train.eval_every is counted in steps or epochs");
     if (j->sync.kind == PL_SYNC_LOCAL_SGD)
         PL_TRY(check_local_sgd(j));
+    if (j->sync.kind == PL_SYNC_DOWNPOUR)
+        PL_TRY(check_downpour(j));
     if (j->sync.backup_workers > 0)
         PL_TRY(check_backup_workers(j));
     j->train.stop_on = !isinf(j->train.stop_above) || !isinf(j->train.stop_below);

@@ -169,15 +169,63 @@ void pl_report_members(struct pl_report *r, int64_t step, const char *lost, cons
         pl_progress_line(r, "rank %s is back at step %lld; %d share the data", back, (long long)step, members);
 }
 
-void pl_report_end(struct pl_report *r, int64_t step, const char *reason, double seconds, int64_t samples)
+/* {"0": 12, "3": 7, "32+": 1} */
+static void add_ages(struct pl_text *t, const struct pl_report_ages *a)
+{
+    const char *comma = "";
+    pl_text_add(t, "{");
+    for (int i = 0; i < a->ages; i++)
+        if (a->count[i] > 0) {
+            pl_text_add(t, "%s\"%d%s\": %lld", comma, i, i + 1 == a->ages ? "+" : "", (long long)a->count[i]);
+            comma = ", ";
+        }
+    pl_text_add(t, "}");
+}
+
+static void add_shares(struct pl_text *t, const struct pl_report_ages *a)
+{
+    for (int r = 0; r < a->ranks; r++)
+        pl_text_add(t, "%s%lld", r > 0 ? ", " : "", (long long)a->share[r]);
+}
+
+/* The same numbers to people. */
+static void say_ages(struct pl_report *r, const struct pl_report_ages *a)
+{
+    struct pl_text t = {0};
+    int64_t all = 0;
+    double sum = 0;
+    for (int i = 0; i < a->ages; i++) {
+        all += a->count[i];
+        sum += (double)i * (double)a->count[i];
+    }
+    add_ages(&t, a);
+    pl_progress_line(r, "staleness of gradients, in updates of a shard: mean %.1f, %s; dropped %lld of %lld", all > 0 ? sum / (double)all : 0,
+                     t.s ? t.s : "", (long long)a->dropped, (long long)all);
+    pl_text_free(&t);
+    add_shares(&t, a);
+    pl_progress_line(r, "micro-batches by rank: %s", t.s ? t.s : "");
+    pl_text_free(&t);
+}
+
+void pl_report_end(struct pl_report *r, int64_t step, const char *reason, double seconds, int64_t samples, const struct pl_report_ages *a)
 {
     struct pl_text t = {0};
     if (!r->active)
         return;
+    if (a)
+        say_ages(r, a);
     pl_metrics_int(&t, "step", step);
     pl_metrics_text(&t, "reason", reason);
     pl_metrics_number(&t, "seconds", seconds);
     pl_metrics_int(&t, "samples", samples);
+    if (a) {
+        pl_text_add(&t, ", \"staleness\": ");
+        add_ages(&t, a);
+        pl_metrics_int(&t, "dropped_gradients", a->dropped);
+        pl_text_add(&t, ", \"micro_batches\": [");
+        add_shares(&t, a);
+        pl_text_add(&t, "]");
+    }
     pl_metrics_write(r, "end", &t);
     pl_text_free(&t);
     pl_progress_line(r, "%s at step %lld after %.1f s, %.0f samples/s", reason, (long long)step, seconds,

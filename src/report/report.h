@@ -20,7 +20,9 @@ void pl_report_checkpoint(struct pl_report *r, int64_t step, const char *path, d
 void pl_report_resume(struct pl_report *r, int64_t step, const char *path);
 /* Ranks that were struck off, or let in again, NULL: none; members: how many go on. */
 void pl_report_members(struct pl_report *r, int64_t step, const char *lost, const char *back, int members);
-void pl_report_end(struct pl_report *r, int64_t step, const char *reason, double seconds, int64_t samples);
+/* Of downpour: updates of the parameters while a gradient was computed and on its way; who computed how many. */
+struct pl_report_ages { const int64_t *count; int ages; int64_t dropped; const int64_t *share; int ranks; }; /* count[ages], the last: that or more; share[ranks] */
+void pl_report_end(struct pl_report *r, int64_t step, const char *reason, double seconds, int64_t samples, const struct pl_report_ages *a); /* a: or NULL */
 /* report.dir/exit.json: how the run ended, for who started it; whole or not at all. dir NULL: nothing. code -1: takes away what an
  * earlier life left. PL_ERR_CHECKPOINT. */
 pl_status pl_report_outcome(const char *dir, int code, const char *reason, int64_t step, int ranks);

@@ -1,6 +1,7 @@
 /* sync: how replicas agree. One table a kind; this build has `allreduce`, which agrees on the update of each step:
- * the sum of the gradients of all samples of the global batch, divided by their number; and `local_sgd`, in which
- * each updates by its own gradient and the parameters are averaged every sync.tau steps. */
+ * the sum of the gradients of all samples of the global batch, divided by their number; `local_sgd`, in which
+ * each updates by its own gradient and the parameters are averaged every sync.tau steps; and `downpour`, in which each
+ * keeps a part of the parameters, updates it by the gradients that come, and computes by parameters that it fetches. */
 #ifndef PL_SYNC_H
 #define PL_SYNC_H
 
@@ -9,6 +10,14 @@
 
 struct pl_sync;
 
+/* Where each rank goes its own way: from here until step `until`, after which all come together. */
+struct pl_leg {
+    int64_t step, epoch, position;           /* of the run: samples [position, ...) of the epoch's order are next */
+    int64_t until, global_batch, epoch_samples;
+};
+/* A micro-batch, handed out to one rank: a slice of the global batch of that step. */
+struct pl_ticket { int64_t step, epoch, first, rows; };
+
 /* What a replica holds; outlives its sync. */
 struct pl_replica {
     const struct pl_job *job;
@@ -16,6 +25,10 @@ struct pl_replica {
     struct pl_optimizer *optimizer;
     struct pl_world *world;
     const struct pl_exchange_options *exchange; /* until create returns */
+    /* A micro-batch that this rank will be given next, so that it is read in the meantime. Any thread, one at a time. PL_END:
+     * nothing is read any more. */
+    pl_status (*ahead)(void *arg, const struct pl_ticket *t);
+    void *arg;
     void *state;                                /* what else a rank that comes back needs */
     size_t state_bytes;
 };
@@ -45,6 +58,18 @@ struct pl_agreement {
     bool dealt;            /* others than before share the data of the next step */
     int place, members;    /* this rank's among them; how many */
     const char *lost, *back; /* ranks that were struck off, or let in again; NULL: none */
+    /* Where each rank goes its own way (downpour). */
+    bool tells;            /* ended: this rank says how the run ended */
+    bool apart;            /* after it they differ; steps is what has come in on rank 0 since it last was anything */
+    int64_t step, epoch, position; /* not apart: where the run is now */
+};
+
+/* How old gradients were when they came: updates of the parameters since they had been fetched. */
+enum { PL_STALENESS_MOST = 32 };
+struct pl_staleness {
+    int64_t count[PL_STALENESS_MOST + 1]; /* of age i; the last: that or more */
+    int64_t dropped;
+    const int64_t *share;                 /* [ranks] micro-batches that each rank computed; borrowed */
 };
 
 /* Work in parts, each of which some rank does. */
@@ -94,6 +119,15 @@ struct pl_sync_table {
     /* The run is over here: with code 0 after its last step, otherwise for all. Returns when the others know; PL_END, to be
      * called again, where this rank has to write what it did not (wrote false). */
     pl_status (*leave)(struct pl_sync *s, int code, bool wrote, struct pl_parting *out);
+
+    /* Where each rank goes its own way, after the warm-up: set_out, then take, a micro-batch (contribute, slice_final) and
+     * learn in turn until there is nothing to take, then gather. Otherwise NULL. An error that is not this rank's own comes
+     * with out->ended; out->writes: this rank has what is left of the parameters, and the place in step, epoch and position. */
+    pl_status (*set_out)(struct pl_sync *s, const struct pl_leg *leg, struct pl_agreement *out);
+    pl_status (*take)(struct pl_sync *s, struct pl_ticket *out, struct pl_agreement *ended); /* PL_END: nothing is left */
+    pl_status (*learn)(struct pl_sync *s, double lr, struct pl_agreement *out); /* from the gradient */
+    pl_status (*gather)(struct pl_sync *s, struct pl_agreement *out); /* parameters and optimizer are the same on all ranks */
+    const struct pl_staleness *(*staleness)(struct pl_sync *s);      /* rank 0: of the run so far */
 };
 
 const struct pl_sync_table *pl_sync_find(const char *name); /* NULL: not built */

@@ -30,6 +30,8 @@ static pl_status loader_deal(void *arg, int64_t global_batch, int rank, int rank
 
 static pl_status loader_next(void *arg, struct pl_batch **out) { return pl_loader_next(arg, out); }
 static void loader_release(void *arg, struct pl_batch *b) { pl_loader_release(arg, b); }
+static pl_status loader_feed(void *arg) { return pl_loader_feed(arg); }
+static pl_status loader_ask(void *arg, int64_t epoch, int64_t first, int64_t rows) { return pl_loader_ask(arg, epoch, first, rows); }
 
 /* ---- set-up ------------------------------------------------------------------------------------- */
 
@@ -76,7 +78,7 @@ static pl_status open_loaders(struct run *r)
                                   .classes = pl_graph_classes(t->graph), .depth = 4,
                                   .threads = (int)t->job->data.threads};
     PL_TRY(pl_loader_create(r->train_data, &o, &r->loader));
-    t->source = (struct pl_source){.deal = loader_deal, .next = loader_next, .release = loader_release, .arg = r->loader,
+    t->source = (struct pl_source){.deal = loader_deal, .next = loader_next, .release = loader_release, .feed = loader_feed, .ask = loader_ask, .arg = r->loader,
                                    .epoch_samples = pl_dataset_samples(r->train_data)};
     t->state.train_file = t->train_file = pl_dataset_name(r->train_data);
     if (!r->test_data)
@@ -150,6 +152,9 @@ static void announce(struct run *r, const char *path)
         pl_report_say(r->report, "local SGD: %s averaged every %lld steps (sync.tau) by %s; %s",
                       t->job->sync.average_momentum ? "parameters and the optimizer's state are" : "parameters are",
                       (long long)t->job->sync.tau, pl_trainer_algorithm(t), pl_trainer_why(t));
+    else if (t->world->ranks > 1 && t->sync_table->set_out)
+        pl_report_say(r->report, "downpour: each rank keeps a shard of the parameters, fetches all every %lld of its micro-batches and pushes gradients every %lld, over %s; %s",
+                      (long long)t->job->sync.n_fetch, (long long)t->job->sync.n_push, pl_trainer_transport(t), pl_trainer_why(t));
     else if (t->world->ranks > 1)
         pl_report_say(r->report, "gradients are added up by %s; %s", pl_trainer_algorithm(t), pl_trainer_why(t));
     if (!t->job->checkpoint.dir)
@@ -162,16 +167,18 @@ static void announce(struct run *r, const char *path)
 
 /* ---- the loop ----------------------------------------------------------------------------------- */
 
+static bool due_since(const struct pl_trainer *t, struct pl_period every, int64_t since)
+{
+    int64_t n = pl_train_steps_of(t, every), ahead = every.unit == PL_EPOCHS ? t->ahead : 0;
+    return n > 0 && (t->state.step - ahead) / n > (since - ahead) / n;
+}
+
 /* Whether a multiple of it was passed since the ranks last agreed: that is in this step, or with local SGD in one
  * since the averaging before. */
 static bool due(const struct pl_trainer *t, struct pl_period every)
 {
-    if (every.unit == PL_NEVER || every.unit == PL_MS || every.n <= 0)
-        return false;
-    double steps = every.unit == PL_EPOCHS ? every.n * (double)t->steps_per_epoch : every.n;
-    int64_t n = steps < 1 ? 1 : llround(steps), ahead = every.unit == PL_EPOCHS ? t->ahead : 0, tau = local_steps(t->job);
-    int64_t since = tau > 0 ? (t->state.step - 1) / tau * tau : t->state.step - 1;
-    return (t->state.step - ahead) / n > (since - ahead) / n;
+    int64_t tau = local_steps(t->job);
+    return due_since(t, every, tau > 0 ? (t->state.step - 1) / tau * tau : t->state.step - 1);
 }
 
 static double metric_of(const struct pl_job *job, const struct pl_evaluation *e)
@@ -313,13 +320,14 @@ static void report_step(struct run *r)
     r->line.step = r->t.state.step;
     r->line.epoch = r->last.epoch;
     add_times(&r->line, &r->last);
-    if (r->last.agreed == 0) {
+    if (r->last.agreed == 0 || r->last.rows == 0) { /* nothing new */
         if (known)
             pl_report_progress(r->report, &r->line); /* loss and accuracy as of the last averaging */
         return;
     }
     take_line(r);
-    if (due(&r->t, *every) || by_time || r->t.state.step == r->t.total_steps || first) {
+    bool passed = r->t.sync_table->set_out ? due_since(&r->t, *every, r->t.state.step - r->last.agreed) : due(&r->t, *every);
+    if (passed || by_time || r->t.state.step == r->t.total_steps || first) {
         pl_report_step(r->report, &r->line);
         r->shown_ms = now;
     } else {
@@ -392,7 +400,7 @@ static pl_status run_steps(struct run *r)
     struct pl_trainer *t = &r->t;
     if (t->state.step > 0 && due(t, t->job->train.eval_every))
         PL_TRY(evaluate(r)); /* a signal stopped the run before it was made */
-    while (t->state.step < t->total_steps && !t->state.done) {
+    while (r->last.apart || (t->state.step < t->total_steps && !t->state.done)) {
         if (pl_fault("step", t->state.step))
             return pl_error(PL_ERR_MEMORY, "train", "debug.fault at step");
         t->stop_asked = pl_signals_seen();
@@ -404,7 +412,7 @@ static pl_status run_steps(struct run *r)
         PL_TRY(look_round(r));
         r->samples += (int64_t)r->last.rows;
         report_step(r);
-        if (r->last.agreed == 0)
+        if (r->last.agreed == 0 || r->last.apart)
             continue; /* what follows is for parameters that all ranks have */
         if (r->last.stop && t->state.step < t->total_steps)
             return PL_STOPPED;
@@ -418,10 +426,21 @@ static pl_status run_steps(struct run *r)
     return PL_OK;
 }
 
+static const struct pl_report_ages *staleness_of(const struct run *r, struct pl_report_ages *out)
+{
+    const struct pl_trainer *t = &r->t;
+    if (!t->sync_table->staleness)
+        return NULL;
+    const struct pl_staleness *s = t->sync_table->staleness(t->sync);
+    *out = (struct pl_report_ages){.count = s->count, .ages = PL_STALENESS_MOST + 1, .dropped = s->dropped, .share = s->share, .ranks = t->world->ranks};
+    return out;
+}
+
 static pl_status close_run(struct run *r, pl_status s)
 {
     struct pl_trainer *t = &r->t;
     const char *reason = s == PL_STOPPED ? "signal" : t->state.done ? "goal" : "done";
+    struct pl_report_ages ages;
     if (t->state.done)
         t->total_steps = t->state.step;
     PL_TRY(save(r));
@@ -431,7 +450,7 @@ static pl_status close_run(struct run *r, pl_status s)
     else if (s == PL_STOPPED)
         pl_report_say(r->report, "stopped on a signal after step %lld; the checkpoint is in %s, run me again to continue",
                       (long long)t->state.step, t->job->checkpoint.dir);
-    pl_report_end(r->report, t->state.step, reason, (pl_now_ms() - r->started_ms) / 1000, r->samples);
+    pl_report_end(r->report, t->state.step, reason, (pl_now_ms() - r->started_ms) / 1000, r->samples, staleness_of(r, &ages));
     return s;
 }
 
@@ -442,21 +461,22 @@ static pl_status leave(struct run *r, pl_status s)
     struct pl_trainer *t = &r->t;
     struct pl_parting p = {.clean = false};
     bool known = r->last.ended;
+    pl_status left = PL_OK;
     int code = s == PL_STOPPED ? 0 : pl_exit_code(s);
     if (!known && (r->root || s != PL_ERR_NOT_FINITE)) /* that all find together */
         pl_world_say(t->world, s); /* now: peers that end are errors of their own, which are cleared */
     t->world->reported = t->world->reported || (!known && s < 0);
-    while (!known && t->sync_table->leave(t->sync, code, r->root, &p) == PL_END) {
+    while (!known && (left = t->sync_table->leave(t->sync, code, r->root, &p)) == PL_END) {
         PL_TRY(take_over(r, true));
         if (s >= 0)
             PL_TRY(close_run(r, s));
     }
-    if (!known && p.dropped[0])
+    if (!known && p.dropped && p.dropped[0])
         pl_report_say(r->report, "gradients that came late, by rank: %s", p.dropped);
     if (!known && p.holders > 0)
         pl_report_say(r->report, "%d rank%s the same parameters, bit for bit", p.holders, p.holders == 1 ? " holds" : "s hold");
     t->world->apart = !p.clean;
-    return s;
+    return s >= 0 && left < 0 ? left : s;
 }
 
 static pl_status already_done(struct run *r)
@@ -509,7 +529,7 @@ pl_status pl_train(struct pl_world *w, const struct pl_job *job)
         s = already_done(&r);
     else
         s = run_to_end(&r);
-    if (r.root && pl_report_outcome(job->report.dir, pl_exit_code(s), reason_of(s), r.t.state.step, r.t.state.ranks) < 0)
+    if ((r.root || r.last.tells) && pl_report_outcome(job->report.dir, pl_exit_code(s), reason_of(s), r.t.state.step, r.t.state.ranks) < 0)
         pl_log("%s", pl_error_text());
     pl_log_step(-1);
     tear_down(&r);

@@ -35,9 +35,8 @@ static pl_status compute(struct pl_trainer *t, const struct pl_graph_batch *in, 
     return s;
 }
 
-/* One micro-batch; the last one of a step hands its slices over as they end. PL_END: it is only read, as the others went on. */
-static pl_status run_micro_batch(struct pl_trainer *t, int64_t micro, bool abandoned, struct pl_loss_sums *sums,
-                                 struct pl_step_result *out, bool *last)
+pl_status pl_train_micro_batch(struct pl_trainer *t, int64_t micro, bool abandoned, struct pl_loss_sums *sums,
+                               struct pl_step_result *out, bool *last)
 {
     struct pl_batch *b;
     double begin = pl_now_ms();
@@ -77,8 +76,7 @@ static void update(struct pl_trainer *t, const struct pl_agreement *a, struct pl
     pl_optimizer_update(t->optimizer, &u, a->sum, params, params);
 }
 
-/* Where they agree, so that all ranks end together. */
-static pl_status check_finite(const struct pl_agreement *a, int64_t step)
+pl_status pl_train_check_finite(const struct pl_agreement *a, int64_t step)
 {
     char since[48] = "";
     if (a->not_finite == 0 && isfinite(a->total))
@@ -91,8 +89,7 @@ static pl_status check_finite(const struct pl_agreement *a, int64_t step)
                     since[0] ? since : "step ", (long long)step, a->not_finite, a->not_finite == 1 ? "" : "s");
 }
 
-/* What the ranks agree on; after a local step nothing. */
-static void take_note(const struct pl_agreement *a, struct pl_step_result *out)
+void pl_train_take_note(const struct pl_agreement *a, struct pl_step_result *out)
 {
     out->agreed = a->steps;
     out->exchange = a->times;
@@ -134,7 +131,7 @@ static pl_status catch_up(struct pl_trainer *t, const struct pl_agreement *a, do
 {
     t->state.train_file = t->train_file;
     out->went_on = true;
-    take_note(a, out);
+    pl_train_take_note(a, out);
     pl_status s = deal(t, a);
     out->step_ms = pl_now_ms() - begin;
     return s;
@@ -145,6 +142,8 @@ pl_status pl_trainer_step(struct pl_trainer *t, struct pl_step_result *out)
     struct pl_loss_sums sums = {0};
     struct pl_agreement agreed;
     bool last = false;
+    if (pl_train_apart(t))
+        return pl_train_step_apart(t, out);
     *out = (struct pl_step_result){.step = t->state.step, .grad_norm = NAN};
     double begin = pl_now_ms();
 
@@ -152,16 +151,17 @@ pl_status pl_trainer_step(struct pl_trainer *t, struct pl_step_result *out)
     pl_status s = t->sync_table->begin(t->sync, out->step);
     last = s == PL_END; /* this rank has no share */
     for (int64_t micro = 0; s >= 0 && !last; micro++)
-        s = run_micro_batch(t, micro, s == PL_END, &sums, out, &last);
+        s = pl_train_micro_batch(t, micro, s == PL_END, &sums, out, &last);
     PL_TRY(s);
     s = t->sync_table->finish(t->sync, &agreed);
     out->ended = agreed.ended;
     out->writes = agreed.writes;
+    out->tells = agreed.tells;
     if (s != PL_OK || agreed.ended)
         return s;
     if (agreed.went_on)
         return catch_up(t, &agreed, begin, out);
-    PL_TRY(check_finite(&agreed, out->step));
+    PL_TRY(pl_train_check_finite(&agreed, out->step));
 
     double updating = pl_now_ms();
     int64_t ahead = t->job->train.steps > 0 ? 0 : t->ahead; /* a run of epochs follows the data order */
@@ -172,9 +172,9 @@ pl_status pl_trainer_step(struct pl_trainer *t, struct pl_step_result *out)
     commit(t, out);
     s = t->sync_table->average(t->sync, t->state.step == t->total_steps, &agreed);
     if (s == PL_OK)
-        s = check_finite(&agreed, out->step);
+        s = pl_train_check_finite(&agreed, out->step);
     if (s == PL_OK) {
-        take_note(&agreed, out);
+        pl_train_take_note(&agreed, out);
         t->state.samples_seen += (int64_t)out->rows;
     }
     pl_trainer_hold(t, false);

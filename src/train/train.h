@@ -16,6 +16,9 @@ struct pl_source {
     pl_status (*deal)(void *arg, int64_t global_batch, int rank, int ranks, int64_t epoch, int64_t position);
     pl_status (*next)(void *arg, struct pl_batch **out);
     void (*release)(void *arg, struct pl_batch *b);
+    /* From feed until the next deal, next gives what was asked for. ask: any thread. NULL: this source cannot. */
+    pl_status (*feed)(void *arg);
+    pl_status (*ask)(void *arg, int64_t epoch, int64_t first, int64_t rows);
     void *arg;
     int64_t epoch_samples; /* INT64_MAX: it never ends */
 };
@@ -38,6 +41,7 @@ struct pl_trainer {
     int64_t ahead;                       /* steps done more than epochs of steps_per_epoch have by now: since a change of global batch */
     bool stop_asked;                     /* by a signal seen on this rank */
     bool save_asked;                     /* by this rank's clock */
+    bool fed, apart;                     /* train/apart.c: the source is fed; this rank is on its way */
     const char *train_file;              /* state.train_file, whichever peer's state this is */
     struct pl_run_state state;           /* as of the last step that was committed: step to be done next, data to be read next */
 };
@@ -53,8 +57,10 @@ struct pl_step_result {
     struct pl_exchange_times exchange;
     const char *late;
     bool stop, save;
+    bool apart;   /* the ranks are each on their way, and nothing here is for all: neither parameters nor the step */
     bool went_on; /* without this rank, which has a peer's parameters and position now */
     bool ended;   /* the run has, and this rank was not there */
+    bool tells;   /* ended: this rank says how, whoever writes */
     bool writes;  /* this rank reports and writes checkpoints: known where ranks may be lost */
     const char *lost, *back; /* ranks, or NULL */
 };
@@ -90,6 +96,24 @@ pl_status pl_trainer_resume(struct pl_trainer *t, char *path, size_t bytes);
 /* One step of the design's section 2. PL_ERR_NOT_FINITE is returned on all ranks together; any other
  * error is this rank's alone and ends the job by pl_world_abort. */
 pl_status pl_trainer_step(struct pl_trainer *t, struct pl_step_result *out);
+
+/* train/step.c, of a step: */
+/* One micro-batch; the last one hands its slices over as they end. abandoned: it is only read, as the others went on; so it is
+ * after PL_END. */
+pl_status pl_train_micro_batch(struct pl_trainer *t, int64_t micro, bool abandoned, struct pl_loss_sums *sums, struct pl_step_result *out,
+                               bool *last);
+/* Where they agree, so that all ranks end together. */
+pl_status pl_train_check_finite(const struct pl_agreement *a, int64_t step);
+/* What the ranks agree on; after a local step nothing. */
+void pl_train_take_note(const struct pl_agreement *a, struct pl_step_result *out);
+
+/* train/apart.c: where each rank goes its own way between evaluations and checkpoints (sync.kind downpour). */
+bool pl_train_apart(const struct pl_trainer *t); /* from t->state.step on */
+/* A micro-batch of this rank's own, or where there is none left the meeting. */
+pl_status pl_train_step_apart(struct pl_trainer *t, struct pl_step_result *out);
+pl_status pl_train_ahead(void *arg, const struct pl_ticket *ticket); /* pl_replica's */
+/* Steps of a period, 0: it is not counted in steps. */
+int64_t pl_train_steps_of(const struct pl_trainer *t, struct pl_period every);
 
 struct pl_evaluation { double loss, accuracy, top5; int64_t samples; };
 /* Every sample of the set once, over all ranks. graph: made with train false. PL_END: the run went on meanwhile. */

@@ -83,7 +83,7 @@ static pl_status find_spans(const struct pl_graph *g, struct spans *s)
 /* A kind of sync that moves the gradients itself. */
 static pl_status open_mesh(struct pl_trainer *t, const struct pl_replica *replica)
 {
-    if (t->world->nodes == 1 && strcmp(replica->exchange->transport, "auto") == 0)
+    if (t->job->sync.backup_workers > 0 && t->world->nodes == 1 && strcmp(replica->exchange->transport, "auto") == 0)
         pl_log_root("note: exchange.transport auto takes mpi on one node, where a lost rank ends the run; with exchange.transport=tcp it does not");
     PL_TRY(t->sync_table->create(replica, NULL, &t->sync));
     if (strcmp(pl_trainer_transport(t), "mpi") != 0 && !getenv("PACELINE_RECOVERY"))
@@ -101,10 +101,10 @@ static pl_status open_exchange(struct pl_trainer *t, bool train)
                                     .network = {.channels = (int)j->exchange.channels, .interface = j->exchange.interface},
                                     .compress = pl_job_compress_name(j), .compress_ratio = j->exchange.compress_ratio,
                                     .bucket_bytes = j->exchange.bucket_mb * 1048576, .timeout_ms = j->exchange.timeout_ms};
-    const struct pl_replica replica = {.job = j, .graph = t->graph, .optimizer = t->optimizer, .world = t->world, .exchange = &o,
+    const struct pl_replica replica = {.job = j, .graph = t->graph, .optimizer = t->optimizer, .world = t->world, .exchange = &o, .ahead = pl_train_ahead, .arg = t,
                                        .state = &t->state, .state_bytes = sizeof t->state};
     struct spans spans;
-    t->sync_table = pl_sync_find(train && j->sync.backup_workers > 0 ? "quorum" : pl_job_sync_name(j));
+    t->sync_table = pl_sync_find(!train ? "allreduce" : j->sync.backup_workers > 0 ? "quorum" : pl_job_sync_name(j));
     if (t->sync_table->meshed)
         return open_mesh(t, &replica);
     pl_status s = pl_world_agree(t->world, find_spans(t->graph, &spans));
@@ -145,6 +145,8 @@ pl_status pl_trainer_open(struct pl_trainer *t, struct pl_world *w, const struct
                     w->cores, w->cores == 1 ? "" : "s");
     if (train && job->sync.kind != PL_SYNC_LOCAL_SGD && (job->sync.tau > 0 || job->sync.average_momentum))
         pl_log_root("note: sync.%s is of local_sgd and not used by sync.kind %s", job->sync.tau > 0 ? "tau" : "average_momentum", pl_job_sync_name(job));
+    if (train && job->sync.kind != PL_SYNC_DOWNPOUR && (job->sync.n_fetch > 0 || job->sync.n_push > 0 || job->sync.max_staleness > 0 || job->sync.warmup.unit != PL_NEVER))
+        pl_log_root("note: sync.n_fetch, n_push, max_staleness and warmup are of downpour and not used by sync.kind %s", pl_job_sync_name(job));
     if (w->local_ranks * t->threads > w->node_cores)
         pl_log_root("note: %d ranks of %d threads share %d cores of this node and wait for each other", w->local_ranks, t->threads, w->node_cores);
     pl_status s = pl_world_agree(w, pl_fault_configure(job->debug.fault, w->rank));

@@ -75,7 +75,14 @@ static void test_choices(void **state)
     refused(MODEL DATA TRAIN "exchange: {compress: zip}\n", "exchange.compress: wanted one of none|bf16|one_bit|top_k");
     refused(MODEL DATA TRAIN "split: {pipeline: 2}\n", "split.pipeline is not in this version yet");
     refused(MODEL DATA TRAIN "split: {pipeline: 4}\n", "split.pipeline is not in this version yet");
-    refused(MODEL DATA TRAIN "sync: {kind: downpour}\n", "sync.kind: downpour is not in this version yet");
+    refused(MODEL DATA TRAIN "sync: {kind: sandblaster}\n", "sync.kind: sandblaster is not in this version yet");
+    refused(MODEL DATA TRAIN "sync: {kind: downpour, backup_workers: 1}\n", "sync.backup_workers is of synchronous SGD");
+    refused(MODEL DATA TRAIN "sync: {kind: downpour, n_push: 0}\n", "sync.n_push: wanted an integer, at least 1");
+    refused(MODEL DATA TRAIN "sync: {kind: downpour, warmup: 10 min}\n", "sync.warmup is counted in steps or epochs");
+    refused(MODEL DATA TRAIN "sync: {kind: downpour}\nexchange: {compress: top_k}\n", "exchange.compress with sync.kind downpour");
+    refused(MODEL DATA TRAIN "sync: {kind: downpour}\noptimizer: {kind: lars}\n", "lars needs the norms of whole tensors");
+    refused(MODEL DATA TRAIN "sync: {kind: downpour}\noptimizer: {clip_norm: 1}\n", "optimizer.clip_norm with sync.kind downpour");
+    refused(MODEL DATA "train: {steps: 1, accumulate: 2}\nsync: {kind: downpour}\n", "sync.n_push sums the gradients of several micro-batches");
     refused(MODEL DATA TRAIN "sync: {kind: local_sgd, tau: 0}\n", "sync.tau: wanted an integer, at least 1");
     refused(MODEL DATA TRAIN "sync: {kind: local_sgd, tau: 5}\nexchange: {compress: top_k}\n", "exchange.compress is for gradients; with sync.kind local_sgd");
     refused(MODEL DATA TRAIN "sync: {backup_workers: 1}\nexchange: {compress: bf16}\n", "exchange.compress with sync.backup_workers");

@@ -64,7 +64,7 @@ static void a_run(void *arg)
     pl_report_checkpoint(r, 50, "dir/step", 3);
     pl_report_resume(r, 50, "dir/step");
     pl_report_say(r, "%d words", 2);
-    pl_report_end(r, 100, "done", 2, 800);
+    pl_report_end(r, 100, "done", 2, 800, NULL);
     pl_report_close(r);
 }
 
@@ -116,7 +116,7 @@ static void a_silent_run(void *arg)
     assert_int_equal(pl_report_open(arg, false, 100, 2, &r), PL_OK);
     pl_report_step(r, &step);
     pl_report_say(r, "nothing");
-    pl_report_end(r, 100, "done", 2, 800);
+    pl_report_end(r, 100, "done", 2, 800, NULL);
     pl_report_close(r);
 }
 
@@ -137,7 +137,7 @@ static void a_run_on_a_full_disk(void *arg)
     assert_int_equal(pl_report_open(arg, true, 100, 2, &r), PL_OK);
     for (int i = 0; i < 3; i++)
         pl_report_step(r, &step);
-    pl_report_end(r, 100, "done", 2, 800);
+    pl_report_end(r, 100, "done", 2, 800, NULL);
     pl_report_close(r);
 }
 

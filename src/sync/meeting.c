@@ -1,0 +1,688 @@
+/* Ranks that meet now and then: see meeting.h. The notes: a rank asks rank 0 for work and says what came of the piece
+ * before; rank 0 answers with a ticket, or that there is none; who has finished arrives; when all have, rank 0 calls the
+ * meeting. Asked for one ahead, a ticket is there when the main thread is ready for it. */
+#include "sync/counts.h"
+#include "sync/meeting.h"
+
+#include "data/data.h"
+
+#include <string.h>
+
+#define BUSY_MS 0.2   /* after anything happened, look again at once for so long */
+#define SLEEP_MS 50.0
+#define HELLO_MS 1000.0
+#define FLUSH_MS 2000.0
+enum { OUTBOX = 32 };
+
+enum kind { HELLO, ASK, RESULT, TICKET, CLOSED, ARRIVE, MEET, FAIL, OWN };
+struct message {
+    enum kind kind;
+    int part;        /* ask, result: what values are of, -1: of none */
+    int64_t phase;
+    union {
+        double values[PL_MEETING_VALUES];
+        struct pl_ticket ticket;
+        struct { double values[PL_MEETING_VALUES]; int64_t counts[PL_MEETING_COUNTS]; } arrive;
+        struct pl_meet meet;
+        int code;
+        _Alignas(8) unsigned char own[PL_MEETING_NOTE];
+    };
+};
+
+struct rank {
+    bool lost;
+    char why[256];
+    double heard_ms, worked_ms; /* any note; one of work (rank 0's) */
+    struct message out[OUTBOX]; /* not yet said */
+    unsigned first, n;
+    /* rank 0's */
+    bool asks, arrived;
+    int64_t phase;              /* in which it asks or has arrived */
+    double values[PL_MEETING_VALUES];
+};
+
+struct pl_meeting {
+    struct pl_replica replica;
+    struct pl_meeting_hooks hooks;
+    struct pl_mesh *mesh;
+    int me, ranks;
+    double timeout_ms;
+    pthread_t thread;
+    bool started, threaded;
+    _Atomic bool asleep;
+
+    pthread_mutex_t lock; /* everything below */
+    pthread_cond_t news;
+    struct rank *rank;    /* [ranks] */
+    int64_t phase;        /* the one that is open, or was last */
+    bool leg, closed, asking, met, leaving, over;
+    struct pl_ticket hand;
+    bool in_hand;
+    double done[PL_MEETING_VALUES];
+    int done_part, doing;
+    struct pl_meet meet;
+    int lost, code, from; /* lost, -1: nobody; code: the run is over with, said by `from` */
+    pl_status failed;     /* of the thread */
+    double hello_ms, moved_ms, over_ms;
+    /* ---- rank 0's ---- */
+    struct pl_leg next;   /* of the leg: the global batch that is being handed out */
+    int slice, parts, part;
+    bool closing;
+    double sum[PL_MEETING_VALUES], came[PL_MEETING_VALUES], *part_values; /* [part_room * PL_MEETING_VALUES] */
+    int part_room;
+    int64_t counts[PL_MEETING_COUNTS], *share;
+};
+
+static void add(double *to, const double *v)
+{
+    for (int i = 0; i < PL_MEETING_VALUES; i++)
+        to[i] += v[i];
+}
+
+/* ---- rank 0 hands out ----------------------------------------------------------------------------------- */
+
+static void post(struct pl_meeting *m, int rank, const struct message *msg);
+
+/* The next micro-batch of the leg; the meeting falls between two global batches. */
+static bool next_of_leg(struct pl_meeting *m, struct pl_ticket *out)
+{
+    struct pl_leg *l = &m->next;
+    while (l->step < l->until && !(m->closing && m->slice == 0)) {
+        *out = (struct pl_ticket){.step = l->step, .epoch = l->epoch};
+        pl_sampler_share(l->epoch_samples, l->global_batch, l->position, m->slice, m->ranks, &out->first, &out->rows);
+        if (++m->slice == m->ranks) {
+            m->slice = 0;
+            l->step++;
+            l->position += l->global_batch;
+            if (l->position >= l->epoch_samples) {
+                l->epoch++;
+                l->position = 0;
+            }
+        }
+        if (out->rows > 0)
+            return true;
+    }
+    return false;
+}
+
+static bool next_ticket(struct pl_meeting *m, struct pl_ticket *out)
+{
+    if (m->leg)
+        return next_of_leg(m, out);
+    *out = (struct pl_ticket){.step = m->part};
+    return m->part < m->parts && m->part++ >= 0;
+}
+
+static void answer(struct pl_meeting *m, int r)
+{
+    struct rank *k = &m->rank[r];
+    struct message msg = {.kind = TICKET, .phase = m->phase};
+    if (!k->asks || k->phase != m->phase)
+        return;
+    k->asks = false;
+    if (!next_ticket(m, &msg.ticket))
+        msg.kind = CLOSED;
+    post(m, r, &msg);
+}
+
+/* All are there, and so all pieces of work are done. */
+static void call_meeting(struct pl_meeting *m)
+{
+    struct message msg = {.kind = MEET, .phase = m->phase};
+    for (int r = 0; r < m->ranks; r++)
+        if (!m->rank[r].arrived || m->rank[r].phase != m->phase)
+            return;
+    for (int i = 0; i < m->parts; i++)
+        add(m->sum, m->part_values + i * PL_MEETING_VALUES);
+    for (int r = 0; r < m->ranks; r++) {
+        m->rank[r].arrived = false;
+        add(m->sum, m->rank[r].values);
+    }
+    memcpy(msg.meet.values, m->sum, sizeof m->sum);
+    msg.meet.step = m->next.step;
+    msg.meet.epoch = m->next.epoch;
+    msg.meet.position = m->next.position;
+    for (int r = m->ranks - 1; r >= 0; r--) /* itself last: it may go on at once */
+        post(m, r, &msg);
+}
+
+static void take_result(struct pl_meeting *m, int from, int part, const double *v)
+{
+    if (part < 0)
+        return;
+    if (!m->leg) {
+        memcpy(m->part_values + part * PL_MEETING_VALUES, v, sizeof m->sum);
+        return;
+    }
+    add(m->sum, v);
+    add(m->came, v);
+    m->share[from]++;
+    m->closing = m->closing || v[PL_COUNT_STOP] > 0 || v[PL_COUNT_SAVE] > 0;
+}
+
+/* What is asked before this rank has opened the phase waits until it does; what was done is of the one before or of this. */
+static void hear_ask(struct pl_meeting *m, int from, const struct message *msg)
+{
+    m->rank[from].asks = true;
+    m->rank[from].worked_ms = pl_now_ms();
+    m->rank[from].phase = msg->phase;
+    take_result(m, from, msg->part, msg->values);
+    answer(m, from);
+}
+
+static void hear_arrival(struct pl_meeting *m, int from, const struct message *msg)
+{
+    struct rank *k = &m->rank[from];
+    k->arrived = true;
+    k->phase = msg->phase;
+    k->worked_ms = pl_now_ms();
+    memcpy(k->values, msg->arrive.values, sizeof k->values);
+    for (int i = 0; i < PL_MEETING_COUNTS; i++)
+        m->counts[i] += msg->arrive.counts[i];
+    call_meeting(m);
+}
+
+/* ---- a rank works ---------------------------------------------------------------------------------------- */
+
+/* With what came of the last. */
+static void tell_result(struct pl_meeting *m, enum kind kind)
+{
+    struct message msg = {.kind = kind, .phase = m->phase, .part = m->done_part};
+    memcpy(msg.values, m->done, sizeof m->done);
+    m->done_part = -1;
+    post(m, 0, &msg);
+}
+
+static void ask(struct pl_meeting *m)
+{
+    if (m->asking || m->closed || m->in_hand)
+        return;
+    m->asking = true;
+    tell_result(m, ASK);
+}
+
+static void hear_ticket(struct pl_meeting *m, const struct pl_ticket *t)
+{
+    m->asking = false;
+    m->in_hand = true;
+    m->hand = *t;
+    pl_status s = m->leg ? m->replica.ahead(m->replica.arg, t) : PL_OK;
+    if (s < 0)
+        m->failed = s;
+}
+
+static void hear(struct pl_meeting *m, int from, const struct message *msg)
+{
+    switch (msg->kind) {
+    case HELLO: break;
+    case ASK: hear_ask(m, from, msg); break;
+    case RESULT: take_result(m, from, msg->part, msg->values); break;
+    case ARRIVE: hear_arrival(m, from, msg); break;
+    case OWN: m->hooks.hear(m->hooks.arg, from, msg->own); break;
+    case TICKET: hear_ticket(m, &msg->ticket); break;
+    case CLOSED:
+        m->asking = false;
+        m->closed = true;
+        break;
+    case MEET:
+        m->met = true;
+        m->meet = msg->meet;
+        break;
+    case FAIL:
+        if (m->code < 0) {
+            m->code = msg->code;
+            m->from = from;
+        }
+        break;
+    }
+    pthread_cond_broadcast(&m->news);
+}
+
+static void post(struct pl_meeting *m, int rank, const struct message *msg)
+{
+    struct rank *k = &m->rank[rank];
+    if (rank == m->me) {
+        hear(m, rank, msg);
+        return;
+    }
+    if (k->lost)
+        return;
+    if (k->n == OUTBOX) { /* it answers nothing, and there is no bound to what is to be said */
+        m->failed = pl_error(PL_ERR_PEER, "sync", "rank %d takes no notes", rank);
+        return;
+    }
+    k->out[(k->first + k->n++) % OUTBOX] = *msg;
+}
+
+void pl_meeting_say(struct pl_meeting *m, int rank, const void *note, size_t bytes)
+{
+    struct message msg = {.kind = OWN, .phase = m->phase};
+    memcpy(msg.own, note, bytes);
+    post(m, rank, &msg);
+}
+
+/* ---- the thread ------------------------------------------------------------------------------------------ */
+
+static bool flush(struct pl_meeting *m)
+{
+    bool any = false;
+    for (int r = 0; r < m->ranks; r++) {
+        struct rank *k = &m->rank[r];
+        pl_status s = PL_OK;
+        while (k->n > 0 && !k->lost && (s = pl_mesh_say(m->mesh, r, &k->out[k->first])) == PL_OK) {
+            k->first = (k->first + 1) % OUTBOX;
+            k->n--;
+            any = true;
+        }
+        if (s < 0)
+            m->failed = s;
+    }
+    return any;
+}
+
+static void say_hello(struct pl_meeting *m, double now)
+{
+    struct message msg = {.kind = HELLO};
+    double period = m->timeout_ms / 4 < HELLO_MS ? m->timeout_ms / 4 : HELLO_MS;
+    if (now - m->hello_ms < period)
+        return;
+    m->hello_ms = now;
+    for (int r = 0; r < m->ranks; r++)
+        if (r != m->me && m->rank[r].n == 0)
+            post(m, r, &msg);
+}
+
+static void lose(struct pl_meeting *m, int r)
+{
+    struct message msg = {.kind = FAIL, .code = pl_exit_code(PL_ERR_PEER)};
+    m->rank[r].lost = true;
+    m->lost = m->lost < 0 ? r : m->lost;
+    pthread_cond_broadcast(&m->news);
+    if (r != m->me)
+        return;
+    pl_log("%s", m->rank[r].why); /* its main thread hangs, this one tells the others */
+    for (int to = 0; to < m->ranks; to++)
+        if (to != m->me)
+            post(m, to, &msg);
+}
+
+/* Rank 0: who has not come, and worked at nothing, for as long as somebody has waited for it. */
+static void look_for_missing(struct pl_meeting *m, double now)
+{
+    double since = now;
+    for (int r = 0; r < m->ranks; r++)
+        if (m->rank[r].arrived && m->rank[r].worked_ms < since)
+            since = m->rank[r].worked_ms;
+    for (int r = 0; r < m->ranks && now - since > m->timeout_ms; r++) {
+        struct rank *k = &m->rank[r];
+        if (k->arrived || k->lost || now - k->worked_ms <= m->timeout_ms)
+            continue;
+        snprintf(k->why, sizeof k->why, "rank %d did not come to a meeting for %.0f s (exchange.timeout)", r, m->timeout_ms / 1000);
+        lose(m, r);
+    }
+}
+
+/* At the end they go one by one: rank 0 counts those that have arrived as gone, the others wait for rank 0 alone. */
+static bool may_go(const struct pl_meeting *m, int r)
+{
+    return m->leaving && (m->me == 0 ? m->rank[r].arrived || m->met : r != 0 || m->met);
+}
+
+static void look_for_lost(struct pl_meeting *m, double now)
+{
+    const char *why;
+    for (int r = 0; r < m->ranks; r++) {
+        struct rank *k = &m->rank[r];
+        if (k->lost || r == m->me)
+            continue;
+        bool gone = pl_mesh_lost(m->mesh, r, &why);
+        if ((!gone && now - k->heard_ms <= m->timeout_ms) || may_go(m, r))
+            continue;
+        if (gone)
+            snprintf(k->why, sizeof k->why, "%s", why);
+        else
+            snprintf(k->why, sizeof k->why, "rank %d said nothing for %.0f s (exchange.timeout)", r, m->timeout_ms / 1000);
+        lose(m, r);
+    }
+}
+
+static pl_status turn(struct pl_meeting *m, bool *busy)
+{
+    struct message msg;
+    int from;
+    bool said;
+    double now = pl_now_ms();
+    *busy = false;
+    while (pl_mesh_hear(m->mesh, &from, &msg)) {
+        *busy = true;
+        m->rank[from].heard_ms = now;
+        hear(m, from, &msg);
+    }
+    look_for_lost(m, now);
+    look_for_missing(m, now);
+    say_hello(m, now);
+    PL_TRY(m->hooks.turn(m->hooks.arg, busy));
+    said = flush(m);
+    *busy = *busy || said;
+    return m->failed;
+}
+
+static bool all_said(const struct pl_meeting *m)
+{
+    for (int r = 0; r < m->ranks; r++)
+        if (!m->rank[r].lost && m->rank[r].n > 0)
+            return false;
+    return true;
+}
+
+static void *run(void *arg)
+{
+    struct pl_meeting *m = arg;
+    bool over = false, busy = false;
+    pl_status failed = PL_OK;
+    while (!over && failed == PL_OK) {
+        pthread_mutex_lock(&m->lock);
+        failed = turn(m, &busy);
+        over = m->over && (all_said(m) || pl_now_ms() - m->over_ms > FLUSH_MS);
+        atomic_store(&m->asleep, !busy);
+        pthread_cond_broadcast(&m->news);
+        pthread_mutex_unlock(&m->lock);
+        double now = pl_now_ms();
+        if (busy)
+            m->moved_ms = now;
+        if (!over && failed == PL_OK)
+            failed = pl_mesh_progress(m->mesh, now - m->moved_ms < BUSY_MS ? 0 : SLEEP_MS);
+        atomic_store(&m->asleep, false);
+    }
+    pthread_mutex_lock(&m->lock);
+    m->failed = failed;
+    m->over = true;
+    pthread_cond_broadcast(&m->news);
+    pthread_mutex_unlock(&m->lock);
+    return NULL;
+}
+
+/* The thread says what there is to say, and ends. */
+static void stop(struct pl_meeting *m)
+{
+    if (!m->threaded)
+        return;
+    pthread_mutex_lock(&m->lock);
+    m->over_ms = pl_now_ms();
+    m->over = true;
+    pthread_mutex_unlock(&m->lock);
+    pl_mesh_wake(m->mesh);
+    pthread_join(m->thread, NULL);
+    m->threaded = false;
+}
+
+/* ---- set-up ---------------------------------------------------------------------------------------------- */
+
+static pl_status prepare(struct pl_meeting *m)
+{
+    m->rank = pl_alloc((size_t)m->ranks * sizeof *m->rank, "notes");
+    m->share = pl_alloc((size_t)m->ranks * sizeof *m->share, "counts");
+    return m->rank && m->share ? PL_OK : PL_ERR_MEMORY;
+}
+
+pl_status pl_meeting_create(const struct pl_replica *r, int64_t elems, const struct pl_meeting_hooks *h, struct pl_meeting **out)
+{
+    struct pl_meeting *m = pl_alloc(sizeof *m, "a meeting");
+    if (m) {
+        *m = (struct pl_meeting){.replica = *r, .hooks = *h, .me = r->world->rank, .ranks = r->world->ranks, .lost = -1, .code = -1,
+                                 .done_part = -1, .timeout_ms = r->job->exchange.timeout_ms};
+        pthread_mutex_init(&m->lock, NULL);
+        pthread_cond_init(&m->news, NULL);
+    }
+    pl_status s = pl_world_agree(r->world, m ? prepare(m) : PL_ERR_MEMORY);
+    if (s == PL_OK)
+        s = pl_mesh_open(r->world, r->exchange, sizeof(struct message), elems, &m->mesh);
+    if (s < 0) {
+        pl_meeting_destroy(m);
+        return s;
+    }
+    m->replica.exchange = NULL;
+    *out = m;
+    return PL_OK;
+}
+
+void pl_meeting_destroy(struct pl_meeting *m)
+{
+    if (!m)
+        return;
+    stop(m);
+    pl_mesh_close(m->mesh, m->started && !(m->leaving && m->met && m->failed == PL_OK));
+    pthread_mutex_destroy(&m->lock);
+    pthread_cond_destroy(&m->news);
+    pl_free(m->rank);
+    pl_free(m->share);
+    pl_free(m->part_values);
+    pl_free(m);
+}
+
+struct pl_mesh *pl_meeting_mesh(struct pl_meeting *m) { return m->mesh; }
+
+pl_status pl_meeting_start(struct pl_meeting *m)
+{
+    if (m->started)
+        return PL_OK;
+    for (int r = 0; r < m->ranks; r++)
+        m->rank[r].heard_ms = m->rank[r].worked_ms = pl_now_ms();
+    pl_status s = pl_thread_start(&m->thread, "meeting", run, m);
+    m->started = m->threaded = s == PL_OK;
+    return s;
+}
+
+/* ---- the main thread -------------------------------------------------------------------------------------- */
+
+void pl_meeting_lock(struct pl_meeting *m) { pthread_mutex_lock(&m->lock); }
+
+/* What the thread finds to do it does at once. */
+void pl_meeting_unlock(struct pl_meeting *m)
+{
+    pthread_mutex_unlock(&m->lock);
+    if (atomic_load(&m->asleep))
+        pl_mesh_wake(m->mesh);
+}
+
+void pl_meeting_fail(struct pl_meeting *m, pl_status error) { m->failed = error; }
+
+bool pl_meeting_is_lost(const struct pl_meeting *m, int rank) { return m->rank[rank].lost; }
+
+/* Where a rank is lost, rank 0 ends the run for those that are left; without rank 0 each ends by itself. */
+static bool is_over(const struct pl_meeting *m)
+{
+    return m->over || m->failed < 0 || m->code >= 0 || m->rank[0].lost || (m->me == 0 && m->lost >= 0);
+}
+
+static int first_alive(const struct pl_meeting *m)
+{
+    int r = 0;
+    while (r < m->me && m->rank[r].lost)
+        r++;
+    return r;
+}
+
+/* One message, from who found it; those who were told end with its code, and say nothing. */
+static pl_status outcome(struct pl_meeting *m)
+{
+    if (m->failed < 0)
+        return m->failed;
+    if (m->code < 0 && m->lost >= 0 && first_alive(m) == m->me)
+        return pl_error(PL_ERR_PEER, "sync", "%s", m->rank[m->lost].why);
+    m->replica.world->reported = true;
+    return m->code > 0 ? -m->code : PL_ERR_PEER;
+}
+
+static void wait_for_news(struct pl_meeting *m)
+{
+    if (atomic_load(&m->asleep))
+        pl_mesh_wake(m->mesh);
+    pthread_cond_wait(&m->news, &m->lock);
+}
+
+pl_status pl_meeting_wait(struct pl_meeting *m, bool (*done)(const void *arg), const void *arg)
+{
+    while (!done(arg) && !is_over(m))
+        wait_for_news(m);
+    return is_over(m) ? outcome(m) : PL_OK;
+}
+
+pl_status pl_meeting_wait_for_the_rest(struct pl_meeting *m, bool (*done)(const void *arg), const void *arg)
+{
+    while (!done(arg) && !m->over && m->failed == PL_OK && m->code < 0)
+        wait_for_news(m);
+    return m->failed;
+}
+
+static pl_status room_for_parts(struct pl_meeting *m, int parts)
+{
+    if (parts > m->part_room && m->me == 0) {
+        pl_free(m->part_values);
+        m->part_values = pl_alloc((size_t)parts * PL_MEETING_VALUES * sizeof(double), "results of parts");
+        m->part_room = m->part_values ? parts : 0;
+        return m->part_values ? PL_OK : PL_ERR_MEMORY;
+    }
+    return PL_OK;
+}
+
+pl_status pl_meeting_open(struct pl_meeting *m, const struct pl_leg *leg, int parts)
+{
+    pl_meeting_lock(m);
+    pl_status s = room_for_parts(m, parts);
+    m->phase++;
+    m->leg = leg != NULL;
+    m->met = m->asking = m->in_hand = m->closing = false;
+    m->closed = !leg && parts == 0;
+    m->done_part = -1;
+    m->parts = parts;
+    m->part = m->slice = 0;
+    memset(m->sum, 0, sizeof m->sum);
+    memset(m->done, 0, sizeof m->done);
+    if (leg)
+        m->next = *leg;
+    if (s == PL_OK && !m->closed)
+        ask(m);
+    for (int r = 0; r < m->ranks && m->me == 0; r++)
+        answer(m, r); /* who was here first */
+    pl_meeting_unlock(m);
+    return s;
+}
+
+static bool has_ticket(const void *arg)
+{
+    const struct pl_meeting *m = arg;
+    return m->in_hand || m->closed;
+}
+
+pl_status pl_meeting_take(struct pl_meeting *m, struct pl_ticket *out)
+{
+    pl_meeting_lock(m);
+    pl_status s = pl_meeting_wait(m, has_ticket, m);
+    if (s == PL_OK && !m->in_hand)
+        s = PL_END;
+    if (s == PL_OK) {
+        *out = m->hand;
+        m->in_hand = false;
+        m->doing = m->leg ? 0 : (int)m->hand.step;
+        ask(m);
+    }
+    pl_meeting_unlock(m);
+    return s;
+}
+
+void pl_meeting_done(struct pl_meeting *m, const double *values)
+{
+    pl_meeting_lock(m);
+    m->done_part = m->doing;
+    memcpy(m->done, values, sizeof m->done);
+    if (m->me == 0)
+        tell_result(m, RESULT);
+    pl_meeting_unlock(m);
+}
+
+static bool has_met(const void *arg) { return ((const struct pl_meeting *)arg)->met; }
+
+pl_status pl_meeting_meet(struct pl_meeting *m, const double *values, const int64_t *counts, struct pl_meet *out)
+{
+    struct message msg = {.kind = ARRIVE, .phase = m->phase};
+    if (values)
+        memcpy(msg.arrive.values, values, sizeof msg.arrive.values);
+    if (counts)
+        memcpy(msg.arrive.counts, counts, sizeof msg.arrive.counts);
+    pl_meeting_lock(m);
+    if (m->done_part >= 0)
+        tell_result(m, RESULT);
+    post(m, 0, &msg);
+    pl_status s = pl_meeting_wait(m, has_met, m);
+    if (s == PL_OK && out)
+        *out = m->meet;
+    pl_meeting_unlock(m);
+    return s;
+}
+
+void pl_meeting_news(struct pl_meeting *m, double *values)
+{
+    pl_meeting_lock(m);
+    memcpy(values, m->came, sizeof m->came);
+    memset(m->came, 0, sizeof m->came);
+    pl_meeting_unlock(m);
+}
+
+void pl_meeting_counts(struct pl_meeting *m, int64_t *counts)
+{
+    pl_meeting_lock(m);
+    memcpy(counts, m->counts, sizeof m->counts);
+    pl_meeting_unlock(m);
+}
+
+const int64_t *pl_meeting_shares(const struct pl_meeting *m) { return m->share; }
+
+/* ---- the end ---------------------------------------------------------------------------------------------- */
+
+bool pl_meeting_salvage(struct pl_meeting *m, struct pl_meet *where, bool *leg)
+{
+    int64_t first, rows;
+    pl_meeting_lock(m);
+    bool lost = m->me == 0 && m->lost >= 0 && m->code < 0 && m->failed == PL_OK;
+    *leg = m->leg;
+    *where = (struct pl_meet){.step = m->next.step, .epoch = m->next.epoch, .position = m->next.position};
+    if (m->slice > 0) { /* in the midst of a global batch */
+        pl_sampler_share(m->next.epoch_samples, m->next.global_batch, m->next.position, m->slice, m->ranks, &first, &rows);
+        where->position = first < m->next.epoch_samples ? first : where->position;
+    }
+    pl_meeting_unlock(m);
+    return lost;
+}
+
+bool pl_meeting_tells(struct pl_meeting *m)
+{
+    pl_meeting_lock(m);
+    bool first = first_alive(m) == m->me;
+    pl_meeting_unlock(m);
+    return first;
+}
+
+pl_status pl_meeting_leave(struct pl_meeting *m, int code)
+{
+    struct message msg = {.kind = FAIL, .code = code};
+    pl_status s = PL_OK;
+    if (!m->threaded)
+        return PL_OK;
+    if (code == 0) {
+        pl_meeting_lock(m);
+        m->leaving = true;
+        pl_meeting_unlock(m);
+        s = pl_meeting_open(m, NULL, 0);
+        s = s < 0 ? s : pl_meeting_meet(m, NULL, NULL, NULL);
+    }
+    pl_meeting_lock(m);
+    if (m->code >= 0) /* another said why */
+        m->replica.world->reported = true;
+    for (int r = 0; r < m->ranks && code != 0; r++)
+        if (r != m->me)
+            post(m, r, &msg);
+    pl_meeting_unlock(m);
+    stop(m);
+    return s;
+}

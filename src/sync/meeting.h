@@ -1,0 +1,67 @@
+/* Internal to sync/: ranks that each go their own way and come together now and then. A thread of its own speaks for a
+ * rank, also while the main thread computes, and alone uses the mesh. What is done between two meetings is a phase; rank 0
+ * hands its work out piece by piece to who is free, and calls the meeting when all of it is done. Every rank opens the
+ * same phases in the same order. Whoever fails tells all; a lost rank, or one that says nothing for exchange.timeout,
+ * ends the run on every rank. */
+#ifndef PL_SYNC_MEETING_H
+#define PL_SYNC_MEETING_H
+
+#include "sync/sync.h"
+
+struct pl_meeting;
+enum { PL_MEETING_VALUES = 8, PL_MEETING_COUNTS = 40, PL_MEETING_NOTE = 64 };
+
+/* What a kind does in the thread, with the lock held. */
+struct pl_meeting_hooks {
+    void (*hear)(void *arg, int from, const void *note);  /* a note of PL_MEETING_NOTE bytes */
+    pl_status (*turn)(void *arg, bool *busy);             /* after each look round; busy: look again soon */
+    void *arg;
+};
+
+struct pl_meet {
+    double values[PL_MEETING_VALUES]; /* sums over all ranks */
+    int64_t step, epoch, position;    /* of a leg: where the run is now */
+};
+
+/* Collective; ranks agree inside. elems: of reductions over the mesh. */
+pl_status pl_meeting_create(const struct pl_replica *r, int64_t elems, const struct pl_meeting_hooks *h, struct pl_meeting **out);
+void pl_meeting_destroy(struct pl_meeting *m); /* NULL is fine */
+struct pl_mesh *pl_meeting_mesh(struct pl_meeting *m); /* for the thread */
+pl_status pl_meeting_start(struct pl_meeting *m);      /* the thread; nothing before a first time */
+
+/* ---- lock held: by hooks it is, by the main thread it must be --------------------------------------- */
+void pl_meeting_lock(struct pl_meeting *m);
+void pl_meeting_unlock(struct pl_meeting *m);
+/* The main thread waits for the thread to do something. An error: the run is over (pl_meeting_outcome). */
+pl_status pl_meeting_wait(struct pl_meeting *m, bool (*done)(const void *arg), const void *arg);
+/* The same though a rank is lost, on rank 0, until the others are told. */
+pl_status pl_meeting_wait_for_the_rest(struct pl_meeting *m, bool (*done)(const void *arg), const void *arg);
+/* At most PL_MEETING_NOTE bytes. To oneself: heard at once. */
+void pl_meeting_say(struct pl_meeting *m, int rank, const void *note, size_t bytes);
+void pl_meeting_fail(struct pl_meeting *m, pl_status error); /* by the thread */
+bool pl_meeting_is_lost(const struct pl_meeting *m, int rank);
+
+/* ---- phases: main thread, without the lock ------------------------------------------------------------ */
+/* leg: micro-batches up to leg->until are handed out. Otherwise parts 0 to parts - 1, or nothing. */
+pl_status pl_meeting_open(struct pl_meeting *m, const struct pl_leg *leg, int parts);
+/* The next piece of work, of parts `step`; PL_END: there is none any more. */
+pl_status pl_meeting_take(struct pl_meeting *m, struct pl_ticket *out);
+/* What came of it: added up. In a leg by PL_COUNT_*: if any asks to stop or save, the meeting comes early. */
+void pl_meeting_done(struct pl_meeting *m, const double *values);
+/* Waits for all. counts: [PL_MEETING_COUNTS] of this rank since the last, added to rank 0's totals; NULL: none. */
+pl_status pl_meeting_meet(struct pl_meeting *m, const double *values, const int64_t *counts, struct pl_meet *out);
+
+/* On rank 0: what has come in since it was last asked; counts [PL_MEETING_COUNTS] and micro-batches done by each rank
+ * [ranks], of this run; the latter to be read only when no leg is open. */
+void pl_meeting_news(struct pl_meeting *m, double *values);
+void pl_meeting_counts(struct pl_meeting *m, int64_t *counts);
+const int64_t *pl_meeting_shares(const struct pl_meeting *m);
+
+/* ---- the end -------------------------------------------------------------------------------------------- */
+/* Rank 0, where it is this that ends the run: a rank is lost. leg: in a leg; then the place up to which work was handed out. */
+bool pl_meeting_salvage(struct pl_meeting *m, struct pl_meet *where, bool *leg);
+bool pl_meeting_tells(struct pl_meeting *m); /* the first rank that is not lost */
+/* Tells all that the run is over with this exit code, 0: waits until all have come here. The thread ends. */
+pl_status pl_meeting_leave(struct pl_meeting *m, int code);
+
+#endif

@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# Downpour SGD: alone it is plain SGD; its warm-up is synchronous SGD; old gradients are dropped; it learns on several ranks,
+# and a slow one is handed less; it stops, goes on, and ends in order when something fails or a rank is lost.
+. "$PL_SOURCE_DIR/tests/tools/lib.sh"
+cd "$PL_TMPDIR" || exit 1
+cp "$tools"/*.yaml .
+"$tools/make_set.py" train.h5 1000 1 12 4 1 && "$tools/make_set.py" test.h5 203 1 12 4 2 || exit 1
+downpour="sync.kind=downpour"
+never="train.eval_every=never"
+# faults POINT RANK ACTION: in the third epoch; a rank need not come by each step
+faults() { local step all=; for step in 37 38 39 40 41 42 43; do all+="${all:+,}$1@$2@step=$step:$3"; done; echo "$all"; }
+ends() { grep '"event": "end"' "$1/metrics.jsonl" | tail -n 1 | grep -q -- "$2" || fail "$1: wanted $2 at its end: $(tail -n 1 "$1/metrics.jsonl")"; }
+
+# One rank that pushes and fetches in every step: the same bits as without, whatever the optimizer, running statistics too;
+# over the end of an epoch, with a schedule, and cut in two.
+for kind in sgd momentum adam; do
+    for net in net net-bn; do
+        how="model=$net.yaml optimizer.kind=$kind optimizer.lr=0.01 optimizer.schedule.kind=poly train.steps=40"
+        run 1 plain-$kind-$net $how
+        run 1 down-$kind-$net $how $downpour
+        compare plain-$kind-$net down-$kind-$net 0 0 exact
+    done
+done
+expect 7 "debug.fault at step" 1 job.yaml $downpour checkpoint.dir=halves report.dir=halves train.steps=40 optimizer.kind=momentum optimizer.lr=0.01 optimizer.schedule.kind=poly optimizer.schedule.total=40 debug.fault=step@step=25:fail checkpoint.every="10 steps"
+run 1 halves $downpour train.steps=40 optimizer.kind=momentum optimizer.lr=0.01 optimizer.schedule.kind=poly optimizer.schedule.total=40
+grep -q '"event": "resume", "step": 20' halves/metrics.jsonl || fail "it did not go on from step 20"
+compare plain-momentum-net halves 0 0 exact
+# Steps of its own between, then their sum at the shard: the same way down, but for rounding.
+even="data.train.limit=960 optimizer.kind=sgd optimizer.weight_decay=0 train.steps=30 $never"
+run 1 each $even
+run 1 thirds $even $downpour sync.n_fetch=3 sync.n_push=3
+compare each thirds 1e-6 1e-5
+run 1 late $even $downpour sync.n_fetch=10 train.steps=10 sync.max_staleness=2
+ends late '"staleness": {"0": 1, "1": 1, "2": 1, "3": 7}, "dropped_gradients": 7, "micro_batches": \[10\]'
+# What was dropped moved nothing: three steps by the shard, the rest not.
+run 1 three $even train.steps=3
+compare three late 1e-6 1e-5
+
+# The warm-up is synchronous SGD: of two ranks bit for bit, of more but for the order of the sum.
+run 2 sync-2 $never model=net-bn.yaml exchange.transport=mpi exchange.algorithm=ring
+run 2 warm-2 $never model=net-bn.yaml $downpour sync.warmup="1000 steps"
+compare sync-2 warm-2 0 0 exact
+for transport in mpi tcp; do
+    run 3 warm-$transport $never $downpour sync.warmup="2 epochs" exchange.transport=$transport train.epochs=2 train.global_batch=190
+done
+run 3 sync-3 $never train.epochs=2 train.global_batch=190
+compare sync-3 warm-mpi 1e-6 1e-5
+compare sync-3 warm-tcp 1e-6 1e-5
+
+# It learns, from every sample once an epoch, and evaluates when all are there.
+learn="$downpour train.batch=16 train.epochs=8 optimizer.kind=sgd optimizer.lr=0.05 sync.warmup=10"
+for n in 3 4; do
+    for transport in mpi tcp; do
+        run $n learn-$n-$transport $learn exchange.transport=$transport
+        ends learn-$n-$transport '"samples": 8000'
+        accuracy=$(grep '"event": "eval"' learn-$n-$transport/metrics.jsonl | tail -n 1 | sed -E 's/.*"accuracy": ([0-9.]+).*/\1/')
+        awk "BEGIN{exit !($accuracy > 0.9)}" || fail "accuracy $accuracy on $n ranks over $transport"
+        evals=$(grep -c '"event": "eval"' learn-$n-$transport/metrics.jsonl)
+        [ "$evals" = 8 ] || fail "$evals evaluations in 8 epochs"
+    done
+done
+says learn-4-tcp '"sync": "downpour"'
+run 3 often $learn sync.n_fetch=3 sync.n_push=2 model=net-bn.yaml
+ends often '"samples": 8000'
+run 3 slow $learn debug.delay.ms=30 debug.delay.rank=2
+shares=$(sed -nE 's/.*"micro_batches": \[([0-9]+), ([0-9]+), ([0-9]+)\].*/\1 \2 \3/p' slow/metrics.jsonl)
+set -- $shares
+[ $# -eq 3 ] && [ $((3 * $3)) -lt "$1" ] && [ $((3 * $3)) -lt "$2" ] || fail "the slow rank was handed as much as others: $shares"
+ranks 2 "$PACELINE" eval job.yaml $downpour checkpoint.dir=slow >eval.out 2>&1 || fail "no evaluation: $(cat eval.out)"
+
+# Stopped, and gone on, on other ranks and with another sync.
+( train 3 job.yaml $learn debug.delay.ms=20 checkpoint.dir=stopped report.dir=stopped >stopped.log 2>&1; echo $? >stopped.code ) &
+stop_at stopped "(1[2-9]|[2-9][0-9])"; wait
+[ "$(cat stopped.code)" = 75 ] || fail "stopped with $(cat stopped.code): $(tail -n 3 stopped.log)"
+cp -r stopped other && cp -r stopped sync
+run 3 stopped $learn
+run 2 other $learn
+run 2 sync $learn sync.kind=allreduce
+for dir in stopped other sync; do grep -q '"event": "resume"' $dir/metrics.jsonl || fail "$dir did not go on"; done
+grep -q "are of downpour and not used by sync.kind allreduce" sync.log || fail "sync.warmup was ignored without a word"
+run 3 clock $learn train.epochs=4 checkpoint.every="20 ms" checkpoint.keep=50 checkpoint.background=false debug.delay.ms=5
+[ "$(grep -c '"event": "checkpoint"' clock/metrics.jsonl)" -gt 2 ] || fail "no checkpoints by the clock"
+
+# What fails on one rank ends all, with its code and one message.
+expect 3 "debug.fault at loader.read" 3 job.yaml $learn checkpoint.dir=bad report.dir=bad debug.fault="$(faults loader.read rank=1 fail)"
+expect 4 "the loss is not finite in step" 1 job.yaml $learn checkpoint.dir=no report.dir=no optimizer.lr=1e17
+expect 4 "the loss is not finite in step" 3 job.yaml $learn checkpoint.dir=no report.dir=no optimizer.lr=1e17 sync.warmup="1000 steps"
+# A rank that is lost, or silent, ends it with 5, after a checkpoint of what is left; from there it goes on.
+PL_MPIRUN+=(--enable-recovery)
+for how in tcp:kill tcp:hang; do
+    dir=lost-${how#*:}
+    train 4 job.yaml $learn checkpoint.dir=$dir report.dir=$dir exchange.transport=${how%:*} exchange.timeout="3 s" debug.fault="$(faults step rank=2 "${how#*:}")" >$dir.log 2>&1 &
+    pid=$!
+    for ((i = 0; i < 600; i++)); do [ -e $dir/exit.json ] && break; sleep 0.05; done
+    grep -q '"code": 5' $dir/exit.json || fail "$how: $(cat $dir/exit.json) $(tail -n 3 $dir.log)"
+    [ "$(grep -c "rank 0/4.* sync: .*rank 2" $dir.log)" = 1 ] || fail "$how: wanted one message: $(cat $dir.log)"
+    hung=$(rank_of "checkpoint.dir=$dir")
+    [ -z "$hung" ] || kill -KILL "$hung"
+    wait $pid
+    run 3 $dir $learn
+    grep -q '"event": "resume", "step": [34]' $dir/metrics.jsonl || fail "$how: it did not go on: $(grep resume $dir/metrics.jsonl)"
+done
+# Without rank 0 there is nobody to gather what is left; the next one says how it ended.
+train 4 job.yaml $learn checkpoint.dir=lost-0 report.dir=lost-0 exchange.transport=tcp debug.fault="step@rank=0@step=48:kill" >lost-0.log 2>&1
+grep -q '"code": 5' lost-0/exit.json || fail "rank 0 lost: $(cat lost-0/exit.json) $(tail -n 3 lost-0.log)"
+finish
