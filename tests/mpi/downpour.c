@@ -131,8 +131,7 @@ static void run(struct pl_world *w, const char *way, const char *push, const cha
     struct made_up m;
     struct kept kept = {0};
     struct pl_step_result r;
-    bool clean;
-    const char *dropped;
+    struct pl_parting parting;
     char how[128], *path = pl_strdupf("%s/models/lenet/mnist.yaml", getenv("PL_SOURCE_DIR"));
     char *over[] = {"sync.kind=downpour", "train.epochs=3", "train.batch=5", "train.eval_every=6 steps", "train.threads=1", "optimizer.lr=0.0001",
                     "checkpoint.every=never", "debug.delay={rank: 0, ms: 3}", (char *)way, (char *)push, (char *)kind};
@@ -155,8 +154,8 @@ static void run(struct pl_world *w, const char *way, const char *push, const cha
     CHECK(t.state.epoch == EPOCHS && t.state.position == 0, "%s: it ended in epoch %lld at %lld", how, (long long)t.state.epoch, (long long)t.state.position);
     if (w->rank == 0)
         check_counts(&t, how);
-    s = t.sync_table->leave(t.sync, 0, true, &clean, &dropped);
-    CHECK(s == PL_OK && clean, "%s: they did not part in order", how);
+    s = t.sync_table->leave(t.sync, 0, true, &parting);
+    CHECK(s == PL_OK && parting.clean, "%s: they did not part in order", how);
     compare(w, &kept, &m, (int)((t.total_steps + 5) / 6), how);
     pl_queue_destroy(m.asked);
     pl_free(m.batch.data);
