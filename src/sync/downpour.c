@@ -312,7 +312,7 @@ static pl_status downpour_create(const struct pl_replica *r, struct pl_exchange 
     pl_status status = pl_world_agree(r->world, s ? prepare(s) : PL_ERR_MEMORY);
     const struct pl_meeting_hooks hooks = {.hear = hear, .turn = turn, .arg = s};
     if (status == PL_OK)
-        status = pl_meeting_create(r, s->elems, &hooks, &s->meeting);
+        status = pl_meeting_create(r, &hooks, &s->meeting);
     if (status < 0)
         downpour_destroy(s);
     else

@@ -425,7 +425,7 @@ static pl_status prepare(struct pl_meeting *m)
     return m->rank && m->share ? PL_OK : PL_ERR_MEMORY;
 }
 
-pl_status pl_meeting_create(const struct pl_replica *r, int64_t elems, const struct pl_meeting_hooks *h, struct pl_meeting **out)
+pl_status pl_meeting_create(const struct pl_replica *r, const struct pl_meeting_hooks *h, struct pl_meeting **out)
 {
     struct pl_meeting *m = pl_alloc(sizeof *m, "a meeting");
     if (m) {
@@ -436,7 +436,7 @@ pl_status pl_meeting_create(const struct pl_replica *r, int64_t elems, const str
     }
     pl_status s = pl_world_agree(r->world, m ? prepare(m) : PL_ERR_MEMORY);
     if (s == PL_OK)
-        s = pl_mesh_open(r->world, r->exchange, sizeof(struct message), elems, &m->mesh);
+        s = pl_mesh_open(r->world, r->exchange, sizeof(struct message), &m->mesh);
     if (s < 0) {
         pl_meeting_destroy(m);
         return s;

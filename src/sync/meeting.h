@@ -23,8 +23,8 @@ struct pl_meet {
     int64_t step, epoch, position;    /* of a leg: where the run is now */
 };
 
-/* Collective; ranks agree inside. elems: of reductions over the mesh. */
-pl_status pl_meeting_create(const struct pl_replica *r, int64_t elems, const struct pl_meeting_hooks *h, struct pl_meeting **out);
+/* Collective; ranks agree inside. */
+pl_status pl_meeting_create(const struct pl_replica *r, const struct pl_meeting_hooks *h, struct pl_meeting **out);
 void pl_meeting_destroy(struct pl_meeting *m); /* NULL is fine */
 struct pl_mesh *pl_meeting_mesh(struct pl_meeting *m); /* for the thread */
 pl_status pl_meeting_start(struct pl_meeting *m);      /* the thread; nothing before a first time */
