@@ -7,12 +7,6 @@ struct pl_sync {
     double counts[PL_COUNTS];
 };
 
-static int allreduce_slabs(const struct pl_replica *r)
-{
-    (void)r;
-    return 1;
-}
-
 static pl_status allreduce_create(const struct pl_replica *r, struct pl_exchange *x, struct pl_sync **out)
 {
     (void)r;
@@ -48,21 +42,12 @@ static pl_status allreduce_finish(struct pl_sync *s, struct pl_agreement *out)
     return PL_OK;
 }
 
-/* Equal parameters and equal updates: they are equal already. */
-static pl_status allreduce_average(struct pl_sync *s, bool last, struct pl_agreement *out)
-{
-    (void)s, (void)last, (void)out;
-    return PL_OK;
-}
-
 const struct pl_sync_table pl_sync_allreduce = {
     .name = "allreduce",
-    .slabs = allreduce_slabs,
     .create = allreduce_create,
     .destroy = allreduce_destroy,
     .begin = allreduce_begin,
     .contribute = allreduce_contribute,
     .slice_final = allreduce_slice_final,
     .finish = allreduce_finish,
-    .average = allreduce_average,
 };

@@ -245,12 +245,6 @@ static void hear(void *arg, int from, const void *note)
 
 /* ---- set-up --------------------------------------------------------------------------------------------- */
 
-static int downpour_slabs(const struct pl_replica *r)
-{
-    (void)r;
-    return 0;
-}
-
 static void downpour_destroy(struct pl_sync *s)
 {
     if (!s)
@@ -397,12 +391,6 @@ static pl_status downpour_contribute(struct pl_sync *s, const struct pl_contribu
     return PL_OK;
 }
 
-static pl_status downpour_slice_final(struct pl_sync *s, int64_t a, int64_t b)
-{
-    (void)s, (void)a, (void)b;
-    return PL_OK;
-}
-
 static bool is_reduced(const void *arg) { return ((const struct pl_sync *)arg)->reduced; }
 
 static pl_status sum_up(struct pl_sync *s)
@@ -431,12 +419,6 @@ static pl_status downpour_finish(struct pl_sync *s, struct pl_agreement *out)
     pl_counts_read(met.values, out);
     s->replica.world->reported = s->me > 0 && (out->not_finite > 0 || !isfinite(out->total)); /* all say so otherwise */
     out->times.exposed_ms = out->times.busy_ms = pl_now_ms() - begin;
-    return PL_OK;
-}
-
-static pl_status downpour_average(struct pl_sync *s, bool last, struct pl_agreement *out)
-{
-    (void)s, (void)last, (void)out;
     return PL_OK;
 }
 
@@ -670,30 +652,35 @@ static pl_status downpour_leave(struct pl_sync *s, int code, bool wrote, struct 
 }
 
 static float *downpour_gradient(struct pl_sync *s) { return s->gradient; }
-static const char *downpour_transport(const struct pl_sync *s) { return pl_mesh_transport(pl_meeting_mesh(s->meeting)); }
-static const char *downpour_algorithm(const struct pl_sync *s) { (void)s; return "downpour"; }
-static const char *downpour_why(const struct pl_sync *s) { return pl_mesh_why(pl_meeting_mesh(s->meeting)); }
 
-const struct pl_sync_table pl_sync_downpour = {
-    .name = "downpour",
-    .meshed = true,
-    .slabs = downpour_slabs,
-    .create = downpour_create,
-    .destroy = downpour_destroy,
-    .begin = downpour_begin,
-    .contribute = downpour_contribute,
-    .slice_final = downpour_slice_final,
-    .finish = downpour_finish,
-    .average = downpour_average,
+static struct pl_path downpour_path(const struct pl_sync *s)
+{
+    const struct pl_mesh *mesh = pl_meeting_mesh(s->meeting);
+    return (struct pl_path){pl_mesh_transport(mesh), "downpour", pl_mesh_why(mesh)};
+}
+
+static const struct pl_sync_meshed meshed = {
     .gradient = downpour_gradient,
-    .transport = downpour_transport,
-    .algorithm = downpour_algorithm,
-    .why = downpour_why,
+    .path = downpour_path,
     .share_out = downpour_share_out,
     .leave = downpour_leave,
+};
+
+static const struct pl_sync_apart apart = {
     .set_out = downpour_set_out,
     .take = downpour_take,
     .learn = downpour_learn,
     .gather = downpour_gather,
     .staleness = downpour_staleness,
+};
+
+const struct pl_sync_table pl_sync_downpour = {
+    .name = "downpour",
+    .meshed = &meshed,
+    .apart = &apart,
+    .create = downpour_create,
+    .destroy = downpour_destroy,
+    .begin = downpour_begin,
+    .contribute = downpour_contribute,
+    .finish = downpour_finish,
 };

@@ -82,12 +82,6 @@ static pl_status local_contribute(struct pl_sync *s, const struct pl_contributio
     return PL_OK;
 }
 
-static pl_status local_slice_final(struct pl_sync *s, int64_t a, int64_t b)
-{
-    (void)s, (void)a, (void)b;
-    return PL_OK;
-}
-
 static pl_status local_finish(struct pl_sync *s, struct pl_agreement *out)
 {
     *out = (struct pl_agreement){.sum = pl_exchange_gradient(s->exchange), .rows = s->rows};
@@ -161,7 +155,6 @@ const struct pl_sync_table pl_sync_local_sgd = {
     .destroy = local_destroy,
     .begin = local_begin,
     .contribute = local_contribute,
-    .slice_final = local_slice_final,
     .finish = local_finish,
     .average = local_average,
 };

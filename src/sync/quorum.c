@@ -509,12 +509,6 @@ static void wake(struct pl_sync *s) { pl_mesh_wake(s->mesh); }
 
 /* ---- set-up -------------------------------------------------------------------------------------------- */
 
-static int quorum_slabs(const struct pl_replica *r)
-{
-    (void)r;
-    return 0;
-}
-
 static void quorum_destroy(struct pl_sync *s)
 {
     if (!s)
@@ -842,14 +836,24 @@ static pl_status quorum_leave(struct pl_sync *s, int code, bool wrote, struct pl
 }
 
 static float *quorum_gradient(struct pl_sync *s) { return s->gradient; }
-static const char *quorum_transport(const struct pl_sync *s) { return pl_mesh_transport(s->mesh); }
-static const char *quorum_algorithm(const struct pl_sync *s) { return pl_mesh_algorithm(s->mesh); }
-static const char *quorum_why(const struct pl_sync *s) { return pl_mesh_why(s->mesh); }
+
+static struct pl_path quorum_path(const struct pl_sync *s)
+{
+    return (struct pl_path){pl_mesh_transport(s->mesh), pl_mesh_algorithm(s->mesh), pl_mesh_why(s->mesh)};
+}
+
+static const struct pl_sync_meshed meshed = {
+    .gradient = quorum_gradient,
+    .path = quorum_path,
+    .abandoned = quorum_abandoned,
+    .hold = quorum_hold,
+    .share_out = quorum_share_out,
+    .leave = quorum_leave,
+};
 
 const struct pl_sync_table pl_sync_quorum = {
     .name = "quorum",
-    .meshed = true,
-    .slabs = quorum_slabs,
+    .meshed = &meshed,
     .create = quorum_create,
     .destroy = quorum_destroy,
     .begin = quorum_begin,
@@ -857,12 +861,4 @@ const struct pl_sync_table pl_sync_quorum = {
     .slice_final = quorum_slice_final,
     .finish = quorum_finish,
     .average = quorum_average,
-    .gradient = quorum_gradient,
-    .transport = quorum_transport,
-    .algorithm = quorum_algorithm,
-    .why = quorum_why,
-    .abandoned = quorum_abandoned,
-    .hold = quorum_hold,
-    .share_out = quorum_share_out,
-    .leave = quorum_leave,
 };

@@ -81,53 +81,62 @@ struct pl_parts {
 };
 enum { PL_PART_VALUES = 8 };
 
+/* Which way gradients go: names for people. */
+struct pl_path { const char *transport, *algorithm, *why; };
+
 struct pl_parting {
     bool clean;          /* all ranks of the run are there */
     int holders;         /* ranks that hold the same parameters, bit for bit; known to who writes */
     const char *dropped; /* "0: 12, 3: 140": how often each rank's gradient came late; borrowed */
 };
 
-struct pl_sync_table {
-    const char *name;
-    bool meshed; /* it has a mesh of its own and gets no exchange; it also has the slots at the end. create: collective */
-    /* What it exchanges, in slabs of the graph's size: those pl_exchange_create must have room for. The first is the gradient's. */
-    int (*slabs)(const struct pl_replica *r);
-    pl_status (*create)(const struct pl_replica *r, struct pl_exchange *x, struct pl_sync **out);
-    void (*destroy)(struct pl_sync *s);
-    pl_status (*begin)(struct pl_sync *s, int64_t step);
-    /* The forward pass is over; known before backward, so it travels along with the gradient. */
-    pl_status (*contribute)(struct pl_sync *s, const struct pl_contribution *mine);
-    /* Elements [a, b) of the gradient slab are final; from the far end to 0. PL_END: abandon the pass. */
-    pl_status (*slice_final)(struct pl_sync *s, int64_t a, int64_t b);
-    /* What to update by. */
-    pl_status (*finish)(struct pl_sync *s, struct pl_agreement *out);
-    /* After the update: where it is the parameters that replicas agree on, averages them if it is time or this is the
-     * run's last step, and then fills in *out. Otherwise leaves all as it is. */
-    pl_status (*average)(struct pl_sync *s, bool last, struct pl_agreement *out);
-
-    /* The gradient: [elems], zeroed. */
-    float *(*gradient)(struct pl_sync *s);
-    const char *(*transport)(const struct pl_sync *s);
-    const char *(*algorithm)(const struct pl_sync *s);
-    const char *(*why)(const struct pl_sync *s);
-    /* What is computed is of no use any more: to be asked between layers. Any thread. */
+/* Of kinds that move gradients over a mesh of their own, in which a rank may be late or lost. */
+struct pl_sync_meshed {
+    float *(*gradient)(struct pl_sync *s); /* [elems], zeroed */
+    struct pl_path (*path)(const struct pl_sync *s);
+    /* What is computed is of no use any more: to be asked between layers. Any thread. NULL: it always is. */
     bool (*abandoned)(void *s);
-    /* While held, parameters and state may be written; a rank that comes back is given them only then when they are not. */
+    /* While held, parameters and state may be written; a rank that comes back is given them only then when they are not. NULL:
+     * none comes back. */
     void (*hold)(struct pl_sync *s, bool held);
     /* Each part once, by who is free; sum: over all, in their order. NAN where the run went on meanwhile. */
     pl_status (*share_out)(struct pl_sync *s, const struct pl_parts *p, double *sum);
     /* The run is over here: with code 0 after its last step, otherwise for all. Returns when the others know; PL_END, to be
      * called again, where this rank has to write what it did not (wrote false). */
     pl_status (*leave)(struct pl_sync *s, int code, bool wrote, struct pl_parting *out);
+};
 
-    /* Where each rank goes its own way, after the warm-up: set_out, then take, a micro-batch (contribute, slice_final) and
-     * learn in turn until there is nothing to take, then gather. Otherwise NULL. An error that is not this rank's own comes
-     * with out->ended; out->writes: this rank has what is left of the parameters, and the place in step, epoch and position. */
+/* Where each rank goes its own way, after the warm-up: set_out, then take, a micro-batch (contribute, slice_final) and
+ * learn in turn until there is nothing to take, then gather. An error that is not this rank's own comes with out->ended;
+ * out->writes: this rank has what is left of the parameters, and the place in step, epoch and position. */
+struct pl_sync_apart {
     pl_status (*set_out)(struct pl_sync *s, const struct pl_leg *leg, struct pl_agreement *out);
     pl_status (*take)(struct pl_sync *s, struct pl_ticket *out, struct pl_agreement *ended); /* PL_END: nothing is left */
     pl_status (*learn)(struct pl_sync *s, double lr, struct pl_agreement *out); /* from the gradient */
     pl_status (*gather)(struct pl_sync *s, struct pl_agreement *out); /* parameters and optimizer are the same on all ranks */
     const struct pl_staleness *(*staleness)(struct pl_sync *s);      /* rank 0: of the run so far */
+};
+
+/* A kind, and a step of it: begin, micro-batches (slice_final, contribute in the last), finish, the update, average. */
+struct pl_sync_table {
+    const char *name;
+    const struct pl_sync_meshed *meshed; /* NULL: it gets an exchange */
+    const struct pl_sync_apart *apart;   /* NULL: all make the same steps */
+    /* What the exchange must have room for, in slabs of the graph's size; the first is the gradient's. NULL: one. */
+    int (*slabs)(const struct pl_replica *r);
+    /* x: NULL where it is meshed; then collective. */
+    pl_status (*create)(const struct pl_replica *r, struct pl_exchange *x, struct pl_sync **out);
+    void (*destroy)(struct pl_sync *s);
+    pl_status (*begin)(struct pl_sync *s, int64_t step);
+    /* The forward pass is over; known before backward, so it travels along with the gradient. */
+    pl_status (*contribute)(struct pl_sync *s, const struct pl_contribution *mine);
+    /* Elements [a, b) of the gradient slab are final; from the far end to 0. PL_END: abandon the pass. NULL: finish is enough. */
+    pl_status (*slice_final)(struct pl_sync *s, int64_t a, int64_t b);
+    /* What to update by. */
+    pl_status (*finish)(struct pl_sync *s, struct pl_agreement *out);
+    /* After the update: the parameters are what replicas agree on; averages them if it is time or this is the run's last
+     * step, and then fills in *out. Otherwise leaves all as it is. NULL: equal updates keep them equal. */
+    pl_status (*average)(struct pl_sync *s, bool last, struct pl_agreement *out);
 };
 
 const struct pl_sync_table *pl_sync_find(const char *name); /* NULL: not built */

@@ -15,7 +15,7 @@ int64_t pl_train_steps_of(const struct pl_trainer *t, struct pl_period every)
 
 bool pl_train_apart(const struct pl_trainer *t)
 {
-    return t->sync_table->set_out && (t->apart || t->state.step >= pl_train_steps_of(t, t->job->sync.warmup));
+    return t->sync_table->apart && (t->apart || t->state.step >= pl_train_steps_of(t, t->job->sync.warmup));
 }
 
 pl_status pl_train_ahead(void *arg, const struct pl_ticket *ticket)
@@ -43,7 +43,7 @@ static pl_status set_out(struct pl_trainer *t, struct pl_agreement *out)
     if (!t->fed)
         PL_TRY(t->source.feed(t->source.arg));
     t->fed = t->apart = true;
-    return t->sync_table->set_out(t->sync, &leg, out);
+    return t->sync_table->apart->set_out(t->sync, &leg, out);
 }
 
 static pl_status work(struct pl_trainer *t, const struct pl_ticket *ticket, struct pl_agreement *agreed, struct pl_step_result *out)
@@ -56,7 +56,7 @@ static pl_status work(struct pl_trainer *t, const struct pl_ticket *ticket, stru
     PL_TRY(pl_train_check_finite(&(struct pl_agreement){.not_finite = !isfinite(sums.total), .total = sums.total}, out->step));
     int64_t ahead = t->job->train.steps > 0 ? 0 : t->ahead;
     out->lr = pl_schedule_lr(t->job, out->step - ahead, t->steps_per_epoch, t->total_steps - ahead);
-    pl_status s = t->sync_table->learn(t->sync, out->lr, agreed);
+    pl_status s = t->sync_table->apart->learn(t->sync, out->lr, agreed);
     if (s == PL_OK && out->step >= t->state.step)
         t->state.step = out->step + 1; /* for what this rank says until they meet */
     return s;
@@ -71,7 +71,7 @@ static void go_to(struct pl_trainer *t, const struct pl_agreement *a)
 
 static pl_status meet(struct pl_trainer *t, struct pl_agreement *agreed, struct pl_step_result *out)
 {
-    PL_TRY(t->sync_table->gather(t->sync, agreed));
+    PL_TRY(t->sync_table->apart->gather(t->sync, agreed));
     t->apart = false;
     go_to(t, agreed);
     out->step = t->state.step - 1;
@@ -90,7 +90,7 @@ pl_status pl_train_step_apart(struct pl_trainer *t, struct pl_step_result *out)
 
     pl_status s = t->apart ? PL_OK : set_out(t, &agreed);
     if (s == PL_OK)
-        s = t->sync_table->take(t->sync, &ticket, &agreed);
+        s = t->sync_table->apart->take(t->sync, &ticket, &agreed);
     if (s == PL_OK)
         s = work(t, &ticket, &agreed, out);
     else if (s == PL_END)

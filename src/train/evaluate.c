@@ -54,7 +54,7 @@ static pl_status share_out(struct pl_trainer *t, struct evaluation *e, double *v
     parts = parts < batches ? parts : batches;
     e->each = (batches + parts - 1) / parts * t->batch;
     struct pl_parts p = {.id = t->state.step + 1, .parts = (int)((e->samples + e->each - 1) / e->each), .values = SUMS, .run = run_part, .arg = e};
-    return t->sync_table->share_out(t->sync, &p, v);
+    return t->sync_table->meshed->share_out(t->sync, &p, v);
 }
 
 pl_status pl_trainer_evaluate(struct pl_trainer *t, struct pl_graph *graph, struct pl_loader *loader,

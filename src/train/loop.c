@@ -131,15 +131,30 @@ static void tear_down(struct run *r)
 /* Between two averagings; 0: the ranks agree in every step. */
 static int64_t local_steps(const struct pl_job *job) { return job->sync.kind == PL_SYNC_LOCAL_SGD ? job->sync.tau : 0; }
 
-static void announce(struct run *r, const char *path)
+/* How the ranks agree. */
+static void announce_sync(const struct run *r, const struct pl_path *p)
+{
+    const struct pl_job *j = r->t.job;
+    if (local_steps(j) > 0)
+        pl_report_say(r->report, "local SGD: %s averaged every %lld steps (sync.tau) by %s; %s",
+                      j->sync.average_momentum ? "parameters and the optimizer's state are" : "parameters are", (long long)j->sync.tau, p->algorithm, p->why);
+    else if (r->t.sync_table->apart)
+        pl_report_say(r->report, "downpour: each rank keeps a shard of the parameters, fetches all every %lld of its micro-batches and pushes gradients every %lld, over %s; %s",
+                      (long long)j->sync.n_fetch, (long long)j->sync.n_push, p->transport, p->why);
+    else
+        pl_report_say(r->report, "gradients are added up by %s; %s", p->algorithm, p->why);
+}
+
+static void announce(struct run *r, const char *from)
 {
     struct pl_trainer *t = &r->t;
+    struct pl_path path = pl_trainer_path(t);
     char device[256];
     char *trial = pl_trial_describe(t->job);
     t->table->describe(t->backend, device, sizeof device);
     struct pl_report_start s = {.ranks = t->world->ranks, .threads = t->threads, .device = device,
-                                .backend = t->table->name, .transport = pl_trainer_transport(t),
-                                .algorithm = pl_trainer_algorithm(t), .why = pl_trainer_why(t),
+                                .backend = t->table->name, .transport = path.transport,
+                                .algorithm = path.algorithm, .why = path.why,
                                 .sync = pl_job_sync_name(t->job), .tau = local_steps(t->job), .average_momentum = t->job->sync.average_momentum,
                                 .model = t->job->model_name, .trial = trial,
                                 .parameters = pl_graph_weights(t->graph), .batch = t->batch,
@@ -148,19 +163,12 @@ static void announce(struct run *r, const char *path)
                                 .test_samples = r->test_data ? pl_dataset_samples(r->test_data) : 0};
     pl_report_start(r->report, &s);
     pl_free(trial);
-    if (t->world->ranks > 1 && local_steps(t->job) > 0)
-        pl_report_say(r->report, "local SGD: %s averaged every %lld steps (sync.tau) by %s; %s",
-                      t->job->sync.average_momentum ? "parameters and the optimizer's state are" : "parameters are",
-                      (long long)t->job->sync.tau, pl_trainer_algorithm(t), pl_trainer_why(t));
-    else if (t->world->ranks > 1 && t->sync_table->set_out)
-        pl_report_say(r->report, "downpour: each rank keeps a shard of the parameters, fetches all every %lld of its micro-batches and pushes gradients every %lld, over %s; %s",
-                      (long long)t->job->sync.n_fetch, (long long)t->job->sync.n_push, pl_trainer_transport(t), pl_trainer_why(t));
-    else if (t->world->ranks > 1)
-        pl_report_say(r->report, "gradients are added up by %s; %s", pl_trainer_algorithm(t), pl_trainer_why(t));
+    if (t->world->ranks > 1)
+        announce_sync(r, &path);
     if (!t->job->checkpoint.dir)
         pl_report_say(r->report, "no checkpoint.dir: the trained network is not kept");
-    if (path[0]) {
-        pl_report_resume(r->report, t->state.step, path);
+    if (from[0]) {
+        pl_report_resume(r->report, t->state.step, from);
         r->saved_step = t->state.step;
     }
 }
@@ -326,7 +334,7 @@ static void report_step(struct run *r)
         return;
     }
     take_line(r);
-    bool passed = r->t.sync_table->set_out ? due_since(&r->t, *every, r->t.state.step - r->last.agreed) : due(&r->t, *every);
+    bool passed = r->t.sync_table->apart ? due_since(&r->t, *every, r->t.state.step - r->last.agreed) : due(&r->t, *every);
     if (passed || by_time || r->t.state.step == r->t.total_steps || first) {
         pl_report_step(r->report, &r->line);
         r->shown_ms = now;
@@ -429,9 +437,9 @@ static pl_status run_steps(struct run *r)
 static const struct pl_report_ages *staleness_of(const struct run *r, struct pl_report_ages *out)
 {
     const struct pl_trainer *t = &r->t;
-    if (!t->sync_table->staleness)
+    if (!t->sync_table->apart)
         return NULL;
-    const struct pl_staleness *s = t->sync_table->staleness(t->sync);
+    const struct pl_staleness *s = t->sync_table->apart->staleness(t->sync);
     *out = (struct pl_report_ages){.count = s->count, .ages = PL_STALENESS_MOST + 1, .dropped = s->dropped, .share = s->share, .ranks = t->world->ranks};
     return out;
 }
@@ -466,7 +474,7 @@ static pl_status leave(struct run *r, pl_status s)
     if (!known && (r->root || s != PL_ERR_NOT_FINITE)) /* that all find together */
         pl_world_say(t->world, s); /* now: peers that end are errors of their own, which are cleared */
     t->world->reported = t->world->reported || (!known && s < 0);
-    while (!known && (left = t->sync_table->leave(t->sync, code, r->root, &p)) == PL_END) {
+    while (!known && (left = t->sync_table->meshed->leave(t->sync, code, r->root, &p)) == PL_END) {
         PL_TRY(take_over(r, true));
         if (s >= 0)
             PL_TRY(close_run(r, s));

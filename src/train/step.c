@@ -7,7 +7,7 @@
 static pl_status on_slice_final(void *arg, int64_t a, int64_t b)
 {
     struct pl_trainer *t = arg;
-    return t->sync_table->slice_final(t->sync, a, b);
+    return t->sync_table->slice_final ? t->sync_table->slice_final(t->sync, a, b) : PL_OK;
 }
 
 static pl_status contribute(struct pl_trainer *t, const struct pl_loss_sums *sums)
@@ -48,7 +48,7 @@ pl_status pl_train_micro_batch(struct pl_trainer *t, int64_t micro, bool abandon
     /* One key for every draw of an epoch: a sample is drawn once in it. */
     struct pl_graph_batch in = {.rows = b->rows, .data = b->data, .label = b->label, .index = b->index,
                                 .seed = (uint64_t)t->job->train.seed, .step_key = (uint64_t)b->epoch,
-                                .abandoned = t->sync_table->abandoned, .arg = t->sync};
+                                .abandoned = t->sync_table->meshed ? t->sync_table->meshed->abandoned : NULL, .arg = t->sync};
     pl_status s = abandoned ? PL_END : compute(t, &in, out->step, micro, *last, sums);
     t->source.release(t->source.arg, b);
     out->data_ms += loaded - begin;
@@ -170,7 +170,8 @@ pl_status pl_trainer_step(struct pl_trainer *t, struct pl_step_result *out)
     update(t, &agreed, out);
     out->update_ms = pl_now_ms() - updating;
     commit(t, out);
-    s = t->sync_table->average(t->sync, t->state.step == t->total_steps, &agreed);
+    if (t->sync_table->average)
+        s = t->sync_table->average(t->sync, t->state.step == t->total_steps, &agreed);
     if (s == PL_OK)
         s = pl_train_check_finite(&agreed, out->step);
     if (s == PL_OK) {

@@ -71,9 +71,7 @@ struct pl_step_result {
 pl_status pl_trainer_open(struct pl_trainer *t, struct pl_world *w, const struct pl_job *job, bool train);
 void pl_trainer_close(struct pl_trainer *t);
 /* How gradients travel, and why so. */
-const char *pl_trainer_transport(const struct pl_trainer *t);
-const char *pl_trainer_algorithm(const struct pl_trainer *t);
-const char *pl_trainer_why(const struct pl_trainer *t);
+struct pl_path pl_trainer_path(const struct pl_trainer *t);
 /* Around every change of parameters, optimizer and t->state after set-up: a rank that comes back may be given them. */
 void pl_trainer_hold(struct pl_trainer *t, bool held);
 

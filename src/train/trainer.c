@@ -86,9 +86,9 @@ static pl_status open_mesh(struct pl_trainer *t, const struct pl_replica *replic
     if (t->job->sync.backup_workers > 0 && t->world->nodes == 1 && strcmp(replica->exchange->transport, "auto") == 0)
         pl_log_root("note: exchange.transport auto takes mpi on one node, where a lost rank ends the run; with exchange.transport=tcp it does not");
     PL_TRY(t->sync_table->create(replica, NULL, &t->sync));
-    if (strcmp(pl_trainer_transport(t), "mpi") != 0 && !getenv("PACELINE_RECOVERY"))
+    if (strcmp(pl_trainer_path(t).transport, "mpi") != 0 && !getenv("PACELINE_RECOVERY"))
         pl_log_root("note: the launcher ends the run when a rank dies; started by jobs/launch.sh it goes on without that rank");
-    pl_graph_set_grads(t->graph, t->sync_table->gradient(t->sync));
+    pl_graph_set_grads(t->graph, t->sync_table->meshed->gradient(t->sync));
     return PL_OK;
 }
 
@@ -104,14 +104,17 @@ static pl_status open_exchange(struct pl_trainer *t, bool train)
     const struct pl_replica replica = {.job = j, .graph = t->graph, .optimizer = t->optimizer, .world = t->world, .exchange = &o, .ahead = pl_train_ahead, .arg = t,
                                        .state = &t->state, .state_bytes = sizeof t->state};
     struct spans spans;
+    int64_t slabs = 1;
     t->sync_table = pl_sync_find(!train ? "allreduce" : j->sync.backup_workers > 0 ? "quorum" : pl_job_sync_name(j));
     if (t->sync_table->meshed)
         return open_mesh(t, &replica);
+    if (t->sync_table->slabs)
+        slabs = t->sync_table->slabs(&replica);
     pl_status s = pl_world_agree(t->world, find_spans(t->graph, &spans));
     o.exact = spans.statistic, o.exacts = spans.statistics;
     o.gap = spans.gap, o.gaps = spans.gaps;
     if (s == PL_OK)
-        s = pl_exchange_create(t->world, &o, train ? t->sync_table->slabs(&replica) * pl_graph_elems(t->graph) : 0, &t->exchange);
+        s = pl_exchange_create(t->world, &o, train ? slabs * pl_graph_elems(t->graph) : 0, &t->exchange);
     pl_free(spans.statistic);
     pl_free(spans.gap);
     PL_TRY(s);
@@ -161,14 +164,17 @@ pl_status pl_trainer_open(struct pl_trainer *t, struct pl_world *w, const struct
     return s;
 }
 
-const char *pl_trainer_transport(const struct pl_trainer *t) { return t->exchange ? pl_exchange_transport(t->exchange) : t->sync_table->transport(t->sync); }
-const char *pl_trainer_algorithm(const struct pl_trainer *t) { return t->exchange ? pl_exchange_algorithm(t->exchange) : t->sync_table->algorithm(t->sync); }
-const char *pl_trainer_why(const struct pl_trainer *t) { return t->exchange ? pl_exchange_why(t->exchange) : t->sync_table->why(t->sync); }
+struct pl_path pl_trainer_path(const struct pl_trainer *t)
+{
+    if (!t->exchange)
+        return t->sync_table->meshed->path(t->sync);
+    return (struct pl_path){pl_exchange_transport(t->exchange), pl_exchange_algorithm(t->exchange), pl_exchange_why(t->exchange)};
+}
 
 void pl_trainer_hold(struct pl_trainer *t, bool held)
 {
-    if (t->sync_table->hold)
-        t->sync_table->hold(t->sync, held);
+    if (t->sync_table->meshed && t->sync_table->meshed->hold)
+        t->sync_table->meshed->hold(t->sync, held);
 }
 
 int pl_trainer_parts(struct pl_trainer *t, struct pl_part *part)

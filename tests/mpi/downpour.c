@@ -112,7 +112,7 @@ static void compare(struct pl_world *w, const struct kept *mine, const struct ma
 
 static void check_counts(struct pl_trainer *t, const char *how)
 {
-    const struct pl_staleness *s = t->sync_table->staleness(t->sync);
+    const struct pl_staleness *s = t->sync_table->apart->staleness(t->sync);
     int64_t pushes = 0, batches = 0, n = t->job->sync.n_push;
     for (int i = 0; i <= PL_STALENESS_MOST; i++)
         pushes += s->count[i];
@@ -154,7 +154,7 @@ static void run(struct pl_world *w, const char *way, const char *push, const cha
     CHECK(t.state.epoch == EPOCHS && t.state.position == 0, "%s: it ended in epoch %lld at %lld", how, (long long)t.state.epoch, (long long)t.state.position);
     if (w->rank == 0)
         check_counts(&t, how);
-    s = t.sync_table->leave(t.sync, 0, true, &parting);
+    s = t.sync_table->meshed->leave(t.sync, 0, true, &parting);
     CHECK(s == PL_OK && parting.clean, "%s: they did not part in order", how);
     compare(w, &kept, &m, (int)((t.total_steps + 5) / 6), how);
     pl_queue_destroy(m.asked);

@@ -150,7 +150,7 @@ static bool open_sync(struct rank *r, const struct pl_group *g)
     }
     if (pl_mesh_open_in(&n, &x, pl_sync_quorum_note_bytes(), &m) < 0 || pl_sync_quorum_create_in(&replica, m, &r->t.sync) < 0)
         return false;
-    pl_graph_set_grads(r->t.graph, pl_sync_quorum.gradient(r->t.sync));
+    pl_graph_set_grads(r->t.graph, pl_sync_quorum.meshed->gradient(r->t.sync));
     return true;
 }
 
@@ -218,7 +218,7 @@ static bool run_rank(const struct trial *w, const struct pl_group *g)
     }
     forks_barrier(&shared->forks);
     pl_status s = train(r, &writes, &ended);
-    while (!w->allreduce && !ended && pl_sync_quorum.leave(r->t.sync, pl_exit_code(s), writes, &p) == PL_END)
+    while (!w->allreduce && !ended && pl_sync_quorum.meshed->leave(r->t.sync, pl_exit_code(s), writes, &p) == PL_END)
         writes = true;
     bool right = s == PL_OK && !ended;
     shared->end[me].step = r->t.state.step;
