@@ -3,352 +3,15 @@
  * while the main thread computes, so that a rank that is late holds nobody up: it hears notes, sums up with a group, hands
  * state to ranks that come back, and fetches it when the run went on without this one. The main thread only says that its
  * gradient is whole, waits for the outcome, and updates. */
-#include "sync/counts.h"
 #include "sync/quorum.h"
-#include "sync/quorum_protocol.h"
+#include "sync/quorum_internal.h"
 
 #include <math.h>
 #include <string.h>
 
 #define BUSY_MS 0.2          /* after anything happened, look again at once for so long */
-#define MOST_SLABS 4
-#define STUCK 2.0            /* times sync.suspect_after without a byte: a transfer is tried with another rank */
-enum { PARTS_OF_ID = 8 };    /* transfers of one fetch: the head and the slabs */
-#define NO_VERSION (-2)      /* state is half written; the one after it is none either */
 
 _Static_assert((int)PL_COUNTS <= (int)PL_QUORUM_VALUES && (int)PL_PART_VALUES == (int)PL_QUORUM_VALUES, "a note holds them");
-
-/* ---- what travels ----------------------------------------------------------------------------------- */
-
-enum kind { NOTE, FETCH, GONE };
-struct message {
-    enum kind kind;
-    union {
-        struct pl_note note;
-        struct { uint64_t id; int64_t version, round; } fetch; /* asks for the sum of that round, or with round 0 for state of
-                                                                 * that version at least; GONE: it is not to be had here */
-    };
-};
-
-/* Before the slabs: what version this is, and what else goes with it. */
-struct head {
-    int64_t version, dropped[PL_QUORUM_RANKS];
-    struct pl_attempt last;
-    unsigned char state[1024];
-};
-
-enum outcome { NONE, COMMITTED, WENT_ON, ENDED };
-
-struct server { /* of one rank that fetches */
-    uint64_t asked;
-    int64_t version, round; /* as in the message */
-    bool wanted, sending;
-    int transfers;
-    size_t moved;
-    double moved_ms;
-    struct pl_transfer transfer[1 + MOST_SLABS];
-};
-
-struct pl_sync {
-    struct pl_replica replica;
-    struct pl_mesh *mesh;
-    struct pl_quorum *quorum;
-    struct pl_quorum_options options;
-    int64_t elems;
-    int slabs;
-    float *slab[MOST_SLABS]; /* parameters and the optimizer's state */
-    float *gradient;
-    struct { float *sum; int64_t round; } sum[2]; /* the last that was committed, and the next: round 0 while it is made */
-    pthread_t thread;
-    bool threaded;
-    char late[512], lost[512], back[512], dropped_text[1024];
-
-    pthread_mutex_t state;   /* held while parameters and state are written */
-    pthread_mutex_t lock;    /* everything from here to the line */
-    pthread_cond_t news;
-    bool ready, leaving, stop, save, waiting, over, quit; /* waiting: the main thread reads and writes nothing */
-    double values[PL_QUORUM_VALUES];
-    bool works, whole; /* whole: the gradient; the main thread's */
-    enum outcome outcome;
-    struct head now;         /* what this rank holds; of it the state only in snapshots */
-    struct pl_attempt last;  /* that led there, or by whose sum the main thread updates now */
-    struct pl_ranks before;  /* who shared the data of the step before */
-    pl_status failed;        /* of the thread */
-    _Atomic bool abandon;
-    /* ---- the thread's own ---- */
-    int64_t reducing, forgot;
-    int reducing_into;
-    double moved_ms;
-    struct { bool active; int from, transfers; uint64_t id; int64_t round, none; size_t moved; double moved_ms; struct pl_transfer transfer[1 + MOST_SLABS]; } fetch; /* none: round of a sum that is not to be had */
-    uint64_t fetches;
-    struct head got;
-    struct server *server;   /* [ranks] */
-    struct { int64_t version; int users; struct head head; float *slab[MOST_SLABS]; } snapshot;
-    bool *told_lost;         /* [ranks] */
-};
-
-/* ---- handing state out -------------------------------------------------------------------------------- */
-
-static size_t slab_bytes(const struct pl_sync *s) { return (size_t)s->elems * sizeof(float); }
-
-static pl_status take_snapshot(struct pl_sync *s)
-{
-    for (int i = 0; i < s->slabs; i++)
-        if (!s->snapshot.slab[i] && !(s->snapshot.slab[i] = pl_alloc(slab_bytes(s), "state for a rank that comes back")))
-            return PL_ERR_MEMORY;
-    for (int i = 0; i < s->slabs; i++)
-        memcpy(s->snapshot.slab[i], s->slab[i], slab_bytes(s));
-    s->snapshot.head = s->now;
-    memcpy(s->snapshot.head.state, s->replica.state, s->replica.state_bytes);
-    s->snapshot.version = s->now.version;
-    return PL_OK;
-}
-
-/* Only what holds still: nobody updates, nobody fetches, and the snapshot is free or the same. */
-static bool snapshot_fits(struct pl_sync *s, int64_t version, pl_status *failed)
-{
-    if (s->snapshot.users > 0)
-        return s->snapshot.version >= version;
-    if (s->now.version < version || s->fetch.active || pthread_mutex_trylock(&s->state) != 0)
-        return false;
-    if (s->snapshot.version != s->now.version)
-        *failed = take_snapshot(s);
-    pthread_mutex_unlock(&s->state);
-    return *failed == PL_OK;
-}
-
-static int sum_of(const struct pl_sync *s, int64_t round)
-{
-    for (int i = 0; i < 2; i++)
-        if (s->sum[i].round == round)
-            return i;
-    return -1;
-}
-
-/* Not the one that the main thread may be updating by. */
-static int next_sum(const struct pl_sync *s) { return sum_of(s, s->last.round) == 0 ? 1 : 0; }
-
-static void start_serving(struct server *v, int transfers)
-{
-    v->wanted = false;
-    v->sending = true;
-    v->transfers = transfers;
-    v->moved = 0;
-    v->moved_ms = pl_now_ms();
-}
-
-static pl_status serve_sum(struct pl_sync *s, int r)
-{
-    struct server *v = &s->server[r];
-    struct message m = {.kind = GONE, .fetch = {v->asked, v->version, v->round}};
-    int i = sum_of(s, v->round);
-    if (i < 0) {
-        v->wanted = false;
-        return pl_mesh_say(s->mesh, r, &m) < 0 ? PL_ERR_PEER : PL_OK; /* unsaid, it finds out by itself */
-    }
-    start_serving(v, 1);
-    return pl_mesh_send(s->mesh, &v->transfer[0], r, v->asked, s->sum[i].sum, slab_bytes(s));
-}
-
-static pl_status begin_serving(struct pl_sync *s, int r)
-{
-    struct server *v = &s->server[r];
-    pl_status failed = PL_OK;
-    if (v->round != 0)
-        return serve_sum(s, r);
-    if (!snapshot_fits(s, v->version, &failed))
-        return failed;
-    start_serving(v, 1 + s->slabs);
-    s->snapshot.users++;
-    PL_TRY(pl_mesh_send(s->mesh, &v->transfer[0], r, v->asked, &s->snapshot.head, sizeof s->snapshot.head));
-    for (int i = 0; i < s->slabs; i++)
-        PL_TRY(pl_mesh_send(s->mesh, &v->transfer[1 + i], r, v->asked + 1 + (uint64_t)i, s->snapshot.slab[i], slab_bytes(s)));
-    return PL_OK;
-}
-
-/* How far transfers have come; true: none is under way. */
-static bool ended(const struct pl_transfer *t, int n, size_t *moved, bool *failed)
-{
-    bool all = true;
-    *moved = 0;
-    *failed = false;
-    for (int i = 0; i < n; i++) {
-        all = all && !t[i].active;
-        *failed = *failed || t[i].failed;
-        *moved += t[i].moved;
-    }
-    return all;
-}
-
-static bool stuck(const struct pl_sync *s, size_t moved, size_t *before, double *since)
-{
-    double now = pl_now_ms();
-    if (moved != *before) {
-        *before = moved;
-        *since = now;
-    }
-    return s->options.survives && now - *since > STUCK * s->options.suspect_ms; /* otherwise it cannot be given up */
-}
-
-static void stop_serving(struct pl_sync *s, int r, uint64_t before)
-{
-    struct server *v = &s->server[r];
-    pl_mesh_forget_transfers(s->mesh, r, before);
-    v->sending = false;
-    s->snapshot.users -= v->round == 0;
-}
-
-static pl_status serve(struct pl_sync *s)
-{
-    for (int r = 0; r < s->options.ranks; r++) {
-        struct server *v = &s->server[r];
-        size_t moved;
-        bool failed;
-        if (v->sending) {
-            if (!ended(v->transfer, v->transfers, &moved, &failed) && !stuck(s, moved, &v->moved, &v->moved_ms))
-                continue;
-            stop_serving(s, r, v->asked + PARTS_OF_ID);
-        }
-        if (v->wanted)
-            PL_TRY(begin_serving(s, r));
-    }
-    return PL_OK;
-}
-
-static void take_request(struct pl_sync *s, int from, const struct message *m)
-{
-    struct server *v = &s->server[from];
-    if (m->fetch.id <= v->asked)
-        return;
-    if (v->sending)
-        stop_serving(s, from, m->fetch.id); /* it gave up what is still on its way */
-    v->asked = m->fetch.id;
-    v->version = m->fetch.version;
-    v->round = m->fetch.round;
-    v->wanted = true;
-}
-
-/* Where the next sum comes to: not in place of the last. Who still takes what lay there before is not waited for. */
-static int make_room(struct pl_sync *s)
-{
-    int next = next_sum(s);
-    for (int r = 0; r < s->options.ranks; r++) {
-        struct server *v = &s->server[r];
-        if (v->sending && v->round != 0 && v->transfer[0].memory == (unsigned char *)s->sum[next].sum)
-            stop_serving(s, r, v->asked + PARTS_OF_ID);
-    }
-    s->sum[next].round = 0;
-    return next;
-}
-
-/* ---- fetching state ------------------------------------------------------------------------------------ */
-
-/* This rank may be one of them, if what it summed up with them was given up here and committed elsewhere. */
-static int another_of(const struct pl_sync *s, const struct pl_ranks *group)
-{
-    int n = pl_ranks_count(group) - pl_ranks_has(group, s->options.me), wanted = n > 0 ? s->options.me % n : 0;
-    for (int r = 0; r < s->options.ranks; r++)
-        if (r != s->options.me && pl_ranks_has(group, r) && wanted-- == 0)
-            return r;
-    return -1;
-}
-
-/* A sum into the place of the next, state over what this rank holds. */
-static pl_status begin_fetch(struct pl_sync *s, int from, int64_t version, int64_t round)
-{
-    struct message m = {.kind = FETCH};
-    s->fetch.id = (uint64_t)version << 24 | (s->fetches++ & 0xffff) << 3;
-    s->fetch.from = from;
-    s->fetch.round = round;
-    s->fetch.transfers = round != 0 ? 1 : 1 + s->slabs;
-    m.fetch.id = s->fetch.id;
-    m.fetch.version = version;
-    m.fetch.round = round;
-    if (from < 0 || from == s->options.me || pl_mesh_say(s->mesh, from, &m) != PL_OK) {
-        if (round != 0)
-            s->fetch.none = round; /* nor next time: it may be lost */
-        return PL_OK;
-    }
-    s->fetch.active = true;
-    s->fetch.moved = 0;
-    s->fetch.moved_ms = pl_now_ms();
-    if (round != 0)
-        return pl_mesh_receive(s->mesh, &s->fetch.transfer[0], from, s->fetch.id, s->sum[make_room(s)].sum, slab_bytes(s));
-    s->now.version = NO_VERSION;
-    PL_TRY(pl_mesh_receive(s->mesh, &s->fetch.transfer[0], from, s->fetch.id, &s->got, sizeof s->got));
-    for (int i = 0; i < s->slabs; i++)
-        PL_TRY(pl_mesh_receive(s->mesh, &s->fetch.transfer[1 + i], from, s->fetch.id + 1 + (uint64_t)i, s->slab[i], slab_bytes(s)));
-    return PL_OK;
-}
-
-static void end_fetch(struct pl_sync *s)
-{
-    s->fetch.active = false;
-    pl_mesh_forget_transfers(s->mesh, s->fetch.from, s->fetch.id + PARTS_OF_ID);
-}
-
-static uint64_t hash_of(const struct pl_sync *s) { return pl_hash_words(PL_HASH_START, s->slab[0], slab_bytes(s)); }
-
-static void take_refusal(struct pl_sync *s, const struct message *m)
-{
-    if (!s->fetch.active || m->fetch.id != s->fetch.id)
-        return;
-    s->fetch.none = s->fetch.round;
-    end_fetch(s);
-}
-
-static void take_sum(struct pl_sync *s)
-{
-    int next = next_sum(s);
-    s->sum[next].round = s->fetch.round;
-    pl_quorum_whole(s->quorum, pl_now_ms(), s->fetch.round);
-}
-
-/* The main thread waits meanwhile: nobody reads what is written. */
-static void take_state(struct pl_sync *s)
-{
-    s->now = s->got;
-    s->last = s->now.last;
-    s->before = s->now.last.members;
-    s->sum[0].round = s->sum[1].round = 0;
-    memcpy(s->replica.state, s->got.state, s->replica.state_bytes);
-    pl_quorum_fetched(s->quorum, pl_now_ms(), s->now.version, &s->now.last);
-    s->ready = false;
-    if (s->leaving)
-        pl_quorum_leave(s->quorum, pl_now_ms(), hash_of(s));
-}
-
-static pl_status go_on_fetching(struct pl_sync *s)
-{
-    bool failed;
-    size_t moved;
-    if (!ended(s->fetch.transfer, s->fetch.transfers, &moved, &failed)) {
-        if (!stuck(s, moved, &s->fetch.moved, &s->fetch.moved_ms))
-            return PL_OK;
-        failed = true;
-    }
-    end_fetch(s);
-    if (failed)
-        s->fetch.none = s->fetch.round; /* from another, or once more */
-    else if (s->fetch.round != 0)
-        take_sum(s);
-    else
-        take_state(s);
-    return PL_OK;
-}
-
-/* A rank that is one step behind takes the sum while its main thread still computes; otherwise that has to wait. */
-static pl_status fetch(struct pl_sync *s, const struct pl_task_now *t)
-{
-    if (s->fetch.active)
-        return go_on_fetching(s);
-    bool in = pl_ranks_has(&s->now.last.members, s->options.me); /* otherwise it reads no samples, and needs the position too */
-    if (t->duty == PL_DUTY_SUM && in && s->fetch.none != t->attempt.round && t->attempt.step == s->now.version)
-        return begin_fetch(s, another_of(s, &t->attempt.group), t->version, t->attempt.round);
-    if ((t->duty == PL_DUTY_SUM || t->duty == PL_DUTY_FETCH) && s->waiting && s->outcome == NONE)
-        return begin_fetch(s, t->from, t->version, 0);
-    return PL_OK;
-}
 
 /* ---- the sum of a group -------------------------------------------------------------------------------- */
 
@@ -365,7 +28,7 @@ static pl_status join(struct pl_sync *s, const struct pl_attempt *a)
     for (int r = 0; r < s->options.ranks; r++)
         if (pl_ranks_has(&a->group, r))
             member[n++] = r;
-    int next = make_room(s);
+    int next = pl_quorum_make_room(s);
     forget(s, a->round);
     s->reducing = a->round;
     s->reducing_into = next;
@@ -404,9 +67,9 @@ static bool hear(struct pl_sync *s)
         if (m.kind == NOTE)
             pl_quorum_hear(s->quorum, pl_now_ms(), from, &m.note);
         else if (m.kind == GONE)
-            take_refusal(s, &m);
+            pl_quorum_take_refusal(s, &m);
         else
-            take_request(s, from, &m);
+            pl_quorum_take_request(s, from, &m);
     }
     for (int r = 0; r < s->options.ranks; r++) {
         const char *why;
@@ -440,7 +103,7 @@ static void tell(struct pl_sync *s, const struct pl_task_now *t)
     enum outcome was = s->outcome;
     atomic_store(&s->abandon, behind || t->duty == PL_DUTY_END);
     if (s->waiting && s->outcome == NONE) {
-        if (version == s->now.version + 1 && last.step == s->now.version && sum_of(s, last.round) >= 0 && pl_ranks_has(&s->now.last.members, s->options.me))
+        if (version == s->now.version + 1 && last.step == s->now.version && pl_quorum_sum_of(s, last.round) >= 0 && pl_ranks_has(&s->now.last.members, s->options.me))
             s->outcome = COMMITTED;
         else if (version == s->now.version && !s->ready && !behind && in && !s->fetch.active)
             s->outcome = WENT_ON;
@@ -468,11 +131,11 @@ static pl_status turn(struct pl_sync *s, bool *busy)
         pl_quorum_duty(s->quorum, &t);
         forget(s, pl_quorum_first_round(s->quorum));
         PL_TRY(reduce(s, &t));
-        PL_TRY(fetch(s, &t));
+        PL_TRY(pl_quorum_fetch(s, &t));
         pl_quorum_tick(s->quorum, now);
         pl_quorum_duty(s->quorum, &t);
     }
-    PL_TRY(serve(s));
+    PL_TRY(pl_quorum_serve(s));
     tell(s, &t);
     *busy = say(s) || *busy || s->reducing != reducing;
     return PL_OK;
@@ -525,7 +188,7 @@ static void quorum_destroy(struct pl_sync *s)
     pthread_mutex_destroy(&s->state);
     pthread_mutex_destroy(&s->lock);
     pthread_cond_destroy(&s->news);
-    for (int i = 0; i < MOST_SLABS; i++)
+    for (int i = 0; i < PL_QUORUM_SLABS; i++)
         pl_free(s->snapshot.slab[i]);
     pl_free(s->gradient);
     pl_free(s->sum[0].sum);
@@ -543,7 +206,7 @@ static pl_status check(const struct pl_replica *r)
     if (b >= r->world->ranks)
         return pl_error(PL_ERR_USAGE, "sync", "sync.backup_workers %lld of %d ranks leaves none to train\nit must be less than the number of ranks",
                         (long long)b, r->world->ranks);
-    if (r->state_bytes > sizeof ((struct head *)0)->state || 1 + pl_optimizer_slots(r->optimizer) > MOST_SLABS)
+    if (r->state_bytes > sizeof ((struct head *)0)->state || 1 + pl_optimizer_slots(r->optimizer) > PL_QUORUM_SLABS)
         return pl_error(PL_ERR_USAGE, "sync", "a state of %zu bytes and %d slots has no room", r->state_bytes, pl_optimizer_slots(r->optimizer));
     return PL_OK;
 }
@@ -557,9 +220,9 @@ static pl_status prepare(struct pl_sync *s)
     s->slab[0] = pl_graph_params(s->replica.graph);
     for (int i = 1; i < s->slabs; i++)
         s->slab[i] = pl_optimizer_slot(s->replica.optimizer, i - 1);
-    s->gradient = pl_alloc(slab_bytes(s), "gradients");
+    s->gradient = pl_alloc(pl_quorum_slab_bytes(s), "gradients");
     for (int i = 0; i < 2; i++)
-        if (!(s->sum[i].sum = pl_alloc(slab_bytes(s), "the agreed gradient")))
+        if (!(s->sum[i].sum = pl_alloc(pl_quorum_slab_bytes(s), "the agreed gradient")))
             return PL_ERR_MEMORY;
     s->server = pl_alloc((size_t)w->ranks * sizeof *s->server, "ranks that come back");
     s->told_lost = pl_alloc((size_t)w->ranks * sizeof *s->told_lost, "ranks that are lost");
@@ -684,7 +347,7 @@ static void fill(struct pl_sync *s, struct pl_agreement *out)
 {
     const struct pl_attempt *a = &s->last;
     pl_counts_read(a->values, out);
-    out->sum = sum_of(s, a->round) >= 0 ? s->sum[sum_of(s, a->round)].sum : NULL;
+    out->sum = pl_quorum_sum_of(s, a->round) >= 0 ? s->sum[pl_quorum_sum_of(s, a->round)].sum : NULL;
     out->steps = 1;
     out->stop = a->stop;
     out->save = a->save;
@@ -817,7 +480,7 @@ static pl_status quorum_leave(struct pl_sync *s, int code, bool wrote, struct pl
     s->outcome = NONE;
     s->waiting = true; /* behind once more, it may still be brought up to date */
     if (code == 0)
-        pl_quorum_leave(s->quorum, pl_now_ms(), hash_of(s));
+        pl_quorum_leave(s->quorum, pl_now_ms(), pl_quorum_hash(s));
     else
         pl_quorum_fail(s->quorum, pl_now_ms(), code);
     pthread_mutex_unlock(&s->lock);
