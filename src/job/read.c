@@ -228,8 +228,6 @@ static pl_status check_local_sgd(struct pl_job *j)
 {
     if (j->sync.tau == 0)
         j->sync.tau = 10;
-    if (j->sync.backup_workers > 0)
-        return pl_node_error(at_key(j, "sync.backup_workers"), "sync.backup_workers with sync.kind local_sgd is not in this version yet");
     if (strcmp(pl_job_compress_name(j), "none") != 0)
         return pl_node_error(at_key(j, "exchange.compress"), "exchange.compress is for gradients; with sync.kind local_sgd parameters are exchanged\n"
                              "a larger sync.tau sends less");

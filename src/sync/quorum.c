@@ -1,8 +1,9 @@
-/* Synchronous SGD with backup workers: the first m of n gradients make a step (Chen et al., Revisiting distributed
- * synchronous SGD, 2016). Who takes part is decided by the protocol; here a thread of its own speaks for this rank, also
+/* Backup workers: the first m of n gradients make a step (Chen et al., Revisiting distributed synchronous SGD, 2016), or
+ * with local SGD the first m of n replicas an average. Who takes part is decided by the protocol; here a thread of its own speaks for this rank, also
  * while the main thread computes, so that a rank that is late holds nobody up: it hears notes, sums up with a group, hands
  * state to ranks that come back, and fetches it when the run went on without this one. The main thread only says that its
- * gradient is whole, waits for the outcome, and updates. */
+ * gradient is whole, waits for the outcome, and updates. With local SGD a version is that of an averaging: a rank that is
+ * late for one reads what is left of its local steps without computing them, and goes on from the average of the others. */
 #include "sync/quorum.h"
 #include "sync/quorum_internal.h"
 
@@ -32,7 +33,7 @@ static pl_status join(struct pl_sync *s, const struct pl_attempt *a)
     forget(s, a->round);
     s->reducing = a->round;
     s->reducing_into = next;
-    return pl_mesh_reduce(s->mesh, (uint64_t)a->round, member, n, s->gradient, s->sum[next].sum, s->elems);
+    return pl_mesh_reduce(s->mesh, (uint64_t)a->round, member, n, s->gradient, s->sum[next].sum, s->sum_elems);
 }
 
 static pl_status reduce(struct pl_sync *s, const struct pl_task_now *t)
@@ -101,9 +102,11 @@ static void tell(struct pl_sync *s, const struct pl_task_now *t)
     int64_t version = pl_quorum_version(s->quorum, &last);
     bool behind = pl_quorum_behind(s->quorum), in = pl_ranks_has(&last.members, s->options.me);
     enum outcome was = s->outcome;
-    atomic_store(&s->abandon, behind || t->duty == PL_DUTY_END);
+    atomic_store(&s->abandon, behind || version > s->now.version || t->duty == PL_DUTY_END);
     if (s->waiting && s->outcome == NONE) {
-        if (version == s->now.version + 1 && last.step == s->now.version && pl_quorum_sum_of(s, last.round) >= 0 && pl_ranks_has(&s->now.last.members, s->options.me))
+        if (s->fetched && in && !s->leaving) /* behind again or not: the main thread has to know where it is now */
+            s->outcome = WENT_ON;
+        else if (version == s->now.version + 1 && last.step == s->now.version && pl_quorum_sum_of(s, last.round) >= 0 && pl_ranks_has(&s->now.last.members, s->options.me))
             s->outcome = COMMITTED;
         else if (version == s->now.version && !s->ready && !behind && in && !s->fetch.active)
             s->outcome = WENT_ON;
@@ -190,6 +193,7 @@ static void quorum_destroy(struct pl_sync *s)
     pthread_cond_destroy(&s->news);
     for (int i = 0; i < PL_QUORUM_SLABS; i++)
         pl_free(s->snapshot.slab[i]);
+    pl_averaging_close(&s->average);
     pl_free(s->gradient);
     pl_free(s->sum[0].sum);
     pl_free(s->sum[1].sum);
@@ -216,13 +220,17 @@ static pl_status prepare(struct pl_sync *s)
     const struct pl_job *job = s->replica.job;
     const struct pl_world *w = s->replica.world;
     PL_TRY(check(&s->replica));
-    s->slabs = 1 + pl_optimizer_slots(s->replica.optimizer);
+    s->local = job->sync.kind == PL_SYNC_LOCAL_SGD;
+    if (s->local)
+        PL_TRY(pl_averaging_open(&s->average, &s->replica));
+    s->slabs = s->local ? s->average.slabs : 1 + pl_optimizer_slots(s->replica.optimizer);
+    s->sum_elems = s->local ? s->slabs * s->elems : s->elems;
     s->slab[0] = pl_graph_params(s->replica.graph);
     for (int i = 1; i < s->slabs; i++)
         s->slab[i] = pl_optimizer_slot(s->replica.optimizer, i - 1);
-    s->gradient = pl_alloc(pl_quorum_slab_bytes(s), "gradients");
+    s->gradient = pl_alloc(pl_quorum_sum_bytes(s), "gradients");
     for (int i = 0; i < 2; i++)
-        if (!(s->sum[i].sum = pl_alloc(pl_quorum_slab_bytes(s), "the agreed gradient")))
+        if (!(s->sum[i].sum = pl_alloc(pl_quorum_sum_bytes(s), "the agreed gradient")))
             return PL_ERR_MEMORY;
     s->server = pl_alloc((size_t)w->ranks * sizeof *s->server, "ranks that come back");
     s->told_lost = pl_alloc((size_t)w->ranks * sizeof *s->told_lost, "ranks that are lost");
@@ -287,8 +295,10 @@ static pl_status start(struct pl_sync *s, int64_t step)
     s->options.survives = pl_mesh_survives(s->mesh);
     PL_TRY(pl_quorum_create(&s->options, step, pl_now_ms(), &s->quorum));
     s->now.version = pl_quorum_version(s->quorum, &s->now.last);
+    s->now.steps = 1;
     s->last = s->now.last;
     s->before = s->now.last.members;
+    memcpy(s->resting, s->replica.state, s->replica.state_bytes);
     pl_status status = pl_thread_start(&s->thread, "quorum", run, s);
     s->threaded = status == PL_OK;
     return status;
@@ -296,11 +306,16 @@ static pl_status start(struct pl_sync *s, int64_t step)
 
 /* ---- a step -------------------------------------------------------------------------------------------- */
 
+/* The data of this step. */
+static bool shares(const struct pl_sync *s) { return pl_ranks_has(&s->now.last.members, s->options.me); }
+
 static pl_status quorum_begin(struct pl_sync *s, int64_t step)
 {
+    if (s->local)
+        pl_averaging_begin(&s->average, step);
     if (!s->quorum)
         PL_TRY(start(s, step));
-    return pl_ranks_has(&s->now.last.members, s->options.me) ? PL_OK : PL_END;
+    return shares(s) ? PL_OK : PL_END;
 }
 
 static pl_status quorum_contribute(struct pl_sync *s, const struct pl_contribution *mine)
@@ -308,6 +323,8 @@ static pl_status quorum_contribute(struct pl_sync *s, const struct pl_contributi
     pthread_mutex_lock(&s->lock);
     memset(s->values, 0, sizeof s->values);
     pl_counts_add(s->values, mine);
+    if (s->local)
+        pl_averaging_count(&s->average, mine);
     s->stop = mine->stop;
     s->save = mine->save;
     pthread_mutex_unlock(&s->lock);
@@ -348,7 +365,7 @@ static void fill(struct pl_sync *s, struct pl_agreement *out)
     const struct pl_attempt *a = &s->last;
     pl_counts_read(a->values, out);
     out->sum = pl_quorum_sum_of(s, a->round) >= 0 ? s->sum[pl_quorum_sum_of(s, a->round)].sum : NULL;
-    out->steps = 1;
+    out->steps = s->now.steps;
     out->stop = a->stop;
     out->save = a->save;
     out->late = without(&s->before, &a->group, s->late, sizeof s->late);
@@ -375,18 +392,19 @@ static pl_status say_end(struct pl_sync *s, struct pl_agreement *out)
     return why[0] ? pl_error(-t.code, "sync", "%s", why) : (pl_status)-t.code;
 }
 
-static pl_status quorum_finish(struct pl_sync *s, struct pl_agreement *out)
+/* What this rank has is whole, or is not: waits for what comes of the version that is being made. */
+static pl_status await(struct pl_sync *s, bool whole, const double *values, struct pl_agreement *out)
 {
     *out = (struct pl_agreement){0};
     double begin = pl_now_ms();
     pthread_mutex_lock(&s->lock);
-    if (s->whole && !quorum_abandoned(s)) {
+    if (whole && !quorum_abandoned(s)) {
         s->ready = true;
-        pl_quorum_ready(s->quorum, begin, s->now.version, s->values);
+        pl_quorum_ready(s->quorum, begin, s->now.version, values);
     }
-    s->whole = false;
     s->outcome = NONE;
     s->waiting = true;
+    s->fetched = false;
     pthread_mutex_unlock(&s->lock);
     wake(s);
     pthread_mutex_lock(&s->lock);
@@ -411,20 +429,91 @@ static pl_status quorum_finish(struct pl_sync *s, struct pl_agreement *out)
     return status;
 }
 
-/* After the update: the new version can be had from this rank. */
-static pl_status quorum_average(struct pl_sync *s, bool last, struct pl_agreement *out)
+/* The new version can be had from this rank; what it computes from now on is of use. */
+static void hold_version(struct pl_sync *s, int64_t steps)
 {
-    (void)last, (void)out;
     pthread_mutex_lock(&s->lock);
     s->now.version++;
+    s->now.steps = steps;
     s->now.last = s->last;
+    atomic_store(&s->abandon, false);
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* Of steps that are averaged nobody hears, but a rank that has no share of them waits for the next average. */
+static pl_status finish_local(struct pl_sync *s, bool whole, struct pl_agreement *out)
+{
+    struct pl_averaging *v = &s->average;
+    if (!shares(s))
+        return await(s, false, NULL, out);
+    s->missed = s->missed || !whole;
+    v->steps++;
+    *out = (struct pl_agreement){.sum = s->gradient, .rows = s->missed ? 0 : v->rows};
+    pthread_mutex_lock(&s->lock);
+    out->writes = pl_quorum_coordinates(s->quorum);
     pthread_mutex_unlock(&s->lock);
     return PL_OK;
 }
 
+static pl_status quorum_finish(struct pl_sync *s, struct pl_agreement *out)
+{
+    bool whole = s->whole;
+    s->whole = false;
+    return s->local ? finish_local(s, whole, out) : await(s, whole, s->values, out);
+}
+
+static pl_status average_locally(struct pl_sync *s, bool last, struct pl_agreement *out)
+{
+    struct pl_averaging *v = &s->average;
+    bool whole = !s->missed;
+    int64_t steps = v->steps;
+    if (!pl_averaging_due(v, last))
+        return PL_OK;
+    for (int i = 0; i < v->slabs && whole; i++)
+        pl_averaging_weigh(v, i, 0, v->elems, s->gradient + i * v->elems);
+    s->missed = false;
+    pl_status status = await(s, whole, v->counts, out);
+    if (status < 0 || out->ended || out->went_on) { /* the last average, a peer's or this rank's own, is what it has */
+        pl_averaging_go_back(v);
+        memcpy(s->replica.state, s->resting, s->replica.state_bytes);
+        return status;
+    }
+    pthread_mutex_lock(&s->state);
+    s->holds = true; /* until the trainer has noted it */
+    pl_averaging_take(v, out->sum, out->rows);
+    hold_version(s, steps);
+    out->steps = steps;
+    return PL_OK;
+}
+
+/* After the update. */
+static pl_status quorum_average(struct pl_sync *s, bool last, struct pl_agreement *out)
+{
+    if (s->local)
+        return average_locally(s, last, out);
+    hold_version(s, 1);
+    return PL_OK;
+}
+
+/* What is averaged others may be given from its copy at any time but when it becomes another. */
+static void hold_average(struct pl_sync *s, bool held)
+{
+    if (held == s->holds || (held && s->average.steps > 0))
+        return;
+    s->holds = held;
+    if (held) {
+        pthread_mutex_lock(&s->state);
+    } else {
+        memcpy(s->resting, s->replica.state, s->replica.state_bytes);
+        pthread_mutex_unlock(&s->state);
+    }
+}
+
 static void quorum_hold(struct pl_sync *s, bool held)
 {
-    if (held)
+    if (s->local)
+        hold_average(s, held);
+    else if (held)
         pthread_mutex_lock(&s->state);
     else
         pthread_mutex_unlock(&s->state);

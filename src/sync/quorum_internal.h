@@ -3,13 +3,13 @@
 #ifndef PL_SYNC_QUORUM_INTERNAL_H
 #define PL_SYNC_QUORUM_INTERNAL_H
 
-#include "sync/counts.h"
+#include "sync/averaging.h"
 #include "sync/quorum_protocol.h"
 #include "sync/sync.h"
 
 #include <stdatomic.h>
 
-enum { PL_QUORUM_SLABS = 4 };
+enum { PL_QUORUM_SLABS = 4, PL_QUORUM_STATE = 1024 };
 
 enum kind { NOTE, FETCH, GONE };
 struct message {
@@ -23,9 +23,9 @@ struct message {
 
 /* Before the slabs: what version this is, and what else goes with it. */
 struct head {
-    int64_t version, dropped[PL_QUORUM_RANKS];
+    int64_t version, steps, dropped[PL_QUORUM_RANKS]; /* steps: that led from the version before to this one */
     struct pl_attempt last;
-    unsigned char state[1024];
+    unsigned char state[PL_QUORUM_STATE];
 };
 
 enum outcome { NONE, COMMITTED, WENT_ON, ENDED };
@@ -45,21 +45,26 @@ struct pl_sync {
     struct pl_mesh *mesh;
     struct pl_quorum *quorum;
     struct pl_quorum_options options;
-    int64_t elems;
+    int64_t elems, sum_elems;     /* of a slab; of a sum */
     int slabs;
-    float *slab[PL_QUORUM_SLABS]; /* parameters and the optimizer's state */
-    float *gradient;
+    float *slab[PL_QUORUM_SLABS]; /* what equal replicas hold: parameters and the optimizer's state */
+    bool local;                   /* a version is made by averaging, not by a step: sync.kind local_sgd */
+    struct pl_averaging average;  /* of these */
+    float *gradient;              /* [sum_elems] what is summed up */
     struct { float *sum; int64_t round; } sum[2]; /* the last that was committed, and the next: round 0 while it is made */
     pthread_t thread;
     bool threaded;
     char late[512], lost[512], back[512], dropped_text[1024];
 
-    pthread_mutex_t state;   /* held while parameters and state are written */
+    pthread_mutex_t state;   /* held while what others may be given is written */
     pthread_mutex_t lock;    /* everything from here to the line */
     pthread_cond_t news;
-    bool ready, leaving, stop, save, waiting, over, quit; /* waiting: the main thread reads and writes nothing */
+    bool ready, leaving, stop, save, over, quit;
+    bool waiting, fetched;   /* the main thread reads and writes nothing; meanwhile state has come */
     double values[PL_QUORUM_VALUES];
-    bool works, whole; /* whole: the gradient; the main thread's */
+    bool works, whole;       /* whole: the gradient is, or all the local steps; the main thread's */
+    bool missed, holds;      /* local: not all steps were made; state is held. The main thread's */
+    unsigned char resting[PL_QUORUM_STATE]; /* local: the replica's state as it was averaged; by `state` */
     enum outcome outcome;
     struct head now;         /* what this rank holds; of it the state only in snapshots */
     struct pl_attempt last;  /* that led there, or by whose sum the main thread updates now */
@@ -79,6 +84,7 @@ struct pl_sync {
 };
 
 static inline size_t pl_quorum_slab_bytes(const struct pl_sync *s) { return (size_t)s->elems * sizeof(float); }
+static inline size_t pl_quorum_sum_bytes(const struct pl_sync *s) { return (size_t)s->sum_elems * sizeof(float); }
 
 /* ---- quorum_state.c; all by the thread, with the lock held ------------------------------------------------ */
 

@@ -16,9 +16,9 @@ static pl_status take_snapshot(struct pl_sync *s)
         if (!s->snapshot.slab[i] && !(s->snapshot.slab[i] = pl_alloc(pl_quorum_slab_bytes(s), "state for a rank that comes back")))
             return PL_ERR_MEMORY;
     for (int i = 0; i < s->slabs; i++)
-        memcpy(s->snapshot.slab[i], s->slab[i], pl_quorum_slab_bytes(s));
+        memcpy(s->snapshot.slab[i], s->local ? s->average.start[i] : s->slab[i], pl_quorum_slab_bytes(s));
     s->snapshot.head = s->now;
-    memcpy(s->snapshot.head.state, s->replica.state, s->replica.state_bytes);
+    memcpy(s->snapshot.head.state, s->local ? s->resting : s->replica.state, s->replica.state_bytes);
     s->snapshot.version = s->now.version;
     return PL_OK;
 }
@@ -66,7 +66,7 @@ static pl_status serve_sum(struct pl_sync *s, int r)
         return pl_mesh_say(s->mesh, r, &m) < 0 ? PL_ERR_PEER : PL_OK; /* unsaid, it finds out by itself */
     }
     start_serving(v, 1);
-    return pl_mesh_send(s->mesh, &v->transfer[0], r, v->asked, s->sum[i].sum, pl_quorum_slab_bytes(s));
+    return pl_mesh_send(s->mesh, &v->transfer[0], r, v->asked, s->sum[i].sum, pl_quorum_sum_bytes(s));
 }
 
 static pl_status begin_serving(struct pl_sync *s, int r)
@@ -191,7 +191,7 @@ static pl_status begin_fetch(struct pl_sync *s, int from, int64_t version, int64
     s->fetch.moved = 0;
     s->fetch.moved_ms = pl_now_ms();
     if (round != 0)
-        return pl_mesh_receive(s->mesh, &s->fetch.transfer[0], from, s->fetch.id, s->sum[pl_quorum_make_room(s)].sum, pl_quorum_slab_bytes(s));
+        return pl_mesh_receive(s->mesh, &s->fetch.transfer[0], from, s->fetch.id, s->sum[pl_quorum_make_room(s)].sum, pl_quorum_sum_bytes(s));
     s->now.version = NO_VERSION;
     PL_TRY(pl_mesh_receive(s->mesh, &s->fetch.transfer[0], from, s->fetch.id, &s->got, sizeof s->got));
     for (int i = 0; i < s->slabs; i++)
@@ -230,8 +230,13 @@ static void take_state(struct pl_sync *s)
     s->before = s->now.last.members;
     s->sum[0].round = s->sum[1].round = 0;
     memcpy(s->replica.state, s->got.state, s->replica.state_bytes);
+    if (s->local) {
+        pl_averaging_restart(&s->average);
+        memcpy(s->resting, s->got.state, s->replica.state_bytes);
+    }
     pl_quorum_fetched(s->quorum, pl_now_ms(), s->now.version, &s->now.last);
     s->ready = false;
+    s->fetched = true;
     if (s->leaving)
         pl_quorum_leave(s->quorum, pl_now_ms(), pl_quorum_hash(s));
 }

@@ -137,6 +137,14 @@ static pl_status catch_up(struct pl_trainer *t, const struct pl_agreement *a, do
     return s;
 }
 
+/* Whose part it is to say and write what. */
+static void take_parts(const struct pl_agreement *a, struct pl_step_result *out)
+{
+    out->ended = a->ended;
+    out->writes = a->writes;
+    out->tells = a->tells;
+}
+
 pl_status pl_trainer_step(struct pl_trainer *t, struct pl_step_result *out)
 {
     struct pl_loss_sums sums = {0};
@@ -154,9 +162,7 @@ pl_status pl_trainer_step(struct pl_trainer *t, struct pl_step_result *out)
         s = pl_train_micro_batch(t, micro, s == PL_END, &sums, out, &last);
     PL_TRY(s);
     s = t->sync_table->finish(t->sync, &agreed);
-    out->ended = agreed.ended;
-    out->writes = agreed.writes;
-    out->tells = agreed.tells;
+    take_parts(&agreed, out);
     if (s != PL_OK || agreed.ended)
         return s;
     if (agreed.went_on)
@@ -172,16 +178,21 @@ pl_status pl_trainer_step(struct pl_trainer *t, struct pl_step_result *out)
     commit(t, out);
     if (t->sync_table->average)
         s = t->sync_table->average(t->sync, t->state.step == t->total_steps, &agreed);
-    if (s == PL_OK)
+    take_parts(&agreed, out);
+    bool with_it = s == PL_OK && !agreed.ended && !agreed.went_on;
+    if (with_it)
         s = pl_train_check_finite(&agreed, out->step);
-    if (s == PL_OK) {
+    if (with_it && s == PL_OK) {
         pl_train_take_note(&agreed, out);
         t->state.samples_seen += (int64_t)out->rows;
     }
     pl_trainer_hold(t, false);
-    if (s == PL_OK && agreed.dealt)
-        s = deal(t, &agreed);
-    PL_TRY(s);
+    if (s != PL_OK || agreed.ended)
+        return s;
+    if (agreed.went_on)
+        return catch_up(t, &agreed, begin, out);
+    if (agreed.dealt)
+        PL_TRY(deal(t, &agreed));
     out->step_ms = pl_now_ms() - begin;
     return PL_OK;
 }

@@ -131,7 +131,7 @@ pl_status pl_trial_sleep(double ms, pl_abandon_fn *abandon, void *arg);
 /* In place of pl_graph_forward and pl_graph_backward: a loss of 1 a sample, and the slices (slice may be NULL) of a
  * gradient that nobody writes to and that is therefore 0. */
 pl_status pl_trial_forward(const struct pl_graph_batch *b, struct pl_loss_sums *sums);
-pl_status pl_trial_backward(const struct pl_graph *g, pl_slice_fn *slice, void *arg);
+pl_status pl_trial_backward(struct pl_graph *g, pl_slice_fn *slice, void *arg);
 
 /* train/signals.c */
 /* "USR1", "TERM", ...; a second INT ends the program. PL_ERR_USAGE */

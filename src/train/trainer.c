@@ -180,7 +180,7 @@ void pl_trainer_hold(struct pl_trainer *t, bool held)
 int pl_trainer_parts(struct pl_trainer *t, struct pl_part *part)
 {
     int slots = pl_optimizer_slots(t->optimizer);
-    bool local = t->job->sync.kind == PL_SYNC_LOCAL_SGD && !t->job->sync.average_momentum && t->world->ranks > 1;
+    bool local = t->exchange && t->job->sync.kind == PL_SYNC_LOCAL_SGD && !t->job->sync.average_momentum && t->world->ranks > 1;
     float *residual = t->exchange ? pl_exchange_residual(t->exchange) : NULL;
     part[0] = (struct pl_part){.name = "compression", .slab = residual, .own = residual != NULL};
     for (int i = 0; i < slots; i++) {

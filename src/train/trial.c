@@ -5,6 +5,7 @@
 #include "train/train.h"
 
 #include <math.h>
+#include <string.h>
 
 #define DELAY_STREAM 0xD31A7u /* apart from the streams of layers and data */
 #define POLL_MS 0.5
@@ -50,10 +51,11 @@ pl_status pl_trial_forward(const struct pl_graph_batch *b, struct pl_loss_sums *
 }
 
 /* By layers, as backward does, so that the exchange sees the same buckets. */
-pl_status pl_trial_backward(const struct pl_graph *g, pl_slice_fn *slice, void *arg)
+pl_status pl_trial_backward(struct pl_graph *g, pl_slice_fn *slice, void *arg)
 {
     const struct pl_layer *l;
     int64_t end = pl_graph_elems(g);
+    memset(pl_graph_grads(g), 0, (size_t)end * sizeof(float));
     for (int i = pl_graph_layers(g, &l) - 1; i >= 0; i--) {
         if (l[i].params == 0 || !slice)
             continue;

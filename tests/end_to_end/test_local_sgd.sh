@@ -48,6 +48,23 @@ run 2 halves $halves
 run 2 local-halves $halves $local sync.tau=1
 compare halves local-halves 1e-6 1e-5
 
+# With backup workers: rank 2 never comes in time. With tau 1 the first two make the steps that they make of gradients; the
+# one that is late goes on from their average, whatever tau is and wherever evaluations and the end fall.
+delayed() { local dir=$1; shift; run 3 "$dir" exchange.transport=tcp sync.backup_workers=1 train.global_batch=192 train.steps=14 "debug.delay={rank: 2, ms: 400}" "$@"
+    grep -q 'by rank: 2: ' "$dir.log" || fail "$dir: rank 2 was not late: $(tail -n 2 "$dir.log")"
+    grep -q '^3 ranks hold the same parameters' "$dir.log" || fail "$dir: $(tail -n 1 "$dir.log")"; }
+delayed late-sync optimizer.kind=sgd train.eval_every=never
+delayed late-tau1 $local optimizer.kind=sgd sync.tau=1
+compare late-sync late-tau1 1e-6 1e-5
+delayed late-momentum train.eval_every=never
+delayed late-averaged $local sync.tau=1 sync.average_momentum=true
+compare late-momentum late-averaged 1e-6 1e-5
+delayed late-due sync.kind=local_sgd sync.tau=4 train.eval_every="5 steps" checkpoint.every="5 steps" report.every="4 steps" checkpoint.background=false
+at late-due eval "8 12 14"
+at late-due checkpoint "8 12 14"
+at late-due step "4 8 12 14"
+grep -q '"step": 14, .*"local_steps": 2,' late-due/metrics.jsonl || fail "the last line does not say what it is over: $(grep '"step": 14' late-due/metrics.jsonl)"
+
 # What is said of it, and when things happen: at the next averaging, and at the last step.
 run 3 due $local train.steps=20 sync.tau=3 train.eval_every="4 steps" checkpoint.every="5 steps" report.every="5 steps" checkpoint.background=false
 at due eval "6 9 12 18 20"

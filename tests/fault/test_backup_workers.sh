@@ -101,6 +101,27 @@ launch stuck 4; until_step stuck 20
 kill -STOP "$(rank stuck 3)"
 ends stuck 0 '0|1' 'the run ended 3 s ago, a rank or mpirun did not'
 
+# The same where parameters are averaged every few steps: a lost rank, one that comes back, too few.
+averaged=(sync.kind=local_sgd sync.tau=4)
+launch averaged 4 "${averaged[@]}"; until_step averaged 20
+kill -KILL "$(rank averaged 2)"
+ends averaged 0 0 '^lost rank 2 at step'
+kept averaged
+launch averaged-back 4 "${averaged[@]}" train.steps=300; until_step averaged-back 20
+stopped=$(rank averaged-back 0)
+kill -STOP "$stopped"; until_said averaged-back lost_rank; kill -CONT "$stopped"
+ends averaged-back 0 0 '^rank 0 is back at step'
+grep -q '^4 ranks hold the same parameters' averaged-back.log || fail "averaged-back: $(tail -n 1 averaged-back.log)"
+launch averaged-few 5 "${averaged[@]}"; until_step averaged-few 20
+kill -KILL "$(rank averaged-few 1)" "$(rank averaged-few 3)"
+ends averaged-few 5 1 'lost rank 1, 3: 3 members are left, sync.backup_workers needs 4'
+kept averaged-few
+step=$(cat averaged-few/latest) && [ $((10#${step#step-} % 4)) -eq 0 ] || fail "averaged-few: the checkpoint is of $step, no averaging"
+launch averaged-signal 4 "${averaged[@]}" train.steps=5000; until_step averaged-signal 20
+kill -USR1 "$(rank averaged-signal 2)"
+ends averaged-signal 75 0 'stopped on a signal after step'
+kept averaged-signal
+
 # Signals.
 launch signal 4 train.steps=5000; until_step signal 20
 kill -USR1 "$(rank signal 2)"

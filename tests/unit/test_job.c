@@ -87,7 +87,6 @@ static void test_choices(void **state)
     refused(MODEL DATA TRAIN "sync: {kind: local_sgd, tau: 5}\nexchange: {compress: top_k}\n", "exchange.compress is for gradients; with sync.kind local_sgd");
     refused(MODEL DATA TRAIN "sync: {backup_workers: 1}\nexchange: {compress: bf16}\n", "exchange.compress with sync.backup_workers");
     refused(MODEL DATA TRAIN "sync: {backup_workers: 1, suspect_after: 2 s, lost_after: 1 s}\n", "sync.lost_after is less than sync.suspect_after");
-    refused(MODEL DATA TRAIN "sync: {kind: local_sgd, backup_workers: 1}\n", "sync.backup_workers with sync.kind local_sgd is not in this version");
     refused(MODEL DATA "train: {steps: 1, epochs: 1}\n", "train.epochs and train.steps are both given");
     refused(MODEL DATA "train: {steps: 1, batch: 1, global_batch: 1}\n", "train.batch and train.global_batch are both given");
     refused(MODEL DATA "train: {batch: 1}\n", "train.epochs or train.steps is missing");

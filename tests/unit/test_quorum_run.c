@@ -20,7 +20,7 @@ enum { RANKS = 5, BATCH = 3, CLASSES = 10, INPUTS = 48, EPOCH = 500, MOST_STEPS 
 
 struct trial {
     int ranks, backup, steps; /* steps 0: until it is told to stop */
-    int units;
+    int units, tau;           /* tau: of local SGD; 0: gradients are agreed on */
     const char *algorithm;
     double bucket_bytes;
     bool allreduce, late;
@@ -36,7 +36,7 @@ static struct run {
     struct forks forks;
     _Atomic int64_t step[RANKS];
     _Atomic bool stop;
-    _Atomic uint64_t bits[MOST_STEPS]; /* of parameters and momentum, by committed steps */
+    _Atomic uint64_t bits[MOST_STEPS]; /* of parameters, momentum and position, by committed steps */
     _Atomic int differ, went_on, late;
     struct { int64_t step; uint64_t bits; int holders; bool clean; } end[RANKS];
     float params[MOST_ELEMS]; /* of rank 0 at the end */
@@ -112,12 +112,14 @@ static void release(void *arg, struct pl_batch *b) { (void)arg, (void)b; }
 static bool make_trainer(struct rank *r, int me)
 {
     const struct trial *w = r->trial;
-    char text[1024];
+    char text[1024], kind[80] = "";
+    if (w->tau > 0)
+        snprintf(kind, sizeof kind, "kind: local_sgd, tau: %d, average_momentum: true, ", w->tau);
     snprintf(text, sizeof text,
              "model: {name: m, input: {data: [%d], label: int}, layers: [{name: a, kind: dense, units: %d}, {name: b, kind: dense, units: %d}, {name: loss, kind: softmax_loss}]}\n"
-             "data: {train: {file: made-up}}\ntrain: {steps: %d, batch: %d, seed: 7}\noptimizer: {kind: momentum, lr: 0.02, momentum: 0.9}\n"
-             "sync: {backup_workers: %d, suspect_after: 300 ms, lost_after: %d ms}\nexchange: {timeout: 20 s}\n",
-             INPUTS, w->units, CLASSES, w->steps ? w->steps : MOST_STEPS - 1, BATCH, w->backup, w->lost_ms ? w->lost_ms : 20000);
+             "data: {train: {file: made-up}}\ntrain: {steps: %d, batch: %d, seed: 7}\noptimizer: {kind: momentum, lr: 0.02, momentum: 0.9, schedule: {kind: poly}}\n"
+             "sync: {%sbackup_workers: %d, suspect_after: 300 ms, lost_after: %d ms}\nexchange: {timeout: 20 s}\n",
+             INPUTS, w->units, CLASSES, w->steps ? w->steps : MOST_STEPS - 1, BATCH, kind, w->backup, w->lost_ms ? w->lost_ms : 20000);
     const struct pl_backend_table *table = pl_backend_find("reference");
     r->world = (struct pl_world){.rank = me, .ranks = w->ranks};
     if (pl_job_parse(text, "test.yaml", &r->job) < 0 || table->open(1, &r->backend) < 0)
@@ -169,6 +171,8 @@ static uint64_t bits_of(const struct rank *r)
 {
     size_t bytes = (size_t)pl_graph_elems(r->t.graph) * sizeof(float);
     uint64_t h = pl_hash_words(PL_HASH_START, pl_graph_params(r->t.graph), bytes);
+    int64_t next[] = {r->t.state.epoch, r->t.state.position};
+    h = pl_hash_words(h, next, sizeof next);
     return pl_hash_words(h, pl_optimizer_slot(r->t.optimizer, 0), bytes) | 1;
 }
 
@@ -195,6 +199,8 @@ static pl_status train(struct rank *r, bool *writes, bool *ended)
         *writes = done.writes;
         if (s < 0 || done.ended)
             return s;
+        if (done.agreed == 0)
+            continue;
         if (!note(r))
             return pl_error(PL_ERR_PEER, "test", "the ranks differ");
         atomic_fetch_add(&shared->went_on, done.went_on);
@@ -407,6 +413,19 @@ static void killed_ranks(void **state)
     run(&(struct trial){.ranks = 3, .backup = 1, .units = 30, .algorithm = "halving_doubling", .bucket_bytes = 4096, .ms = 700, .kill = {0}, .kills = 1, .first = -1});
 }
 
+/* Parameters and momentum are averaged every few steps; what is compared is as they were averaged. */
+static void averaged_ranks(void **state)
+{
+    (void)state;
+    run(&(struct trial){.ranks = 4, .backup = 1, .units = 30, .tau = 3, .algorithm = "auto", .bucket_bytes = 4096, .late = true, .ms = 1500, .first = -1});
+    assert_true(shared->late > 0);
+    run(&(struct trial){.ranks = 4, .backup = 1, .units = 1000, .tau = 3, .algorithm = "auto", .bucket_bytes = 65536, .late = true, .ms = 4000, .lost_ms = 900, .stops = true, .first = -1});
+    assert_true(shared->late > 0 && shared->went_on > 0);
+    run(&(struct trial){.ranks = 5, .backup = 2, .units = 30, .tau = 2, .algorithm = "ring", .bucket_bytes = 4096, .late = true, .ms = 2500, .stops = true, .kill = {3, 0}, .kills = 2, .first = -1});
+    run(&(struct trial){.ranks = 3, .backup = 1, .units = 30, .tau = 4, .algorithm = "auto", .bucket_bytes = 4096, .first = 1});
+    assert_true(shared->went_on > 0);
+}
+
 /* Without backup workers it is the sum over all, as by the exchange: the same bits where it is cut alike, about the same
  * where it is not. */
 static void none_in_reserve(void **state)
@@ -431,7 +450,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(none_in_reserve), cmocka_unit_test(late_ranks), cmocka_unit_test(stopped_ranks), cmocka_unit_test(stopped_in_the_first_step),
-        cmocka_unit_test(killed_ranks),
+        cmocka_unit_test(killed_ranks), cmocka_unit_test(averaged_ranks),
     };
     const char *only = getenv("PL_TEST_ONLY"), *text = getenv("PL_TEST_SEED");
     if (only)
