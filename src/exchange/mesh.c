@@ -47,8 +47,23 @@ struct pl_mesh {
 
 /* ---- opening and closing -------------------------------------------------------------------------- */
 
+/* Of each rank the next note is waited for always, and what is transferred at the end nobody may want. */
+static void cancel_receives(struct pl_mesh *m)
+{
+    const struct pl_network *n = &m->network;
+    for (int r = 0; m->peer && r < m->ranks; r++)
+        if (m->peer[r].receive.active)
+            n->table->cancel(n->transport, &m->peer[r].receive);
+    for (struct pl_transfer *t = m->transfers; t; t = t->next)
+        for (int i = 0; i < PL_TRANSFER_WINDOW && !t->sends; i++)
+            if (t->request[i].active)
+                n->table->cancel(n->transport, &t->request[i]);
+}
+
 static void destroy(struct pl_mesh *m, bool lost)
 {
+    if (!lost && m->network.transport && m->network.table->cancel)
+        cancel_receives(m);
     pl_network_close(&m->network, lost);
     pl_collectives_destroy(m->collectives);
     pl_free(m->notes);

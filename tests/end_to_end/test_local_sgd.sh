@@ -5,9 +5,6 @@
 cd "$PL_TMPDIR" || exit 1
 cp "$tools"/*.yaml .
 "$tools/make_set.py" train.h5 1000 1 12 4 1 && "$tools/make_set.py" test.h5 203 1 12 4 2 && "$tools/local_sgd.py" init weights.h5 || exit 1
-model() { echo "$1/$(cat "$1/latest")/model.h5"; }
-run() { local n=$1 dir=$2; shift 2; train "$n" job.yaml checkpoint.dir="$dir" report.dir="$dir" "$@" >"$dir.log" 2>&1 || { fail "training failed: $dir"; tail -n 5 "$dir.log"; }; }
-compare() { echo -n "$1 against $2: "; "$tools/compare.py" "$(model "$1")" "$(model "$2")" "${@:3}" || fail "$1 and $2 differ"; }
 events() { sed -nE "s/.*\"event\": \"$2\".*\"step\": ([0-9]+).*/\1/p" "$1/metrics.jsonl" | tr '\n' ' '; }
 at() { local found; found=$(events "$1" "$2"); [ "$found" = "$3 " ] || fail "$1: $2 at steps $found, wanted $3"; }
 local="sync.kind=local_sgd train.eval_every=never"

@@ -67,6 +67,49 @@ PY
 }
 check "training over verbs" training
 
+# Backup workers over verbs: a rank is killed, rank 0 is stopped until it is struck off and comes back; averaging; and
+# gradients as they come.
+rank_of() { # rank_of DIR R: its pid
+    local p
+    for p in $(pgrep -x paceline); do
+        tr '\0' '\n' <"/proc/$p/cmdline" | grep -qx "report.dir=$1" && tr '\0' '\n' <"/proc/$p/environ" | grep -qx "OMPI_COMM_WORLD_RANK=$2" && echo "$p"
+    done
+}
+until_seen() { local i; for ((i = 0; i < 600; i++)); do grep -qE "$2" "$1/metrics.jsonl" 2>/dev/null && return; sleep 0.1; done; return 1; }
+launch() { # launch DIR STEPS KEYS...
+    local dir=$1 steps=$2; shift 2
+    "$PL_SOURCE_DIR/jobs/launch.sh" --oversubscribe -n 3 job.yaml checkpoint.dir="$dir" report.dir="$dir" exchange.transport=verbs train.batch=8 train.steps="$steps" \
+        train.eval_every=never sync.suspect_after="1 s" sync.lost_after="4 s" debug.compute_ms=50 report.every="1 steps" "$@" >"$dir.log" 2>&1 &
+    launched=$!
+}
+ended() { # ended DIR CODE PATTERN...
+    local dir=$1 code=$2 got; shift 2
+    wait $launched
+    got=$?
+    for p in "$@"; do grep -qE -- "$p" "$dir.log" || { echo "$dir: no \"$p\""; got=$got-; }; done
+    [ "$got" = "$code" ] || { echo "$dir: exit $got, wanted $code"; grep -v '^epoch' "$dir.log"; return 1; }
+    echo "$dir: $(grep -E -- "$1" "$dir.log" | tail -n 1)"
+}
+lost_ranks() {
+    cd "$PL_TMPDIR" || return 1
+    launch killed 200 sync.backup_workers=1; until_seen killed '"step": 10,'
+    kill -KILL "$(rank_of killed 2)"
+    ended killed 0 '^lost rank 2 at step' '^2 ranks hold the same parameters' || return 1
+    launch stopped 400 sync.backup_workers=1; until_seen stopped '"step": 10,'
+    local p; p=$(rank_of stopped 0)
+    kill -STOP "$p"; until_seen stopped '"lost_rank"'; kill -CONT "$p"
+    ended stopped 0 '^rank 0 is back at step' '^3 ranks hold the same parameters' || return 1
+    launch averaged 200 sync.backup_workers=1 sync.kind=local_sgd sync.tau=4; until_seen averaged '"step": 12,'
+    kill -KILL "$(rank_of averaged 1)"
+    ended averaged 0 '^lost rank 1 at step' '^2 ranks hold the same parameters' || return 1
+    launch downpour 80 sync.kind=downpour optimizer.kind=sgd; until_seen downpour '"step": 10,'
+    kill -KILL "$(rank_of downpour 2)"
+    ended downpour 5 'lost rank 2|rank 2 .*' && [ -e downpour/latest ] || return 1
+    run 3 learnt train.epochs=4 train.eval_every=never exchange.transport=verbs sync.kind=downpour optimizer.kind=sgd optimizer.lr=0.05 train.batch=8 || return 1
+    grep '"eval"' learnt/metrics.jsonl
+}
+check "lost and stopped ranks over verbs" lost_ranks
+
 # Too little may be locked, by who has not root's right to more: training says what to set, and ends with 5.
 memlock() {
     (ulimit -l 64; setpriv --bounding-set=-ipc_lock "$PL_MPIEXEC" --oversubscribe -n 2 "$PACELINE" train job.yaml checkpoint.dir=no report.dir=no train.steps=1 exchange.transport=verbs) >/tmp/memlock 2>&1

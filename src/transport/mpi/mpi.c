@@ -148,6 +148,17 @@ static pl_status mpi_test(struct pl_transport *t, struct pl_request *r, bool *do
     return PL_OK;
 }
 
+/* MPI would write what comes later, at the latest in MPI_Finalize, to where the receive was posted. */
+static void mpi_cancel(struct pl_transport *t, struct pl_request *r)
+{
+    (void)t;
+    MPI_Request q;
+    memcpy(&q, r->bytes, sizeof q);
+    MPI_Cancel(&q);
+    MPI_Wait(&q, MPI_STATUS_IGNORE);
+    r->active = false;
+}
+
 static pl_status mpi_progress(struct pl_transport *t, double wait_ms)
 {
     if (wait_ms > 0 && !atomic_exchange(&t->woken, false))
@@ -175,6 +186,7 @@ const struct pl_transport_table pl_transport_mpi = {
     .post_send = mpi_send,
     .post_receive = mpi_receive,
     .test = mpi_test,
+    .cancel = mpi_cancel,
     .forget = NULL, /* a message that MPI has begun cannot be taken back */
     .lost = mpi_lost,
     .progress = mpi_progress,
