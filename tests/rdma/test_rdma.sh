@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The verbs transport for real, in one guest with soft-RoCE: its unit test with a device, training, ranks that are lost; then what a device that is
-# missing, down, or without its library is called.
+# The verbs transport for real, in one guest with soft-RoCE: its unit test with a device, training, ranks that are lost;
+# then what a device that is missing, down, or without its library is called.
 set -u
 if [ "${1:-}" != inside ]; then
     . "$PL_SOURCE_DIR/tests/tools/lib.sh"
