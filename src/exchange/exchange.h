@@ -114,7 +114,8 @@ struct pl_transfer { /* the caller's, until it has ended; to be read only */
 };
 pl_status pl_mesh_send(struct pl_mesh *m, struct pl_transfer *t, int rank, uint64_t id, const void *p, size_t bytes);
 pl_status pl_mesh_receive(struct pl_mesh *m, struct pl_transfer *t, int rank, uint64_t id, void *p, size_t bytes);
-/* Those with that rank of ids below `before` are over, failed if they were not done. Not over mpi. */
+/* Those with that rank of ids below `before` are over, failed if they were not done. Over mpi only those that receive, and
+ * only where the other has not begun to send, nor will. */
 void pl_mesh_forget_transfers(struct pl_mesh *m, int rank, uint64_t before);
 
 #endif

@@ -47,6 +47,14 @@ struct pl_mesh {
 
 /* ---- opening and closing -------------------------------------------------------------------------- */
 
+static void cancel_transfer(struct pl_mesh *m, struct pl_transfer *t)
+{
+    const struct pl_network *n = &m->network;
+    for (int i = 0; i < PL_TRANSFER_WINDOW && !t->sends; i++)
+        if (t->request[i].active)
+            n->table->cancel(n->transport, &t->request[i]);
+}
+
 /* Of each rank the next note is waited for always, and what is transferred at the end nobody may want. */
 static void cancel_receives(struct pl_mesh *m)
 {
@@ -55,9 +63,7 @@ static void cancel_receives(struct pl_mesh *m)
         if (m->peer[r].receive.active)
             n->table->cancel(n->transport, &m->peer[r].receive);
     for (struct pl_transfer *t = m->transfers; t; t = t->next)
-        for (int i = 0; i < PL_TRANSFER_WINDOW && !t->sends; i++)
-            if (t->request[i].active)
-                n->table->cancel(n->transport, &t->request[i]);
+        cancel_transfer(m, t);
 }
 
 static void destroy(struct pl_mesh *m, bool lost)
@@ -406,6 +412,9 @@ static pl_status go_on_with(struct pl_mesh *m, struct pl_transfer *t)
 
 static pl_status transfer(struct pl_mesh *m, struct pl_transfer *t, bool sends, int rank, uint64_t id, void *p, size_t bytes)
 {
+    for (const struct pl_transfer *u = m->transfers; u; u = u->next)
+        if (u == t)
+            return pl_error(PL_ERR_USAGE, "exchange", "a transfer with rank %d is begun anew while it is under way", rank);
     *t = (struct pl_transfer){.active = true, .sends = sends, .rank = rank, .id = id, .memory = p, .bytes = bytes, .next = m->transfers};
     m->transfers = t;
     return go_on_with(m, t);
@@ -423,14 +432,16 @@ pl_status pl_mesh_receive(struct pl_mesh *m, struct pl_transfer *t, int rank, ui
 
 void pl_mesh_forget_transfers(struct pl_mesh *m, int rank, uint64_t before)
 {
-    if (!pl_mesh_survives(m))
-        return;
-    if (!m->peer[rank].lost)
+    bool all = pl_mesh_survives(m);
+    if (all && !m->peer[rank].lost)
         m->network.table->forget(m->network.transport, rank, before | TRANSFER);
     for (struct pl_transfer *t = m->transfers, *next; t; t = next) {
         next = t->next;
-        if (t->rank == rank && t->id < before)
-            end(m, t, false);
+        if (t->rank != rank || t->id >= before || (!all && t->sends))
+            continue;
+        if (!all)
+            cancel_transfer(m, t);
+        end(m, t, false);
     }
 }
 

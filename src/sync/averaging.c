@@ -85,9 +85,9 @@ static void divide(void *arg, int64_t begin, int64_t end)
         p->out[i] = p->start[i] = p->start[i] + p->in[i] / p->samples;
 }
 
-void pl_averaging_weigh(const struct pl_averaging *a, int i, int64_t from, int64_t to, float *out)
+void pl_averaging_weigh(const struct pl_averaging *a, double samples, int i, int64_t from, int64_t to, float *out)
 {
-    struct pass p = {a->slab[i] + from, a->start[i] + from, out, (float)a->counts[PL_COUNT_ROWS]};
+    struct pass p = {a->slab[i] + from, a->start[i] + from, out, (float)samples};
     pl_parallel_for(to - from, GRAIN, weigh, &p);
 }
 

@@ -30,8 +30,9 @@ void pl_averaging_begin(struct pl_averaging *a, int64_t step);
 void pl_averaging_count(struct pl_averaging *a, const struct pl_contribution *mine);
 bool pl_averaging_due(const struct pl_averaging *a, bool last); /* last: of the run */
 
-/* What this rank brings to the sum, of elements [from, to) of slab i: out [to - from] = n_r (w_r - w0). */
-void pl_averaging_weigh(const struct pl_averaging *a, int i, int64_t from, int64_t to, float *out);
+/* What this rank brings to the sum, of elements [from, to) of slab i: out [to - from] = n_r (w_r - w0). samples: n_r, of
+ * counts before they are summed. */
+void pl_averaging_weigh(const struct pl_averaging *a, double samples, int i, int64_t from, int64_t to, float *out);
 /* The average, from sum [slabs * elems] over so many samples; the next one starts from it. */
 void pl_averaging_take(struct pl_averaging *a, const float *sum, double samples);
 /* The next one starts from what is in the slabs; and the other way round. */

@@ -57,7 +57,7 @@ static pl_status local_finish(struct pl_sync *s, struct pl_agreement *out)
 /* ---- averaging ---------------------------------------------------------------------------------- */
 
 /* Slabs one behind the other, from the far end. */
-static pl_status hand_over(struct pl_sync *s)
+static pl_status hand_over(struct pl_sync *s, double samples)
 {
     const struct pl_averaging *v = &s->average;
     float *to = pl_exchange_gradient(s->exchange);
@@ -65,7 +65,7 @@ static pl_status hand_over(struct pl_sync *s)
         for (int64_t b = v->elems, a; b > 0; b = a) {
             a = b > BLOCK ? b - BLOCK : 0;
             int64_t at = i * v->elems + a;
-            pl_averaging_weigh(v, i, a, b, to + at);
+            pl_averaging_weigh(v, samples, i, a, b, to + at);
             PL_TRY(pl_exchange_ready(s->exchange, at, at + b - a));
         }
     return PL_OK;
@@ -76,10 +76,10 @@ static pl_status local_average(struct pl_sync *s, bool last, struct pl_agreement
     struct pl_averaging *v = &s->average;
     if (!pl_averaging_due(v, last))
         return PL_OK;
-    double begin = pl_now_ms();
+    double begin = pl_now_ms(), samples = v->counts[PL_COUNT_ROWS]; /* the counts are summed in place, while it goes on here */
     PL_TRY(pl_exchange_begin(s->exchange, v->step));
     PL_TRY(pl_exchange_post_sum(s->exchange, v->counts, PL_COUNTS));
-    PL_TRY(hand_over(s));
+    PL_TRY(hand_over(s, samples));
     *out = (struct pl_agreement){.steps = v->steps};
     PL_TRY(pl_exchange_finish(s->exchange, &out->times));
     pl_counts_read(v->counts, out);

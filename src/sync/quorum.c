@@ -30,6 +30,8 @@ static pl_status join(struct pl_sync *s, const struct pl_attempt *a)
         if (pl_ranks_has(&a->group, r))
             member[n++] = r;
     int next = pl_quorum_make_room(s);
+    if (next < 0)
+        return PL_OK;
     forget(s, a->round);
     s->reducing = a->round;
     s->reducing_into = next;
@@ -49,7 +51,7 @@ static pl_status reduce(struct pl_sync *s, const struct pl_task_now *t)
         return PL_OK;
     if (s->reducing == 0)
         PL_TRY(join(s, &t->attempt));
-    if (pl_mesh_reduced(s->mesh, (uint64_t)s->reducing)) {
+    if (s->reducing != 0 && pl_mesh_reduced(s->mesh, (uint64_t)s->reducing)) {
         s->sum[s->reducing_into].round = s->reducing;
         pl_quorum_whole(s->quorum, pl_now_ms(), s->reducing);
     }
@@ -470,7 +472,7 @@ static pl_status average_locally(struct pl_sync *s, bool last, struct pl_agreeme
     if (!pl_averaging_due(v, last))
         return PL_OK;
     for (int i = 0; i < v->slabs && whole; i++)
-        pl_averaging_weigh(v, i, 0, v->elems, s->gradient + i * v->elems);
+        pl_averaging_weigh(v, v->counts[PL_COUNT_ROWS], i, 0, v->elems, s->gradient + i * v->elems);
     s->missed = false;
     pl_status status = await(s, whole, v->counts, out);
     if (status < 0 || out->ended || out->went_on) { /* the last average, a peer's or this rank's own, is what it has */

@@ -34,6 +34,8 @@ struct server { /* of one rank that fetches */
     uint64_t asked;
     int64_t version, round; /* as in the message */
     bool wanted, sending;
+    bool of_snapshot;       /* what is sent, and its id; otherwise it is a sum */
+    uint64_t id;
     int transfers;
     size_t moved;
     double moved_ms;
@@ -89,7 +91,8 @@ static inline size_t pl_quorum_sum_bytes(const struct pl_sync *s) { return (size
 /* ---- quorum_state.c; all by the thread, with the lock held ------------------------------------------------ */
 
 int pl_quorum_sum_of(const struct pl_sync *s, int64_t round); /* its place in s->sum, -1: not here */
-/* Where the next sum comes to: not in place of the last. Who still takes what lay there before is not waited for. */
+/* Where the next sum comes to: not in place of the last. Who still takes what lay there before is not waited for; over mpi,
+ * where nothing can be taken back, -1 until it has. */
 int pl_quorum_make_room(struct pl_sync *s);
 uint64_t pl_quorum_hash(const struct pl_sync *s); /* of the parameters */
 void pl_quorum_take_request(struct pl_sync *s, int from, const struct message *m);

@@ -47,10 +47,12 @@ int pl_quorum_sum_of(const struct pl_sync *s, int64_t round)
 /* Not the one that the main thread may be updating by. */
 static int next_sum(const struct pl_sync *s) { return pl_quorum_sum_of(s, s->last.round) == 0 ? 1 : 0; }
 
-static void start_serving(struct server *v, int transfers)
+static void start_serving(struct server *v, bool snapshot, int transfers)
 {
     v->wanted = false;
     v->sending = true;
+    v->of_snapshot = snapshot;
+    v->id = v->asked;
     v->transfers = transfers;
     v->moved = 0;
     v->moved_ms = pl_now_ms();
@@ -65,7 +67,7 @@ static pl_status serve_sum(struct pl_sync *s, int r)
         v->wanted = false;
         return pl_mesh_say(s->mesh, r, &m) < 0 ? PL_ERR_PEER : PL_OK; /* unsaid, it finds out by itself */
     }
-    start_serving(v, 1);
+    start_serving(v, false, 1);
     return pl_mesh_send(s->mesh, &v->transfer[0], r, v->asked, s->sum[i].sum, pl_quorum_sum_bytes(s));
 }
 
@@ -77,7 +79,7 @@ static pl_status begin_serving(struct pl_sync *s, int r)
         return serve_sum(s, r);
     if (!snapshot_fits(s, v->version, &failed))
         return failed;
-    start_serving(v, 1 + s->slabs);
+    start_serving(v, true, 1 + s->slabs);
     s->snapshot.users++;
     PL_TRY(pl_mesh_send(s->mesh, &v->transfer[0], r, v->asked, &s->snapshot.head, sizeof s->snapshot.head));
     for (int i = 0; i < s->slabs; i++)
@@ -114,7 +116,7 @@ static void stop_serving(struct pl_sync *s, int r, uint64_t before)
     struct server *v = &s->server[r];
     pl_mesh_forget_transfers(s->mesh, r, before);
     v->sending = false;
-    s->snapshot.users -= v->round == 0;
+    s->snapshot.users -= v->of_snapshot;
 }
 
 pl_status pl_quorum_serve(struct pl_sync *s)
@@ -126,7 +128,7 @@ pl_status pl_quorum_serve(struct pl_sync *s)
         if (v->sending) {
             if (!ended(v->transfer, v->transfers, &moved, &failed) && !stuck(s, moved, &v->moved, &v->moved_ms))
                 continue;
-            stop_serving(s, r, v->asked + PARTS_OF_ID);
+            stop_serving(s, r, v->id + PARTS_OF_ID);
         }
         if (v->wanted)
             PL_TRY(begin_serving(s, r));
@@ -139,8 +141,8 @@ void pl_quorum_take_request(struct pl_sync *s, int from, const struct message *m
     struct server *v = &s->server[from];
     if (m->fetch.id <= v->asked)
         return;
-    if (v->sending)
-        stop_serving(s, from, m->fetch.id); /* it gave up what is still on its way */
+    if (v->sending && s->options.survives)
+        stop_serving(s, from, m->fetch.id); /* it gave up what is still on its way; over mpi it has it, and this rank does not know yet */
     v->asked = m->fetch.id;
     v->version = m->fetch.version;
     v->round = m->fetch.round;
@@ -152,8 +154,11 @@ int pl_quorum_make_room(struct pl_sync *s)
     int next = next_sum(s);
     for (int r = 0; r < s->options.ranks; r++) {
         struct server *v = &s->server[r];
-        if (v->sending && v->round != 0 && v->transfer[0].memory == (unsigned char *)s->sum[next].sum)
-            stop_serving(s, r, v->asked + PARTS_OF_ID);
+        if (!v->sending || v->of_snapshot || v->transfer[0].memory != (unsigned char *)s->sum[next].sum)
+            continue;
+        if (!s->options.survives && v->transfer[0].active)
+            return -1;
+        stop_serving(s, r, v->id + PARTS_OF_ID);
     }
     s->sum[next].round = 0;
     return next;
@@ -175,6 +180,9 @@ static int another_of(const struct pl_sync *s, const struct pl_ranks *group)
 static pl_status begin_fetch(struct pl_sync *s, int from, int64_t version, int64_t round)
 {
     struct message m = {.kind = FETCH};
+    int next = round != 0 ? pl_quorum_make_room(s) : 0;
+    if (next < 0)
+        return PL_OK; /* later */
     s->fetch.id = (uint64_t)version << 24 | (s->fetches++ & 0xffff) << 3;
     s->fetch.from = from;
     s->fetch.round = round;
@@ -191,7 +199,7 @@ static pl_status begin_fetch(struct pl_sync *s, int from, int64_t version, int64
     s->fetch.moved = 0;
     s->fetch.moved_ms = pl_now_ms();
     if (round != 0)
-        return pl_mesh_receive(s->mesh, &s->fetch.transfer[0], from, s->fetch.id, s->sum[pl_quorum_make_room(s)].sum, pl_quorum_sum_bytes(s));
+        return pl_mesh_receive(s->mesh, &s->fetch.transfer[0], from, s->fetch.id, s->sum[next].sum, pl_quorum_sum_bytes(s));
     s->now.version = NO_VERSION;
     PL_TRY(pl_mesh_receive(s->mesh, &s->fetch.transfer[0], from, s->fetch.id, &s->got, sizeof s->got));
     for (int i = 0; i < s->slabs; i++)

@@ -65,8 +65,8 @@ struct pl_transport_table {
     pl_status (*post_send)(struct pl_transport *t, int peer, struct pl_label l, const void *p, size_t bytes, struct pl_request *r);
     pl_status (*post_receive)(struct pl_transport *t, int peer, struct pl_label l, void *p, size_t bytes, struct pl_request *r);
     pl_status (*test)(struct pl_transport *t, struct pl_request *r, bool *done);
-    /* A receive that is still active when the transport is closed: over, and its memory is the caller's again; it waits for
-     * what has come half-way. NULL: close does it. */
+    /* A receive that is active, and that no peer will answer any more: it is over, and its memory the caller's again; waits for
+     * what is on its way. NULL: forget does it, and close. */
     void (*cancel)(struct pl_transport *t, struct pl_request *r);
     /* The data messages (not the control ones) exchanged with `peer` whose step is below `before`, of the same kind, are of
      * no more interest. Requests posted for them that have not ended are over: no longer active and not to be tested, and they
