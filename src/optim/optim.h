@@ -1,4 +1,5 @@
-/* optim: from the agreed gradient to new parameters, one file an optimizer kind, and the schedule. */
+/* optim: from the agreed gradient to new parameters, one file an optimizer kind, and the schedule; and a method of the
+ * whole set, which asks for gradients itself. */
 #ifndef PL_OPTIM_H
 #define PL_OPTIM_H
 
@@ -34,4 +35,31 @@ void pl_optimizer_update_range(struct pl_optimizer *o, const struct pl_update *u
                                const float *from, float *to);
 /* A step of plain SGD, whatever the kind, from params to params; statistics stay. */
 void pl_optimizer_descend(const struct pl_optimizer *o, const struct pl_update *u, const float *sum, float *params);
+
+/* ---- lbfgs.c: L-BFGS with a line search, over vectors of which each rank has a shard -------------------- */
+
+/* A function to be minimised. All ranks ask for the same points in the same order. */
+struct pl_objective {
+    /* At x: this rank's share of the value, all ranks' together are it, and the gradient; x, gradient: [elems] of this
+     * rank's shard. A value that is not finite is too far along. PL_END: all gave the point up, and the iteration ends. */
+    pl_status (*evaluate)(void *arg, const float *x, double *value, float *gradient);
+    /* Sums v[n] over the ranks, to the same bits on all. */
+    pl_status (*sum)(void *arg, double *v, int n);
+    void *arg;
+};
+enum pl_descent { PL_DESCENT_MADE, PL_DESCENT_CONVERGED, PL_DESCENT_NONE, PL_DESCENT_NOT_FINITE };
+struct pl_iteration {
+    enum pl_descent how;       /* made; the gradient's norm at x is at most the tolerance; no lower point was found though it
+                                * is not; the value at x is not finite */
+    double value, grad_norm, step; /* at x as it is now; step: of the line search, relative to its direction */
+    int evaluations, pairs;    /* pairs: of the history that the direction was made from */
+};
+
+struct pl_lbfgs;
+/* elems: of this rank's shard. history: pairs at most. PL_ERR_MEMORY. Not collective. */
+pl_status pl_lbfgs_create(int64_t elems, int history, double tolerance, struct pl_lbfgs **out);
+void pl_lbfgs_destroy(struct pl_lbfgs *l);
+/* One iteration from x [elems], which must be where the one before left it: to the point that was evaluated last, or where
+ * none was found and on any error x stays. Collective. */
+pl_status pl_lbfgs_iterate(struct pl_lbfgs *l, const struct pl_objective *o, float *x, struct pl_iteration *out);
 #endif
