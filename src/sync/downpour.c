@@ -18,7 +18,6 @@
 #define GRAIN 16384
 #define LINE 16 /* elements: shards do not share one of the cache */
 
-_Static_assert((int)PL_COUNTS <= (int)PL_MEETING_VALUES && (int)PL_PART_VALUES == (int)PL_MEETING_VALUES, "a meeting adds them up");
 _Static_assert((int)PL_STALENESS_MOST + 2 <= (int)PL_MEETING_COUNTS, "a meeting adds them up");
 
 /* Before memory of that id goes from one rank to another, and what needs none. */
@@ -620,35 +619,12 @@ static const struct pl_staleness *downpour_staleness(struct pl_sync *s)
 
 /* ---- work in parts, and the end ------------------------------------------------------------------------- */
 
-static pl_status downpour_share_out(struct pl_sync *s, const struct pl_parts *p, double *sum)
-{
-    struct pl_ticket part;
-    struct pl_meet met;
-    double v[PL_MEETING_VALUES];
-    pl_status status = pl_meeting_start(s->meeting);
-    if (status == PL_OK)
-        status = pl_meeting_open(s->meeting, NULL, p->parts);
-    while (status == PL_OK && (status = pl_meeting_take(s->meeting, &part)) == PL_OK) {
-        memset(v, 0, sizeof v);
-        PL_TRY(p->run(p->arg, (int)part.step, v)); /* this rank's own */
-        pl_meeting_done(s->meeting, v);
-    }
-    if (status == PL_END)
-        status = pl_meeting_meet(s->meeting, NULL, NULL, &met);
-    for (int i = 0; i < p->values; i++)
-        sum[i] = status == PL_OK ? met.values[i] : NAN; /* the run is over: the next step finds it so, in order */
-    return PL_OK;
-}
+static pl_status downpour_share_out(struct pl_sync *s, const struct pl_parts *p, double *sum) { return pl_meeting_share_out(s->meeting, p, sum); }
 
 static pl_status downpour_leave(struct pl_sync *s, int code, bool wrote, struct pl_parting *out)
 {
     (void)wrote;
-    *out = (struct pl_parting){.dropped = ""};
-    pl_status status = pl_meeting_start(s->meeting);
-    if (status == PL_OK)
-        status = pl_meeting_leave(s->meeting, code);
-    out->clean = code == 0 && status == PL_OK;
-    return code == 0 ? status : PL_OK;
+    return pl_meeting_part(s->meeting, code, out);
 }
 
 static float *downpour_gradient(struct pl_sync *s) { return s->gradient; }

@@ -1,11 +1,14 @@
 /* Ranks that meet now and then: see meeting.h. The notes: a rank asks rank 0 for work and says what came of the piece
  * before; rank 0 answers with a ticket, or that there is none; who has finished arrives; when all have, rank 0 calls the
- * meeting. Asked for one ahead, a ticket is there when the main thread is ready for it. */
+ * meeting. Asked for one ahead, a ticket is there when the main thread is ready for it. Portions of a set that others have
+ * are handed out to who is idle only; of each result rank 0 says whether it counts, and to who else has that portion that
+ * it is spare. */
 #include "sync/counts.h"
 #include "sync/meeting.h"
 
 #include "data/data.h"
 
+#include <math.h>
 #include <string.h>
 
 #define BUSY_MS 0.2   /* after anything happened, look again at once for so long */
@@ -14,10 +17,15 @@
 #define FLUSH_MS 2000.0
 enum { OUTBOX = 32 };
 
-enum kind { HELLO, ASK, RESULT, TICKET, CLOSED, ARRIVE, MEET, FAIL, OWN };
+_Static_assert((int)PL_COUNTS <= (int)PL_MEETING_VALUES && (int)PL_PART_VALUES == (int)PL_MEETING_VALUES, "a meeting adds them up");
+
+enum kind { HELLO, ASK, RESULT, TICKET, CLOSED, VERDICT, SPARE, ARRIVE, MEET, FAIL, OWN };
 struct message {
     enum kind kind;
-    int part;        /* ask, result: what values are of, -1: of none */
+    int part;        /* ask, result: what values are of, -1: of none; spare */
+    int taken;       /* ask: tickets that came in this phase */
+    bool idle;       /* ask: there is nothing else to do */
+    bool counts;     /* verdict */
     int64_t phase;
     union {
         double values[PL_MEETING_VALUES];
@@ -36,10 +44,14 @@ struct rank {
     struct message out[OUTBOX]; /* not yet said */
     unsigned first, n;
     /* rank 0's */
-    bool asks, arrived;
+    bool asks, idle, arrived;
     int64_t phase;              /* in which it asks or has arrived */
+    int given;                  /* tickets in it */
     double values[PL_MEETING_VALUES];
 };
+
+/* Of a set: who has it. */
+struct portion { int holder[2], holders; bool done; };
 
 struct pl_meeting {
     struct pl_replica replica;
@@ -50,14 +62,17 @@ struct pl_meeting {
     pthread_t thread;
     bool started, threaded;
     _Atomic bool asleep;
+    _Atomic bool spare;   /* what the main thread does has been done by another */
 
     pthread_mutex_t lock; /* everything below */
     pthread_cond_t news;
     struct rank *rank;    /* [ranks] */
     int64_t phase;        /* the one that is open, or was last */
     bool leg, closed, asking, met, leaving, over;
+    int64_t samples, rows; /* of the set that is gone through, in portions; 0: none is */
     struct pl_ticket hand;
-    bool in_hand;
+    bool in_hand, hand_spare, asked_idle, judged, counts_it;
+    int taken;
     double done[PL_MEETING_VALUES];
     int done_part, doing;
     struct pl_meet meet;
@@ -69,7 +84,8 @@ struct pl_meeting {
     int slice, parts, part;
     bool closing;
     double sum[PL_MEETING_VALUES], came[PL_MEETING_VALUES], *part_values; /* [part_room * PL_MEETING_VALUES] */
-    int part_room;
+    struct portion *portion; /* [part_room] */
+    int part_room, undone;   /* the first portion that may not be done */
     int64_t counts[PL_MEETING_COUNTS], *share;
 };
 
@@ -105,10 +121,35 @@ static bool next_of_leg(struct pl_meeting *m, struct pl_ticket *out)
     return false;
 }
 
-static bool next_ticket(struct pl_meeting *m, struct pl_ticket *out)
+/* Nobody's yet, or another's and of one only. */
+static bool next_portion(struct pl_meeting *m, int r, struct pl_ticket *out)
+{
+    int i = m->part;
+    if (m->closing)
+        return false;
+    if (i == m->parts) {
+        while (m->undone < m->parts && m->portion[m->undone].done)
+            m->undone++;
+        for (i = m->undone; i < m->parts; i++)
+            if (!m->portion[i].done && m->portion[i].holders == 1 && m->portion[i].holder[0] != r)
+                break;
+        if (i == m->parts)
+            return false;
+    } else {
+        m->part++;
+    }
+    int64_t first = i * m->rows, left = m->samples - first;
+    m->portion[i].holder[m->portion[i].holders++] = r;
+    *out = (struct pl_ticket){.step = i, .first = first, .rows = left < m->rows ? left : m->rows};
+    return true;
+}
+
+static bool next_ticket(struct pl_meeting *m, int r, struct pl_ticket *out)
 {
     if (m->leg)
         return next_of_leg(m, out);
+    if (m->samples > 0)
+        return next_portion(m, r, out);
     *out = (struct pl_ticket){.step = m->part};
     return m->part < m->parts && m->part++ >= 0;
 }
@@ -119,8 +160,12 @@ static void answer(struct pl_meeting *m, int r)
     struct message msg = {.kind = TICKET, .phase = m->phase};
     if (!k->asks || k->phase != m->phase)
         return;
+    if (m->samples > 0 && m->part == m->parts && !k->idle)
+        return; /* what others have it may have when it is */
     k->asks = false;
-    if (!next_ticket(m, &msg.ticket))
+    if (next_ticket(m, r, &msg.ticket))
+        k->given++;
+    else
         msg.kind = CLOSED;
     post(m, r, &msg);
 }
@@ -134,6 +179,8 @@ static void call_meeting(struct pl_meeting *m)
             return;
     for (int i = 0; i < m->parts; i++)
         add(m->sum, m->part_values + i * PL_MEETING_VALUES);
+    if (m->samples > 0 && m->closing && m->sum[PL_COUNT_STOP] == 0)
+        m->sum[PL_COUNT_STOP] = 1; /* said with a result that does not count */
     for (int r = 0; r < m->ranks; r++) {
         m->rank[r].arrived = false;
         add(m->sum, m->rank[r].values);
@@ -146,10 +193,30 @@ static void call_meeting(struct pl_meeting *m)
         post(m, r, &msg);
 }
 
+/* The first counts; who else has the portion may leave it. */
+static void judge(struct pl_meeting *m, int from, int part, const double *v)
+{
+    struct portion *p = &m->portion[part];
+    struct message verdict = {.kind = VERDICT, .phase = m->phase, .counts = !p->done}, spare = {.kind = SPARE, .phase = m->phase, .part = part};
+    m->closing = m->closing || v[PL_COUNT_STOP] > 0;
+    if (!p->done) {
+        memcpy(m->part_values + part * PL_MEETING_VALUES, v, sizeof m->sum);
+        m->share[from]++;
+        p->done = true;
+        if (p->holders == 2)
+            post(m, p->holder[p->holder[0] == from], &spare);
+    }
+    post(m, from, &verdict);
+}
+
 static void take_result(struct pl_meeting *m, int from, int part, const double *v)
 {
     if (part < 0)
         return;
+    if (m->samples > 0) {
+        judge(m, from, part, v);
+        return;
+    }
     if (!m->leg) {
         memcpy(m->part_values + part * PL_MEETING_VALUES, v, sizeof m->sum);
         return;
@@ -163,10 +230,15 @@ static void take_result(struct pl_meeting *m, int from, int part, const double *
 /* What is asked before this rank has opened the phase waits until it does; what was done is of the one before or of this. */
 static void hear_ask(struct pl_meeting *m, int from, const struct message *msg)
 {
-    m->rank[from].asks = true;
-    m->rank[from].worked_ms = pl_now_ms();
-    m->rank[from].phase = msg->phase;
+    struct rank *k = &m->rank[from];
+    k->given = k->phase == msg->phase ? k->given : 0;
+    k->phase = msg->phase;
+    k->worked_ms = pl_now_ms();
     take_result(m, from, msg->part, msg->values);
+    if (msg->taken < k->given)
+        return; /* idle, it said, but the answer was on its way */
+    k->asks = true;
+    k->idle = msg->idle;
     answer(m, from);
 }
 
@@ -187,28 +259,39 @@ static void hear_arrival(struct pl_meeting *m, int from, const struct message *m
 /* With what came of the last. */
 static void tell_result(struct pl_meeting *m, enum kind kind)
 {
-    struct message msg = {.kind = kind, .phase = m->phase, .part = m->done_part};
+    struct message msg = {.kind = kind, .phase = m->phase, .part = m->done_part, .taken = m->taken, .idle = m->asked_idle};
     memcpy(msg.values, m->done, sizeof m->done);
     m->done_part = -1;
     post(m, 0, &msg);
 }
 
-static void ask(struct pl_meeting *m)
+/* Again when there is nothing else to do. */
+static void ask(struct pl_meeting *m, bool idle)
 {
-    if (m->asking || m->closed || m->in_hand)
+    if (m->closed || m->in_hand || (m->asking && (m->asked_idle || !idle)))
         return;
     m->asking = true;
+    m->asked_idle = idle;
     tell_result(m, ASK);
 }
 
 static void hear_ticket(struct pl_meeting *m, const struct pl_ticket *t)
 {
-    m->asking = false;
+    m->asking = m->hand_spare = false;
     m->in_hand = true;
+    m->taken++;
     m->hand = *t;
-    pl_status s = m->leg ? m->replica.ahead(m->replica.arg, t) : PL_OK;
+    pl_status s = m->leg || m->samples > 0 ? m->replica.ahead(m->replica.arg, t) : PL_OK;
     if (s < 0)
         m->failed = s;
+}
+
+static void hear_spare(struct pl_meeting *m, int part)
+{
+    if (m->in_hand && m->hand.step == part)
+        m->hand_spare = true;
+    else if (m->doing == part)
+        atomic_store(&m->spare, true);
 }
 
 static void hear(struct pl_meeting *m, int from, const struct message *msg)
@@ -216,7 +299,15 @@ static void hear(struct pl_meeting *m, int from, const struct message *msg)
     switch (msg->kind) {
     case HELLO: break;
     case ASK: hear_ask(m, from, msg); break;
-    case RESULT: take_result(m, from, msg->part, msg->values); break;
+    case RESULT:
+        m->rank[from].worked_ms = pl_now_ms();
+        take_result(m, from, msg->part, msg->values);
+        break;
+    case VERDICT:
+        m->judged = true;
+        m->counts_it = msg->counts;
+        break;
+    case SPARE: hear_spare(m, msg->part); break;
     case ARRIVE: hear_arrival(m, from, msg); break;
     case OWN: m->hooks.hear(m->hooks.arg, from, msg->own); break;
     case TICKET: hear_ticket(m, &msg->ticket); break;
@@ -457,6 +548,7 @@ void pl_meeting_destroy(struct pl_meeting *m)
     pl_free(m->rank);
     pl_free(m->share);
     pl_free(m->part_values);
+    pl_free(m->portion);
     pl_free(m);
 }
 
@@ -537,36 +629,57 @@ pl_status pl_meeting_wait_for_the_rest(struct pl_meeting *m, bool (*done)(const 
 
 static pl_status room_for_parts(struct pl_meeting *m, int parts)
 {
-    if (parts > m->part_room && m->me == 0) {
+    if (m->me != 0)
+        return PL_OK;
+    if (parts > m->part_room) {
         pl_free(m->part_values);
+        pl_free(m->portion);
         m->part_values = pl_alloc((size_t)parts * PL_MEETING_VALUES * sizeof(double), "results of parts");
-        m->part_room = m->part_values ? parts : 0;
-        return m->part_values ? PL_OK : PL_ERR_MEMORY;
+        m->portion = pl_alloc((size_t)parts * sizeof *m->portion, "portions");
+        m->part_room = m->part_values && m->portion ? parts : 0;
+        if (m->part_room == 0)
+            return PL_ERR_MEMORY;
+    }
+    if (parts > 0) {
+        memset(m->part_values, 0, (size_t)parts * PL_MEETING_VALUES * sizeof(double));
+        memset(m->portion, 0, (size_t)parts * sizeof *m->portion);
     }
     return PL_OK;
 }
 
-pl_status pl_meeting_open(struct pl_meeting *m, const struct pl_leg *leg, int parts)
+static pl_status open_phase(struct pl_meeting *m, const struct pl_leg *leg, int parts, int64_t samples, int64_t rows)
 {
     pl_meeting_lock(m);
     pl_status s = room_for_parts(m, parts);
     m->phase++;
     m->leg = leg != NULL;
-    m->met = m->asking = m->in_hand = m->closing = false;
+    m->met = m->asking = m->asked_idle = m->in_hand = m->closing = false;
     m->closed = !leg && parts == 0;
-    m->done_part = -1;
+    m->done_part = m->doing = -1;
     m->parts = parts;
-    m->part = m->slice = 0;
+    m->part = m->slice = m->taken = m->undone = 0;
+    m->samples = samples;
+    m->rows = rows;
     memset(m->sum, 0, sizeof m->sum);
     memset(m->done, 0, sizeof m->done);
     if (leg)
         m->next = *leg;
     if (s == PL_OK && !m->closed)
-        ask(m);
+        ask(m, false);
     for (int r = 0; r < m->ranks && m->me == 0; r++)
         answer(m, r); /* who was here first */
     pl_meeting_unlock(m);
     return s;
+}
+
+pl_status pl_meeting_open(struct pl_meeting *m, const struct pl_leg *leg, int parts) { return open_phase(m, leg, parts, 0, 0); }
+
+pl_status pl_meeting_open_set(struct pl_meeting *m, int64_t samples, int64_t rows)
+{
+    int64_t portions = (samples + rows - 1) / rows;
+    int parts;
+    PL_TRY(pl_narrow_int(portions, "portions of the training set", &parts));
+    return open_phase(m, NULL, parts, samples, rows);
 }
 
 static bool has_ticket(const void *arg)
@@ -578,6 +691,8 @@ static bool has_ticket(const void *arg)
 pl_status pl_meeting_take(struct pl_meeting *m, struct pl_ticket *out)
 {
     pl_meeting_lock(m);
+    if (m->samples > 0)
+        ask(m, true);
     pl_status s = pl_meeting_wait(m, has_ticket, m);
     if (s == PL_OK && !m->in_hand)
         s = PL_END;
@@ -585,7 +700,8 @@ pl_status pl_meeting_take(struct pl_meeting *m, struct pl_ticket *out)
         *out = m->hand;
         m->in_hand = false;
         m->doing = m->leg ? 0 : (int)m->hand.step;
-        ask(m);
+        atomic_store(&m->spare, m->hand_spare);
+        ask(m, false);
     }
     pl_meeting_unlock(m);
     return s;
@@ -595,10 +711,24 @@ void pl_meeting_done(struct pl_meeting *m, const double *values)
 {
     pl_meeting_lock(m);
     m->done_part = m->doing;
+    m->judged = false;
     memcpy(m->done, values, sizeof m->done);
-    if (m->me == 0)
+    if (m->me == 0 || m->samples > 0)
         tell_result(m, RESULT);
     pl_meeting_unlock(m);
+}
+
+bool pl_meeting_is_spare(struct pl_meeting *m) { return atomic_load(&m->spare); }
+
+static bool is_judged(const void *arg) { return ((const struct pl_meeting *)arg)->judged; }
+
+pl_status pl_meeting_counts_it(struct pl_meeting *m, bool *counts)
+{
+    pl_meeting_lock(m);
+    pl_status s = pl_meeting_wait(m, is_judged, m);
+    *counts = m->counts_it;
+    pl_meeting_unlock(m);
+    return s;
 }
 
 static bool has_met(const void *arg) { return ((const struct pl_meeting *)arg)->met; }
@@ -619,6 +749,26 @@ pl_status pl_meeting_meet(struct pl_meeting *m, const double *values, const int6
         *out = m->meet;
     pl_meeting_unlock(m);
     return s;
+}
+
+pl_status pl_meeting_share_out(struct pl_meeting *m, const struct pl_parts *p, double *sum)
+{
+    struct pl_ticket part;
+    struct pl_meet met;
+    double v[PL_MEETING_VALUES];
+    pl_status status = pl_meeting_start(m);
+    if (status == PL_OK)
+        status = pl_meeting_open(m, NULL, p->parts);
+    while (status == PL_OK && (status = pl_meeting_take(m, &part)) == PL_OK) {
+        memset(v, 0, sizeof v);
+        PL_TRY(p->run(p->arg, (int)part.step, v)); /* this rank's own */
+        pl_meeting_done(m, v);
+    }
+    if (status == PL_END)
+        status = pl_meeting_meet(m, NULL, NULL, &met);
+    for (int i = 0; i < p->values; i++)
+        sum[i] = status == PL_OK ? met.values[i] : NAN; /* the run is over: the next step finds it so, in order */
+    return PL_OK;
 }
 
 void pl_meeting_news(struct pl_meeting *m, double *values)
@@ -685,4 +835,14 @@ pl_status pl_meeting_leave(struct pl_meeting *m, int code)
     pl_meeting_unlock(m);
     stop(m);
     return s;
+}
+
+pl_status pl_meeting_part(struct pl_meeting *m, int code, struct pl_parting *out)
+{
+    *out = (struct pl_parting){.dropped = ""};
+    pl_status status = pl_meeting_start(m);
+    if (status == PL_OK)
+        status = pl_meeting_leave(m, code);
+    out->clean = code == 0 && status == PL_OK;
+    return code == 0 ? status : PL_OK;
 }

@@ -44,12 +44,23 @@ bool pl_meeting_is_lost(const struct pl_meeting *m, int rank);
 /* ---- phases: main thread, without the lock ------------------------------------------------------------ */
 /* leg: micro-batches up to leg->until are handed out. Otherwise parts 0 to parts - 1, or nothing. */
 pl_status pl_meeting_open(struct pl_meeting *m, const struct pl_leg *leg, int parts);
+/* A set of so many samples once, `rows` of them at a time, in the order of epoch 0. When all have been handed out, who has
+ * nothing to do is handed one that another still has, each at most twice: the first result counts. */
+pl_status pl_meeting_open_set(struct pl_meeting *m, int64_t samples, int64_t rows);
 /* The next piece of work, of parts `step`; PL_END: there is none any more. */
 pl_status pl_meeting_take(struct pl_meeting *m, struct pl_ticket *out);
-/* What came of it: added up. In a leg by PL_COUNT_*: if any asks to stop or save, the meeting comes early. */
+/* What came of it: added up. In a leg by PL_COUNT_*: if any asks to stop or save, the meeting comes early; of a set if any asks
+ * to stop, which the meeting then says: the rest of the set is missing. */
 void pl_meeting_done(struct pl_meeting *m, const double *values);
+/* Of a set: what was taken last has been done by another, and need not be done. Any thread. */
+bool pl_meeting_is_spare(struct pl_meeting *m);
+/* Of a set: whether what was done last counts. After each done, before the next one and before the meeting. */
+pl_status pl_meeting_counts_it(struct pl_meeting *m, bool *counts);
 /* Waits for all. counts: [PL_MEETING_COUNTS] of this rank since the last, added to rank 0's totals; NULL: none. */
 pl_status pl_meeting_meet(struct pl_meeting *m, const double *values, const int64_t *counts, struct pl_meet *out);
+
+/* For pl_sync_meshed: a phase of its own, whether anything was before. */
+pl_status pl_meeting_share_out(struct pl_meeting *m, const struct pl_parts *p, double *sum);
 
 /* On rank 0: what has come in since it was last asked; counts [PL_MEETING_COUNTS] and micro-batches done by each rank
  * [ranks], of this run; the latter to be read only when no leg is open. */
@@ -63,5 +74,6 @@ bool pl_meeting_salvage(struct pl_meeting *m, struct pl_meet *where, bool *leg);
 bool pl_meeting_tells(struct pl_meeting *m); /* the first rank that is not lost */
 /* Tells all that the run is over with this exit code, 0: waits until all have come here. The thread ends. */
 pl_status pl_meeting_leave(struct pl_meeting *m, int code);
+pl_status pl_meeting_part(struct pl_meeting *m, int code, struct pl_parting *out); /* for pl_sync_meshed's leave */
 
 #endif
