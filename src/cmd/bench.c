@@ -329,6 +329,8 @@ static pl_status bench_training(struct pl_world *w, struct pl_job *job, const st
         return pl_world_agree(w, pl_error(PL_ERR_USAGE, "bench", "steps with sync.backup_workers are measured by bench/stragglers.sh, in real runs"));
     if (job->sync.kind == PL_SYNC_DOWNPOUR)
         return pl_world_agree(w, pl_error(PL_ERR_USAGE, "bench", "sync.kind downpour has no steps that all ranks make\ngive sync.kind=allreduce"));
+    if (job->sync.kind == PL_SYNC_SANDBLASTER)
+        return pl_world_agree(w, pl_error(PL_ERR_USAGE, "bench", "a step of sync.kind sandblaster is over a whole training set\ngive sync.kind=allreduce, or train with it"));
     PL_TRY(pl_trainer_open(&t, w, job, true));
     job->optimizer.lr = 0; /* noise cannot be learnt, only diverge */
     pl_status s = pl_world_agree(w, pl_graph_init(t.graph, (uint64_t)job->train.seed));

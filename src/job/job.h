@@ -64,7 +64,7 @@ struct pl_job_set { /* one of data.train, data.test */
 };
 
 enum { PL_FP32 };
-enum { PL_SYNC_ALLREDUCE, PL_SYNC_LOCAL_SGD, PL_SYNC_DOWNPOUR };
+enum { PL_SYNC_ALLREDUCE, PL_SYNC_LOCAL_SGD, PL_SYNC_DOWNPOUR, PL_SYNC_SANDBLASTER };
 enum { PL_TWO_LEVEL_AUTO, PL_TWO_LEVEL_NEVER };
 enum { PL_DEVICE_AUTO, PL_DEVICE_CPU, PL_DEVICE_REFERENCE };
 enum pl_optimizer_kind { PL_SGD, PL_MOMENTUM, PL_NESTEROV, PL_ADAGRAD, PL_ADADELTA, PL_RMSPROP, PL_ADAM, PL_ADAMW, PL_LARS };
@@ -95,7 +95,8 @@ struct pl_job {
         struct pl_period warmup;
     } optimizer;
     struct { int kind; int64_t backup_workers, tau; bool average_momentum; double grace_ms, suspect_ms, lost_ms; /* tau: 0 if not given and not local_sgd */
-             int64_t n_fetch, n_push, max_staleness; struct pl_period warmup; } sync; /* 0 if not given and not downpour; max_staleness 0: any */
+             int64_t n_fetch, n_push, max_staleness; struct pl_period warmup; /* 0 if not given and not downpour; max_staleness 0: any */
+             int64_t history; double tolerance; } sync; /* 0 if not given and not sandblaster */
     struct { int transport, algorithm, two_level, compress; double compress_ratio; char *table, *interface; int64_t channels; double bucket_mb, timeout_ms; } exchange;
     struct { int kind; } device;
     struct { char *dir; struct pl_period every; int64_t keep; char *resume; bool keep_best, background; int on_error; struct pl_texts signals; } checkpoint;

@@ -68,13 +68,15 @@ const struct pl_key pl_job_keys[] = {
     INT("optimizer.schedule.every", optimizer.schedule.every, "0", 0, MANY, "step: it falls every so many steps"),
     INT("optimizer.schedule.total", optimizer.schedule.total, "0", 0, MANY, "poly, cosine: steps until the end; 0: the run's"),
     PERIOD("optimizer.warmup", optimizer.warmup, "never", "the learning rate rises linearly for so long"),
-    CHOICE("sync.kind", sync.kind, "allreduce", "allreduce|local_sgd|downpour||sandblaster", "how replicas agree; local_sgd: parameters are averaged every tau steps; downpour: each goes its own way"),
+    CHOICE("sync.kind", sync.kind, "allreduce", "allreduce|local_sgd|downpour|sandblaster", "how replicas agree; local_sgd: parameters are averaged every tau steps; downpour: each goes its own way; sandblaster: L-BFGS on the whole set"),
     INT("sync.tau", sync.tau, NULL, 1, MANY, "local_sgd: steps that each rank makes by itself before an averaging (10)"),
     BOOL("sync.average_momentum", sync.average_momentum, "false", "local_sgd: average the optimizer's state (momentum, moments) with the parameters"),
     INT("sync.n_fetch", sync.n_fetch, NULL, 1, MANY, "downpour: a rank fetches the parameters after so many micro-batches (1)"),
     INT("sync.n_push", sync.n_push, NULL, 1, MANY, "downpour: and pushes the sum of its gradients after so many (1)"),
     INT("sync.max_staleness", sync.max_staleness, "0", 0, MANY, "downpour: a gradient is dropped if its part of the parameters has been updated more often since they were fetched; 0: never"),
     PERIOD("sync.warmup", sync.warmup, "never", "downpour: so many steps of synchronous SGD come first"),
+    INT("sync.history", sync.history, NULL, 1, 1000, "sandblaster: steps and changes of the gradient that a direction is made from (10)"),
+    DOUBLE("sync.tolerance", sync.tolerance, NULL, 0, MANY, "sandblaster: the run is converged when the gradient's norm is at most this (1e-6)"),
     {.name = "sync.backup_workers", .type = PL_KEY_INT, .offset = AT(sync.backup_workers), .def = "0", .min = 0, .max = MANY, .help = "late gradients that a step goes without: it takes the first of them, and ranks that are slow, stopped or lost hold nobody up"},
     {.name = "sync.grace", .type = PL_KEY_MS, .offset = AT(sync.grace_ms), .def = "0 ms", .min = 0, .max = MANY, .help = "backup workers: wait so long for late ones once enough are ready; without it a twentieth of a step"},
     {.name = "sync.suspect_after", .type = PL_KEY_MS, .offset = AT(sync.suspect_ms), .def = "1 s", .min = 20, .max = MANY, .help = "backup workers: a rank that is silent for so long is left out"},
@@ -118,7 +120,7 @@ const char *const pl_job_later[] = {
 /* In the order of the choices above. */
 const char *pl_job_sync_name(const struct pl_job *j)
 {
-    static const char *const names[] = {"allreduce", "local_sgd", "downpour"};
+    static const char *const names[] = {"allreduce", "local_sgd", "downpour", "sandblaster"};
     return names[j->sync.kind];
 }
 

@@ -253,6 +253,31 @@ static pl_status check_downpour(struct pl_job *j)
     return PL_OK;
 }
 
+/* What it has no use for it would pass over without a word. */
+static pl_status check_sandblaster(struct pl_job *j)
+{
+    const struct { bool on; const char *key, *why; } refused[] = {
+        {j->sync.backup_workers > 0, "sync.backup_workers", "sync.backup_workers is of synchronous SGD; sync.kind sandblaster hands out what a slow rank has to another"},
+        {strcmp(pl_job_compress_name(j), "none") != 0, "exchange.compress", "exchange.compress with sync.kind sandblaster: a line search compares gradients that must be exact"},
+        {j->exchange.algorithm != 0, "exchange.algorithm", "exchange.algorithm with sync.kind sandblaster: each rank sends to every other what is its shard"},
+        {j->train.accumulate > 1, "train.accumulate", "train.accumulate with sync.kind sandblaster: a step is over the whole set, in portions of train.batch"},
+        {j->train.global_batch > 0, "train.global_batch", "train.global_batch with sync.kind sandblaster: a step is over the whole set, in portions of train.batch"},
+        {j->optimizer.clip_norm > 0, "optimizer.clip_norm", "optimizer.clip_norm with sync.kind sandblaster: its line search limits a step"},
+        {is_given(j, "optimizer.kind") && j->optimizer.kind != PL_SGD, "optimizer.kind", "optimizer.kind with sync.kind sandblaster: L-BFGS takes its place\nleave it out, or give optimizer.kind=sgd"},
+        {j->optimizer.schedule.kind != PL_FIXED, "optimizer.schedule", "optimizer.schedule with sync.kind sandblaster: its line search finds how far a step goes"},
+        {j->optimizer.warmup.unit != PL_NEVER, "optimizer.warmup", "optimizer.warmup with sync.kind sandblaster: its line search finds how far a step goes"},
+        {j->train_set.flip, "data.train.augment.flip", "data.train.augment.flip with sync.kind sandblaster: every pass must see the same samples"},
+        {j->train_set.crop > 0, "data.train.augment.crop", "data.train.augment.crop with sync.kind sandblaster: every pass must see the same samples"},
+        {j->debug.compute_ms > 0, "debug.compute_ms", "debug.compute_ms with sync.kind sandblaster: there is no way down by gradients of 0"}};
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++)
+        if (refused[i].on)
+            return pl_node_error(at_key(j, refused[i].key), "%s", refused[i].why);
+    j->optimizer.kind = PL_SGD; /* it has no state that a checkpoint would have to keep */
+    j->sync.history = j->sync.history > 0 ? j->sync.history : 10;
+    j->sync.tolerance = is_given(j, "sync.tolerance") ? j->sync.tolerance : 1e-6;
+    return PL_OK;
+}
+
 static pl_status check_backup_workers(struct pl_job *j)
 {
     if (strcmp(pl_job_compress_name(j), "none") != 0)
@@ -294,6 +319,8 @@ static pl_status check(struct pl_job *j)
         PL_TRY(check_local_sgd(j));
     if (j->sync.kind == PL_SYNC_DOWNPOUR)
         PL_TRY(check_downpour(j));
+    if (j->sync.kind == PL_SYNC_SANDBLASTER)
+        PL_TRY(check_sandblaster(j));
     if (j->sync.backup_workers > 0)
         PL_TRY(check_backup_workers(j));
     j->train.stop_on = !isinf(j->train.stop_above) || !isinf(j->train.stop_below);

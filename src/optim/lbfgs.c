@@ -369,7 +369,7 @@ static pl_status make(struct pl_lbfgs *l)
     l->s = pl_alloc(n * sizeof *l->s, "a history");
     l->y = pl_alloc(n * sizeof *l->y, "a history");
     l->memory = pl_alloc((2 * n + 4) * (size_t)room * sizeof(float) + 64, "the history of L-BFGS");
-    l->ss = pl_alloc((3 * n * n + 5 * n + 6 * n) * sizeof(double), "products");
+    l->ss = pl_alloc((3 * n * n + 5 * n + PL_LBFGS_TERMS(n - 1)) * sizeof(double), "products");
     l->partial = pl_alloc((size_t)(l->blocks + 1) * sizeof(double), "products");
     if (!l->s || !l->y || !l->memory || !l->ss || !l->partial)
         return PL_ERR_MEMORY;

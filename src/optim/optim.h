@@ -43,7 +43,7 @@ struct pl_objective {
     /* At x: this rank's share of the value, all ranks' together are it, and the gradient; x, gradient: [elems] of this
      * rank's shard. A value that is not finite is too far along. PL_END: all gave the point up, and the iteration ends. */
     pl_status (*evaluate)(void *arg, const float *x, double *value, float *gradient);
-    /* Sums v[n] over the ranks, to the same bits on all. */
+    /* Sums v[n] over the ranks, to the same bits on all; n: PL_LBFGS_TERMS at most. */
     pl_status (*sum)(void *arg, double *v, int n);
     void *arg;
 };
@@ -55,6 +55,7 @@ struct pl_iteration {
     int evaluations, pairs;    /* pairs: of the history that the direction was made from */
 };
 
+#define PL_LBFGS_TERMS(history) (6 * (history) + 6)
 struct pl_lbfgs;
 /* elems: of this rank's shard. history: pairs at most. PL_ERR_MEMORY. Not collective. */
 pl_status pl_lbfgs_create(int64_t elems, int history, double tolerance, struct pl_lbfgs **out);

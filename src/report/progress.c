@@ -30,9 +30,14 @@ void pl_progress_line(struct pl_report *r, const char *fmt, ...)
     put(r, text, false);
 }
 
-static void time_left(const struct pl_report *r, int64_t step, char *text, size_t bytes)
+/* Where the steps are not known, by passes over the set. */
+static void time_left(struct pl_report *r, const struct pl_report_step *s, char *text, size_t bytes)
 {
-    double done = (double)(step - r->first_step), left = (double)(r->total_steps - step);
+    bool steps = r->total_steps < INT64_MAX;
+    r->first_passes = r->first_passes < 0 ? s->passes - 1 : r->first_passes;
+    double done = steps ? (double)(s->step - r->first_step) : (double)(s->passes - r->first_passes);
+    double left = steps ? (double)(r->total_steps - s->step) : r->total_epochs - (double)s->passes;
+    left = left > 0 ? left : 0;
     double seconds = done > 0 ? (pl_now_ms() - r->started_ms) / 1000 / done * left : 0;
     if (seconds >= 3600)
         snprintf(text, bytes, "%.0f h %02.0f min", floor(seconds / 3600), floor(fmod(seconds, 3600) / 60));
@@ -42,6 +47,18 @@ static void time_left(const struct pl_report *r, int64_t step, char *text, size_
         snprintf(text, bytes, "%.0f s", seconds);
 }
 
+/* "epoch 3/10  step 1200/4000", or what of it there is. */
+static int where(const struct pl_report *r, const struct pl_report_step *s, char *text, size_t bytes)
+{
+    int n = snprintf(text, bytes, "%s %lld", s->passes > 0 ? "pass" : "epoch", (long long)s->epoch + 1);
+    if (r->total_epochs > 0)
+        n += snprintf(text + n, bytes - (size_t)n, "/%.4g", ceil(r->total_epochs));
+    n += snprintf(text + n, bytes - (size_t)n, "  step %lld", (long long)s->step);
+    if (r->total_steps < INT64_MAX)
+        n += snprintf(text + n, bytes - (size_t)n, "/%lld", (long long)r->total_steps);
+    return n;
+}
+
 void pl_progress_step(struct pl_report *r, const struct pl_report_step *s, bool live)
 {
     char text[512], left[48];
@@ -49,9 +66,9 @@ void pl_progress_step(struct pl_report *r, const struct pl_report_step *s, bool 
     if (live && (!r->live || now - r->shown_ms < LIVE_MS))
         return;
     r->shown_ms = now;
-    time_left(r, s->step, left, sizeof left);
-    int n = snprintf(text, sizeof text, "epoch %lld/%.4g  step %lld/%lld  loss %.4f", (long long)s->epoch + 1,
-                     ceil(r->total_epochs), (long long)s->step, (long long)r->total_steps, s->loss);
+    time_left(r, s, left, sizeof left);
+    int n = where(r, s, text, sizeof text);
+    n += snprintf(text + n, sizeof text - (size_t)n, "  loss %.4f", s->loss);
     if (isfinite(s->accuracy))
         n += snprintf(text + n, sizeof text - (size_t)n, "  accuracy %.4f", s->accuracy);
     n += snprintf(text + n, sizeof text - (size_t)n, "  %.0f samples/s  %s left", s->samples_per_s, left);

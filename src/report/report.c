@@ -22,7 +22,7 @@ pl_status pl_report_open(const char *dir, bool active, int64_t total_steps, doub
     struct pl_report *r = pl_alloc(sizeof *r, "a report");
     if (!r)
         return PL_ERR_MEMORY;
-    *r = (struct pl_report){.active = active, .live = isatty(STDERR_FILENO), .metrics = -1, .total_steps = total_steps,
+    *r = (struct pl_report){.active = active, .live = isatty(STDERR_FILENO), .metrics = -1, .total_steps = total_steps, .first_passes = -1,
                             .total_epochs = total_epochs, .started_ms = pl_now_ms()};
     pl_status s = active && dir ? open_metrics(r, dir) : PL_OK;
     if (s < 0)
@@ -85,6 +85,8 @@ void pl_report_step(struct pl_report *r, const struct pl_report_step *s)
     pl_metrics_int(&t, "epoch", s->epoch);
     if (s->local_steps > 0)
         pl_metrics_int(&t, "local_steps", s->local_steps);
+    if (s->passes > 0)
+        pl_metrics_int(&t, "passes", s->passes);
     pl_metrics_number(&t, "loss", s->loss);
     pl_metrics_number(&t, "total_loss", s->total_loss);
     pl_metrics_number(&t, "accuracy", s->accuracy);
@@ -198,12 +200,14 @@ static void say_ages(struct pl_report *r, const struct pl_report_ages *a)
         all += a->count[i];
         sum += (double)i * (double)a->count[i];
     }
-    add_ages(&t, a);
-    pl_progress_line(r, "staleness of gradients, in updates of a shard: mean %.1f, %s; dropped %lld of %lld", all > 0 ? sum / (double)all : 0,
-                     t.s ? t.s : "", (long long)a->dropped, (long long)all);
-    pl_text_free(&t);
+    if (a->ages > 0) {
+        add_ages(&t, a);
+        pl_progress_line(r, "staleness of gradients, in updates of a shard: mean %.1f, %s; dropped %lld of %lld", all > 0 ? sum / (double)all : 0,
+                         t.s ? t.s : "", (long long)a->dropped, (long long)all);
+        pl_text_free(&t);
+    }
     add_shares(&t, a);
-    pl_progress_line(r, "micro-batches by rank: %s", t.s ? t.s : "");
+    pl_progress_line(r, "%s by rank: %s", a->ages > 0 ? "micro-batches" : "portions", t.s ? t.s : "");
     pl_text_free(&t);
 }
 
@@ -218,11 +222,13 @@ void pl_report_end(struct pl_report *r, int64_t step, const char *reason, double
     pl_metrics_text(&t, "reason", reason);
     pl_metrics_number(&t, "seconds", seconds);
     pl_metrics_int(&t, "samples", samples);
-    if (a) {
+    if (a && a->ages > 0) {
         pl_text_add(&t, ", \"staleness\": ");
         add_ages(&t, a);
         pl_metrics_int(&t, "dropped_gradients", a->dropped);
-        pl_text_add(&t, ", \"micro_batches\": [");
+    }
+    if (a) {
+        pl_text_add(&t, ", \"%s\": [", a->ages > 0 ? "micro_batches" : "portions");
         add_shares(&t, a);
         pl_text_add(&t, "]");
     }

@@ -6,13 +6,13 @@
 #include "base/base.h"
 
 struct pl_report;
-/* dir NULL: no metrics file. total_steps for the time left. PL_ERR_CHECKPOINT (6) if dir cannot be written. */
+/* dir NULL: no metrics file. total_steps for the time left, INT64_MAX: not known. PL_ERR_CHECKPOINT (6) if dir cannot be written. */
 pl_status pl_report_open(const char *dir, bool active, int64_t total_steps, double total_epochs, struct pl_report **out);
 void pl_report_close(struct pl_report *r);
 
 struct pl_report_start { int ranks, threads; const char *device, *backend, *transport, *algorithm, *why, *model, *trial, *sync; int64_t tau; /* 0: not local_sgd */ bool average_momentum; int64_t parameters, batch, global_batch, train_samples, test_samples; };
 void pl_report_start(struct pl_report *r, const struct pl_report_start *s);
-struct pl_report_step { int64_t step, epoch, local_steps; /* that it is over, 0: not local_sgd */ double loss, total_loss, accuracy, lr, samples_per_s, step_ms, data_ms, compute_ms, exchange_ms, exchange_total_ms, update_ms, grad_norm, sent_mb, saved_mb; const char *late; };
+struct pl_report_step { int64_t step, epoch, local_steps; /* that it is over, 0: not local_sgd */ double loss, total_loss, accuracy, lr, samples_per_s, step_ms, data_ms, compute_ms, exchange_ms, exchange_total_ms, update_ms, grad_norm, sent_mb, saved_mb; const char *late; int64_t passes; /* over the set so far, 0: not of sandblaster */ };
 void pl_report_step(struct pl_report *r, const struct pl_report_step *s); /* NAN fields are left out */
 void pl_report_progress(struct pl_report *r, const struct pl_report_step *s); /* live line only, at most 10 a second */
 void pl_report_eval(struct pl_report *r, int64_t step, int64_t epoch, const char *set, double loss, double accuracy, double top5, int64_t samples);
@@ -20,7 +20,8 @@ void pl_report_checkpoint(struct pl_report *r, int64_t step, const char *path, d
 void pl_report_resume(struct pl_report *r, int64_t step, const char *path);
 /* Ranks that were struck off, or let in again, NULL: none; members: how many go on. */
 void pl_report_members(struct pl_report *r, int64_t step, const char *lost, const char *back, int members);
-/* Of downpour: updates of the parameters while a gradient was computed and on its way; who computed how many. */
+/* Of downpour: updates of the parameters while a gradient was computed and on its way; who computed how many. Of
+ * sandblaster, ages 0: who computed how many portions. */
 struct pl_report_ages { const int64_t *count; int ages; int64_t dropped; const int64_t *share; int ranks; }; /* count[ages], the last: that or more; share[ranks] */
 void pl_report_end(struct pl_report *r, int64_t step, const char *reason, double seconds, int64_t samples, const struct pl_report_ages *a); /* a: or NULL */
 /* report.dir/exit.json: how the run ended, for who started it; whole or not at all. dir NULL: nothing. code -1: takes away what an

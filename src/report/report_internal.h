@@ -7,7 +7,7 @@
 struct pl_report {
     bool active, live, live_shown, metrics_failed;
     int metrics;         /* file descriptor; -1: none */
-    int64_t total_steps, first_step;
+    int64_t total_steps, first_step, first_passes; /* first_passes: before the first line, -1 until then */
     double total_epochs, started_ms, shown_ms;
     char *path;
 };

@@ -813,6 +813,14 @@ bool pl_meeting_tells(struct pl_meeting *m)
     return first;
 }
 
+bool pl_meeting_outlives(struct pl_meeting *m)
+{
+    pl_meeting_lock(m);
+    bool outlives = first_alive(m) == m->me && m->lost >= 0 && m->lost != m->me && m->code < 0 && m->failed == PL_OK;
+    pl_meeting_unlock(m);
+    return outlives;
+}
+
 pl_status pl_meeting_leave(struct pl_meeting *m, int code)
 {
     struct message msg = {.kind = FAIL, .code = code};

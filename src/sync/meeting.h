@@ -72,6 +72,7 @@ const int64_t *pl_meeting_shares(const struct pl_meeting *m);
 /* Rank 0, where it is this that ends the run: a rank is lost. leg: in a leg; then the place up to which work was handed out. */
 bool pl_meeting_salvage(struct pl_meeting *m, struct pl_meet *where, bool *leg);
 bool pl_meeting_tells(struct pl_meeting *m); /* the first rank that is not lost */
+bool pl_meeting_outlives(struct pl_meeting *m); /* it is, others are lost, and nothing else ended the run */
 /* Tells all that the run is over with this exit code, 0: waits until all have come here. The thread ends. */
 pl_status pl_meeting_leave(struct pl_meeting *m, int code);
 pl_status pl_meeting_part(struct pl_meeting *m, int code, struct pl_parting *out); /* for pl_sync_meshed's leave */

@@ -3,9 +3,9 @@
 
 #include <string.h>
 
-extern const struct pl_sync_table pl_sync_allreduce, pl_sync_local_sgd, pl_sync_quorum, pl_sync_downpour;
+extern const struct pl_sync_table pl_sync_allreduce, pl_sync_local_sgd, pl_sync_quorum, pl_sync_downpour, pl_sync_sandblaster;
 
-static const struct pl_sync_table *const kinds[] = {&pl_sync_allreduce, &pl_sync_local_sgd, &pl_sync_quorum, &pl_sync_downpour};
+static const struct pl_sync_table *const kinds[] = {&pl_sync_allreduce, &pl_sync_local_sgd, &pl_sync_quorum, &pl_sync_downpour, &pl_sync_sandblaster};
 
 const struct pl_sync_table *pl_sync_find(const char *name)
 {

@@ -1,7 +1,8 @@
 /* sync: how replicas agree. One table a kind; this build has `allreduce`, which agrees on the update of each step:
  * the sum of the gradients of all samples of the global batch, divided by their number; `local_sgd`, in which
- * each updates by its own gradient and the parameters are averaged every sync.tau steps; and `downpour`, in which each
- * keeps a part of the parameters, updates it by the gradients that come, and computes by parameters that it fetches. */
+ * each updates by its own gradient and the parameters are averaged every sync.tau steps; `downpour`, in which each
+ * keeps a part of the parameters, updates it by the gradients that come, and computes by parameters that it fetches; and
+ * `sandblaster`, in which a step is an iteration of L-BFGS over the whole set, read once for each point of a line search. */
 #ifndef PL_SYNC_H
 #define PL_SYNC_H
 
@@ -117,11 +118,36 @@ struct pl_sync_apart {
     const struct pl_staleness *(*staleness)(struct pl_sync *s);      /* rank 0: of the run so far */
 };
 
+/* A pass over the whole set is made in portions, each by who is free. */
+struct pl_passes {
+    int64_t samples, rows; /* of the set; of a portion */
+    bool save;             /* a checkpoint is due by this rank's clock */
+    /* Forward and backward of the next portion that was read ahead: contribute, slice_final, the gradient's slab. PL_END: it
+     * was abandoned. */
+    pl_status (*compute)(void *arg);
+    void *arg;
+};
+struct pl_descent_step {
+    int passes;
+    double lr, grad_norm;  /* how far along its direction it went; at the new parameters */
+    const char *converged; /* no further step is possible, and this was none; NULL: otherwise */
+    bool given_up;         /* somebody was asked to stop: parameters are those before it */
+};
+
+/* Where a step is an iteration over the whole set. */
+struct pl_sync_whole {
+    /* out: of the last pass, which is at the new parameters; they are on all ranks. An error that is not this rank's own comes
+     * with out->ended; out->writes: this rank has the parameters from before the step. */
+    pl_status (*iterate)(struct pl_sync *s, const struct pl_passes *p, struct pl_descent_step *step, struct pl_agreement *out);
+    const int64_t *(*shares)(struct pl_sync *s); /* rank 0: [ranks] portions of the run so far that each computed */
+};
+
 /* A kind, and a step of it: begin, micro-batches (slice_final, contribute in the last), finish, the update, average. */
 struct pl_sync_table {
     const char *name;
     const struct pl_sync_meshed *meshed; /* NULL: it gets an exchange */
     const struct pl_sync_apart *apart;   /* NULL: all make the same steps */
+    const struct pl_sync_whole *whole;   /* not NULL: it takes the place of begin, finish and average, which are */
     /* What the exchange must have room for, in slabs of the graph's size; the first is the gradient's. NULL: one. */
     int (*slabs)(const struct pl_replica *r);
     /* x: NULL where it is meshed; then collective. */

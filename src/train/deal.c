@@ -21,6 +21,11 @@ static pl_status measure(struct pl_trainer *t)
 {
     const struct pl_job *job = t->job;
     const struct pl_run_state *p = &t->state;
+    if (job->sync.kind == PL_SYNC_SANDBLASTER) { /* how many steps a number of passes has is seen on the way */
+        t->steps_per_epoch = 1;
+        t->total_steps = job->train.steps > 0 ? job->train.steps : (double)p->epoch >= job->train.epochs ? p->step : INT64_MAX;
+        return PL_OK;
+    }
     t->steps_per_epoch = steps_in(t, t->source.epoch_samples);
     t->ahead = p->step + steps_in(t, t->source.epoch_samples - p->position) - (p->epoch + 1) * t->steps_per_epoch;
     t->total_steps = job->train.steps;
@@ -37,7 +42,7 @@ pl_status pl_trainer_deal(struct pl_trainer *t, int index, int members)
 {
     int64_t wanted = pl_train_micro_global(t->job, members), most = t->batch * members;
     t->micro_global = wanted < most ? wanted : most;
-    t->state.global_batch = t->micro_global * t->job->train.accumulate;
+    t->state.global_batch = t->job->sync.kind == PL_SYNC_SANDBLASTER ? t->source.epoch_samples : t->micro_global * t->job->train.accumulate;
     t->state.ranks = members;
     if (t->source.epoch_samples < INT64_MAX) /* a benchmark goes on until it has had enough */
         PL_TRY(measure(t));

@@ -74,7 +74,7 @@ static pl_status open_loaders(struct run *r)
     struct pl_trainer *t = &r->t;
     struct pl_loader_options o = {.global_batch = t->micro_global, .rank = t->world->rank,
                                   .ranks = t->world->ranks, .seed = (uint64_t)t->job->train.seed,
-                                  .shuffle = t->job->train_set.shuffle, .augment = true,
+                                  .shuffle = t->job->train_set.shuffle && !t->sync_table->whole, .augment = true,
                                   .classes = pl_graph_classes(t->graph), .depth = 4,
                                   .threads = (int)t->job->data.threads};
     PL_TRY(pl_loader_create(r->train_data, &o, &r->loader));
@@ -90,7 +90,7 @@ static pl_status open_loaders(struct run *r)
 static pl_status open_outputs(struct run *r)
 {
     struct pl_trainer *t = &r->t;
-    double epochs = t->steps_per_epoch > 0 ? (double)(t->total_steps - t->ahead) / (double)t->steps_per_epoch : 0;
+    double epochs = t->sync_table->whole ? t->job->train.epochs : t->steps_per_epoch > 0 ? (double)(t->total_steps - t->ahead) / (double)t->steps_per_epoch : 0;
     PL_TRY(pl_report_open(t->job->report.dir, r->root, t->total_steps, epochs, &r->report));
     if (!t->job->checkpoint.dir)
         return PL_OK;
@@ -141,6 +141,9 @@ static void announce_sync(const struct run *r, const struct pl_path *p)
     else if (r->t.sync_table->apart)
         pl_report_say(r->report, "downpour: each rank keeps a shard of the parameters, fetches all every %lld of its micro-batches and pushes gradients every %lld, over %s; %s",
                       (long long)j->sync.n_fetch, (long long)j->sync.n_push, p->transport, p->why);
+    else if (r->t.sync_table->whole)
+        pl_report_say(r->report, "sandblaster: L-BFGS with a line search in place of optimizer.lr; each rank keeps a shard, and portions of %lld samples go to who is free, over %s; %s",
+                      (long long)r->t.batch, p->transport, p->why);
     else
         pl_report_say(r->report, "gradients are added up by %s; %s", p->algorithm, p->why);
 }
@@ -163,7 +166,7 @@ static void announce(struct run *r, const char *from)
                                 .test_samples = r->test_data ? pl_dataset_samples(r->test_data) : 0};
     pl_report_start(r->report, &s);
     pl_free(trial);
-    if (t->world->ranks > 1)
+    if (t->world->ranks > 1 || t->sync_table->whole)
         announce_sync(r, &path);
     if (!t->job->checkpoint.dir)
         pl_report_say(r->report, "no checkpoint.dir: the trained network is not kept");
@@ -177,6 +180,8 @@ static void announce(struct run *r, const char *from)
 
 static bool due_since(const struct pl_trainer *t, struct pl_period every, int64_t since)
 {
+    if (t->sync_table->whole && every.unit == PL_EPOCHS) /* these are not counted in steps */
+        return every.n > 0 && floor((double)t->state.epoch / every.n) > floor((double)t->epoch_before / every.n);
     int64_t n = pl_train_steps_of(t, every), ahead = every.unit == PL_EPOCHS ? t->ahead : 0;
     return n > 0 && (t->state.step - ahead) / n > (since - ahead) / n;
 }
@@ -314,6 +319,7 @@ static void take_line(struct run *r)
     line->exchange_ms = s->exchange.exposed_ms;
     line->exchange_total_ms = s->exchange.busy_ms;
     line->grad_norm = s->grad_norm;
+    line->passes = s->passes;
     line->late = s->late;
     line->sent_mb = s->exchange.sent_mb > 0 ? s->exchange.sent_mb : NAN;
     line->saved_mb = s->exchange.saved_mb > 0 ? s->exchange.saved_mb : NAN;
@@ -420,6 +426,8 @@ static pl_status run_steps(struct run *r)
         PL_TRY(look_round(r));
         r->samples += (int64_t)r->last.rows;
         report_step(r);
+        if (r->last.converged)
+            pl_report_say(r->report, "converged at step %lld: %s", (long long)t->state.step, r->last.converged);
         if (r->last.agreed == 0 || r->last.apart)
             continue; /* what follows is for parameters that all ranks have */
         if (r->last.stop && t->state.step < t->total_steps)
@@ -437,8 +445,11 @@ static pl_status run_steps(struct run *r)
 static const struct pl_report_ages *staleness_of(const struct run *r, struct pl_report_ages *out)
 {
     const struct pl_trainer *t = &r->t;
+    *out = (struct pl_report_ages){.ranks = t->world->ranks};
+    if (t->sync_table->whole)
+        out->share = t->sync_table->whole->shares(t->sync);
     if (!t->sync_table->apart)
-        return NULL;
+        return out->share ? out : NULL;
     const struct pl_staleness *s = t->sync_table->apart->staleness(t->sync);
     *out = (struct pl_report_ages){.count = s->count, .ages = PL_STALENESS_MOST + 1, .dropped = s->dropped, .share = s->share, .ranks = t->world->ranks};
     return out;
@@ -447,7 +458,7 @@ static const struct pl_report_ages *staleness_of(const struct run *r, struct pl_
 static pl_status close_run(struct run *r, pl_status s)
 {
     struct pl_trainer *t = &r->t;
-    const char *reason = s == PL_STOPPED ? "signal" : t->state.done ? "goal" : "done";
+    const char *reason = s == PL_STOPPED ? "signal" : t->state.done ? "goal" : r->last.converged ? "converged" : "done";
     struct pl_report_ages ages;
     if (t->state.done)
         t->total_steps = t->state.step;

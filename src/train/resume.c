@@ -83,7 +83,7 @@ static pl_status go_on(struct pl_trainer *t, const char *path)
     PL_TRY(load_checkpoint(t, path));
     int64_t was = t->state.global_batch;
     PL_TRY(pl_trainer_deal(t, t->world->rank, t->world->ranks));
-    if (was != t->state.global_batch)
+    if (was != t->state.global_batch && !t->sync_table->whole)
         pl_log_root("note: the global batch is %lld now and was %lld; train.global_batch=%lld keeps what a step and the learning rate mean",
                     (long long)t->state.global_batch, (long long)was, (long long)was);
     return PL_OK;

@@ -152,6 +152,8 @@ pl_status pl_trainer_step(struct pl_trainer *t, struct pl_step_result *out)
     bool last = false;
     if (pl_train_apart(t))
         return pl_train_step_apart(t, out);
+    if (t->sync_table->whole)
+        return pl_train_step_whole(t, out);
     *out = (struct pl_step_result){.step = t->state.step, .grad_norm = NAN};
     double begin = pl_now_ms();
 

@@ -42,6 +42,7 @@ struct pl_trainer {
     bool stop_asked;                     /* by a signal seen on this rank */
     bool save_asked;                     /* by this rank's clock */
     bool fed, apart;                     /* train/apart.c: the source is fed; this rank is on its way */
+    int64_t epoch_before;                /* train/whole.c: before the last step */
     const char *train_file;              /* state.train_file, whichever peer's state this is */
     struct pl_run_state state;           /* as of the last step that was committed: step to be done next, data to be read next */
 };
@@ -53,6 +54,8 @@ struct pl_step_result {
     double rows, loss, accuracy, top5; /* means over the samples that took part, of the main loss */
     double total_loss;                 /* what is trained on: every loss times its weight */
     double lr, grad_norm;              /* norm NAN unless clipping */
+    int64_t passes;                    /* over the whole set so far, where a step is of such */
+    const char *converged;             /* why there was no step, and is none any more; NULL: there may be */
     double step_ms, data_ms, compute_ms, update_ms; /* of this step on this rank */
     struct pl_exchange_times exchange;
     const char *late;
@@ -110,6 +113,9 @@ bool pl_train_apart(const struct pl_trainer *t); /* from t->state.step on */
 /* A micro-batch of this rank's own, or where there is none left the meeting. */
 pl_status pl_train_step_apart(struct pl_trainer *t, struct pl_step_result *out);
 pl_status pl_train_ahead(void *arg, const struct pl_ticket *ticket); /* pl_replica's */
+/* train/whole.c: where a step is an iteration over the whole set (sync.kind sandblaster). */
+pl_status pl_train_step_whole(struct pl_trainer *t, struct pl_step_result *out);
+
 /* Steps of a period, 0: it is not counted in steps. */
 int64_t pl_train_steps_of(const struct pl_trainer *t, struct pl_period every);
 

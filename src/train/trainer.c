@@ -150,6 +150,8 @@ pl_status pl_trainer_open(struct pl_trainer *t, struct pl_world *w, const struct
         pl_log_root("note: sync.%s is of local_sgd and not used by sync.kind %s", job->sync.tau > 0 ? "tau" : "average_momentum", pl_job_sync_name(job));
     if (train && job->sync.kind != PL_SYNC_DOWNPOUR && (job->sync.n_fetch > 0 || job->sync.n_push > 0 || job->sync.max_staleness > 0 || job->sync.warmup.unit != PL_NEVER))
         pl_log_root("note: sync.n_fetch, n_push, max_staleness and warmup are of downpour and not used by sync.kind %s", pl_job_sync_name(job));
+    if (train && job->sync.kind != PL_SYNC_SANDBLASTER && (job->sync.history > 0 || job->sync.tolerance > 0))
+        pl_log_root("note: sync.history and tolerance are of sandblaster and not used by sync.kind %s", pl_job_sync_name(job));
     if (w->local_ranks * t->threads > w->node_cores)
         pl_log_root("note: %d ranks of %d threads share %d cores of this node and wait for each other", w->local_ranks, t->threads, w->node_cores);
     pl_status s = pl_world_agree(w, pl_fault_configure(job->debug.fault, w->rank));
