@@ -601,7 +601,7 @@ static pl_status outcome(struct pl_meeting *m)
     if (m->failed < 0)
         return m->failed;
     if (m->code < 0 && m->lost >= 0 && first_alive(m) == m->me)
-        return pl_error(PL_ERR_PEER, "sync", "%s", m->rank[m->lost].why);
+        return pl_error(PL_ERR_PEER, "sync", "%s", m->rank[m->rank[0].lost ? 0 : m->lost].why); /* others leave when rank 0 is lost */
     m->replica.world->reported = true;
     return m->code > 0 ? -m->code : PL_ERR_PEER;
 }
@@ -837,7 +837,8 @@ pl_status pl_meeting_leave(struct pl_meeting *m, int code)
     pl_meeting_lock(m);
     if (m->code >= 0) /* another said why */
         m->replica.world->reported = true;
-    for (int r = 0; r < m->ranks && code != 0; r++)
+    bool found = m->lost < 0 || m->failed < 0 || first_alive(m) == m->me; /* the first that is left is to find a loss itself */
+    for (int r = 0; r < m->ranks && code != 0 && found; r++)
         if (r != m->me)
             post(m, r, &msg);
     pl_meeting_unlock(m);
