@@ -11,6 +11,7 @@
 #include <math.h>
 #include <string.h>
 
+#define MISSING "rank %d did not come to a meeting for %.0f s (exchange.timeout)"
 #define BUSY_MS 0.2   /* after anything happened, look again at once for so long */
 #define SLEEP_MS 50.0
 #define HELLO_MS 1000.0
@@ -19,7 +20,7 @@ enum { OUTBOX = 32 };
 
 _Static_assert((int)PL_COUNTS <= (int)PL_MEETING_VALUES && (int)PL_PART_VALUES == (int)PL_MEETING_VALUES, "a meeting adds them up");
 
-enum kind { HELLO, ASK, RESULT, TICKET, CLOSED, VERDICT, SPARE, ARRIVE, MEET, FAIL, OWN };
+enum kind { HELLO, ASK, RESULT, TICKET, CLOSED, VERDICT, SPARE, ARRIVE, MEET, GONE, FAIL, OWN };
 struct message {
     enum kind kind;
     int part;        /* ask, result: what values are of, -1: of none; spare */
@@ -98,6 +99,7 @@ static void add(double *to, const double *v)
 /* ---- rank 0 hands out ----------------------------------------------------------------------------------- */
 
 static void post(struct pl_meeting *m, int rank, const struct message *msg);
+static void lose(struct pl_meeting *m, int r);
 
 /* The next micro-batch of the leg; the meeting falls between two global batches. */
 static bool next_of_leg(struct pl_meeting *m, struct pl_ticket *out)
@@ -319,6 +321,11 @@ static void hear(struct pl_meeting *m, int from, const struct message *msg)
         m->met = true;
         m->meet = msg->meet;
         break;
+    case GONE:
+        if (!m->rank[from].lost)
+            snprintf(m->rank[from].why, sizeof m->rank[from].why, MISSING, from, m->timeout_ms / 1000);
+        lose(m, from);
+        break;
     case FAIL:
         if (m->code < 0) {
             m->code = msg->code;
@@ -385,14 +392,11 @@ static void say_hello(struct pl_meeting *m, double now)
 
 static void lose(struct pl_meeting *m, int r)
 {
-    struct message msg = {.kind = FAIL, .code = pl_exit_code(PL_ERR_PEER)};
+    struct message msg = {.kind = GONE};
     m->rank[r].lost = true;
     m->lost = m->lost < 0 ? r : m->lost;
     pthread_cond_broadcast(&m->news);
-    if (r != m->me)
-        return;
-    pl_log("%s", m->rank[r].why); /* its main thread hangs, this one tells the others */
-    for (int to = 0; to < m->ranks; to++)
+    for (int to = 0; to < m->ranks && r == m->me; to++) /* its main thread hangs: the others are to go on without it */
         if (to != m->me)
             post(m, to, &msg);
 }
@@ -408,7 +412,7 @@ static void look_for_missing(struct pl_meeting *m, double now)
         struct rank *k = &m->rank[r];
         if (k->arrived || k->lost || now - k->worked_ms <= m->timeout_ms)
             continue;
-        snprintf(k->why, sizeof k->why, "rank %d did not come to a meeting for %.0f s (exchange.timeout)", r, m->timeout_ms / 1000);
+        snprintf(k->why, sizeof k->why, MISSING, r, m->timeout_ms / 1000);
         lose(m, r);
     }
 }
@@ -578,6 +582,14 @@ void pl_meeting_unlock(struct pl_meeting *m)
 }
 
 void pl_meeting_fail(struct pl_meeting *m, pl_status error) { m->failed = error; }
+
+void pl_meeting_lose(struct pl_meeting *m, int rank, const char *why)
+{
+    if (m->rank[rank].lost)
+        return;
+    snprintf(m->rank[rank].why, sizeof m->rank[rank].why, "%s", why);
+    lose(m, rank);
+}
 
 bool pl_meeting_is_lost(const struct pl_meeting *m, int rank) { return m->rank[rank].lost; }
 

@@ -39,6 +39,7 @@ pl_status pl_meeting_wait_for_the_rest(struct pl_meeting *m, bool (*done)(const 
 /* At most PL_MEETING_NOTE bytes. To oneself: heard at once. */
 void pl_meeting_say(struct pl_meeting *m, int rank, const void *note, size_t bytes);
 void pl_meeting_fail(struct pl_meeting *m, pl_status error); /* by the thread */
+void pl_meeting_lose(struct pl_meeting *m, int rank, const char *why); /* by the thread: it does not do what it has to */
 bool pl_meeting_is_lost(const struct pl_meeting *m, int rank);
 
 /* ---- phases: main thread, without the lock ------------------------------------------------------------ */

@@ -49,6 +49,8 @@ struct pl_sync {
     /* between the two threads: by the meeting's lock */
     bool asked, trading, traded;
     uint64_t trades;
+    size_t moved;                 /* of the trade under way, and when it last did */
+    double moved_ms;
 };
 
 static const struct peer *own(const struct pl_sync *s) { return &s->peer[s->me]; }
@@ -75,6 +77,24 @@ static pl_status begin_trade(struct pl_sync *s)
     return PL_OK;
 }
 
+/* Who does not trade for as long as a wait may take is lost; its thread may still say that it is there. */
+static void look_for_missing(struct pl_sync *s)
+{
+    double now = pl_now_ms(), limit = s->replica.job->exchange.timeout_ms;
+    char why[128];
+    size_t moved = 0;
+    for (int r = 0; r < s->ranks; r++)
+        moved += s->peer[r].from.moved + s->peer[r].to.moved;
+    s->moved_ms = moved != s->moved ? now : s->moved_ms;
+    s->moved = moved;
+    for (int r = 0; r < s->ranks && now - s->moved_ms > limit; r++) {
+        if (r == s->me || s->peer[r].in_bytes == 0 || s->peer[r].from.done)
+            continue;
+        snprintf(why, sizeof why, "rank %d did not send its part for %.0f s (exchange.timeout)", r, limit / 1000);
+        pl_meeting_lose(s->meeting, r, why);
+    }
+}
+
 static bool all_there(const struct pl_sync *s)
 {
     bool all = true;
@@ -92,12 +112,15 @@ static pl_status turn(void *arg, bool *busy)
     if (s->asked) {
         s->asked = false;
         s->trading = *busy = true;
+        s->moved_ms = pl_now_ms();
         PL_TRY(begin_trade(s));
     }
     if (s->trading && all_there(s)) {
         s->trading = false;
         s->traded = *busy = true;
     }
+    if (s->trading)
+        look_for_missing(s);
     return PL_OK;
 }
 
@@ -319,6 +342,10 @@ static pl_status sandblaster_iterate(struct pl_sync *s, const struct pl_passes *
     s->passes = p;
     s->exchange_ms = 0;
     pl_status status = pl_meeting_start(s->meeting);
+    if (status == PL_OK)
+        status = pl_meeting_open(s->meeting, NULL, 0);
+    if (status == PL_OK)
+        status = pl_meeting_meet(s->meeting, NULL, NULL, NULL); /* one may come late, from writing a checkpoint */
     if (status == PL_OK)
         status = pl_lbfgs_iterate(s->lbfgs, &objective, s->x, &i);
     if (status < 0)
