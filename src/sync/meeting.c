@@ -607,13 +607,21 @@ static int first_alive(const struct pl_meeting *m)
     return r;
 }
 
+static bool is_to_tell(const struct pl_meeting *m) { return m->code < 0 && m->failed == PL_OK && m->lost >= 0 && first_alive(m) == m->me; }
+
+/* Of rank 0, where it is lost: the others then leave. */
+static pl_status name_the_lost(const struct pl_meeting *m)
+{
+    return pl_error(PL_ERR_PEER, "sync", "%s", m->rank[m->rank[0].lost ? 0 : m->lost].why);
+}
+
 /* One message, from who found it; those who were told end with its code, and say nothing. */
 static pl_status outcome(struct pl_meeting *m)
 {
     if (m->failed < 0)
         return m->failed;
-    if (m->code < 0 && m->lost >= 0 && first_alive(m) == m->me)
-        return pl_error(PL_ERR_PEER, "sync", "%s", m->rank[m->rank[0].lost ? 0 : m->lost].why); /* others leave when rank 0 is lost */
+    if (is_to_tell(m))
+        return name_the_lost(m);
     m->replica.world->reported = true;
     return m->code > 0 ? -m->code : PL_ERR_PEER;
 }
@@ -828,7 +836,7 @@ bool pl_meeting_tells(struct pl_meeting *m)
 bool pl_meeting_outlives(struct pl_meeting *m)
 {
     pl_meeting_lock(m);
-    bool outlives = first_alive(m) == m->me && m->lost >= 0 && m->lost != m->me && m->code < 0 && m->failed == PL_OK;
+    bool outlives = is_to_tell(m) && m->lost != m->me;
     pl_meeting_unlock(m);
     return outlives;
 }
@@ -853,8 +861,11 @@ pl_status pl_meeting_leave(struct pl_meeting *m, int code)
     for (int r = 0; r < m->ranks && code != 0 && found; r++)
         if (r != m->me)
             post(m, r, &msg);
+    bool tells = code != 0 && is_to_tell(m);
     pl_meeting_unlock(m);
     stop(m);
+    if (tells) /* again: an error that the network's thread had and took back may have stood in its place */
+        name_the_lost(m);
     return s;
 }
 
