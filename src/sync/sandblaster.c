@@ -326,6 +326,22 @@ static pl_status ended(struct pl_sync *s, pl_status status, struct pl_agreement 
     return status;
 }
 
+static bool never(const void *arg)
+{
+    (void)arg;
+    return false;
+}
+
+/* That the loss is not finite all find alike, and rank 0 says it: the others wait for that, as the launcher may end all
+ * with the first of them. */
+static pl_status end_with_rank_0(struct pl_sync *s, struct pl_agreement *out)
+{
+    pl_meeting_lock(s->meeting);
+    pl_status status = pl_meeting_wait(s->meeting, never, NULL);
+    pl_meeting_unlock(s->meeting);
+    return ended(s, status, out);
+}
+
 static const char *converged(const struct pl_iteration *i)
 {
     return i->how == PL_DESCENT_CONVERGED ? "the gradient's norm is below sync.tolerance"
@@ -350,6 +366,8 @@ static pl_status sandblaster_iterate(struct pl_sync *s, const struct pl_passes *
         status = pl_lbfgs_iterate(s->lbfgs, &objective, s->x, &i);
     if (status < 0)
         return ended(s, status, out);
+    if (status == PL_OK && i.how == PL_DESCENT_NOT_FINITE && s->me > 0)
+        return end_with_rank_0(s, out);
     *out = (struct pl_agreement){.steps = 1, .writes = s->me == 0};
     pl_counts_read(s->seen, out);
     *step = (struct pl_descent_step){.passes = i.evaluations, .lr = i.step, .grad_norm = i.grad_norm, .given_up = status == PL_END};
@@ -358,7 +376,6 @@ static pl_status sandblaster_iterate(struct pl_sync *s, const struct pl_passes *
     if (status == PL_END || step->converged)
         memcpy(params_of(s), s->start, (size_t)s->elems * sizeof *s->start);
     out->not_finite = status == PL_OK && i.how == PL_DESCENT_NOT_FINITE ? s->ranks : 0;
-    s->replica.world->reported = s->me > 0 && out->not_finite > 0; /* all say so otherwise */
     out->times.exposed_ms = out->times.busy_ms = s->exchange_ms;
     return PL_OK;
 }

@@ -6,9 +6,9 @@ cd "$PL_TMPDIR" || exit 1
 cp "$tools"/*.yaml .
 "$tools/make_set.py" train.h5 600 1 12 4 1 && "$tools/make_set.py" test.h5 103 1 12 4 2 || exit 1
 
-kinds=(allreduce backup local_sgd local_backup downpour)
+kinds=(allreduce backup local_sgd local_backup downpour sandblaster)
 declare -A keys=([allreduce]="" [backup]="sync.backup_workers=1" [local_sgd]="sync.kind=local_sgd sync.tau=3" \
-    [local_backup]="sync.kind=local_sgd sync.tau=3 sync.backup_workers=1" [downpour]="sync.kind=downpour optimizer.kind=sgd optimizer.lr=0.01")
+    [local_backup]="sync.kind=local_sgd sync.tau=3 sync.backup_workers=1" [downpour]="sync.kind=downpour optimizer.kind=sgd optimizer.lr=0.01" [sandblaster]="sync.kind=sandblaster optimizer.kind=sgd")
 features=(plain accumulate global_batch clip_norm batchnorm lars adam compress tcp)
 declare -A with=([plain]="train.batch=32" [accumulate]="train.accumulate=2 train.batch=16" [global_batch]="train.global_batch=95" [clip_norm]="train.batch=32 optimizer.clip_norm=0.1" \
     [batchnorm]="train.batch=32 model=net-bn.yaml" [lars]="train.batch=32 optimizer.kind=lars" [adam]="train.batch=32 optimizer.kind=adam optimizer.lr=0.001" [compress]="train.batch=32 exchange.compress=bf16" [tcp]="train.batch=32 exchange.transport=tcp")
@@ -19,6 +19,12 @@ refused() { # refused KIND FEATURE: the reason, if it is
         downpour,compress) echo "exchange.compress with sync.kind downpour" ;;
         downpour,accumulate) echo "train.accumulate with sync.kind downpour" ;;
         downpour,clip_norm) echo "optimizer.clip_norm with sync.kind downpour" ;;
+        sandblaster,compress) echo "exchange.compress with sync.kind sandblaster" ;;
+        sandblaster,accumulate) echo "train.accumulate with sync.kind sandblaster" ;;
+        sandblaster,global_batch) echo "train.global_batch with sync.kind sandblaster" ;;
+        sandblaster,clip_norm) echo "optimizer.clip_norm with sync.kind sandblaster" ;;
+        sandblaster,batchnorm) echo "batch normalisation's depends on which samples a portion has" ;;
+        sandblaster,lars | sandblaster,adam) echo "L-BFGS takes its place" ;;
         downpour,lars) echo "optimizer.kind lars needs the norms of whole tensors" ;;
     esac
 }
@@ -38,7 +44,7 @@ for kind in "${kinds[@]}"; do
     cp -r $kind-plain $kind-fewer
     run 2 $kind-fewer train.batch=48 train.steps=9 train.eval_every=never ${keys[$kind]}
     cp -r $kind-plain $kind-other
-    run 2 $kind-other train.batch=48 train.steps=9 train.eval_every=never $([ $kind = downpour ] && echo optimizer.kind=sgd)
+    run 2 $kind-other train.batch=48 train.steps=9 train.eval_every=never $(case $kind in downpour | sandblaster) echo optimizer.kind=sgd ;; esac)
     for dir in $kind-fewer $kind-other; do grep -q '"event": "resume", "step": 7' $dir/metrics.jsonl || fail "$dir: it did not go on"; done
 done
 finish

@@ -89,6 +89,7 @@ for how in tcp:2:kill tcp:2:hang tcp:0:kill tcp:0:hang mpi:2:hang; do
     pid=$!
     for ((i = 0; i < 600; i++)); do [ -e $dir/exit.json ] && break; sleep 0.05; done
     grep -q '"code": 5' $dir/exit.json || fail "$how: $(cat $dir/exit.json) $(tail -n 3 $dir.log)"
+    for ((i = 0; i < 100; i++)); do grep -q "sync: .*rank $rank" $dir.log && break; sleep 0.05; done # said after exit.json
     [ "$(grep -c "rank ./4.* sync: .*rank $rank" $dir.log)" = 1 ] || fail "$how: wanted one message: $(cat $dir.log)"
     hung=$(rank_of "checkpoint.dir=$dir")
     [ -z "$hung" ] || kill -KILL "$hung"
