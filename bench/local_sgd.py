@@ -57,20 +57,25 @@ def picture(runs, path):
     figure.savefig(path, dpi=110)
 
 
-if sys.argv[1] == "run":
-    print(json.dumps(run(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5]), sys.argv[6])))
-    sys.exit()
-out = sys.argv[2]
-runs = [json.loads(line) for line in open(os.path.join(out, "local_sgd.jsonl"))]
-if not runs:
-    sys.exit("local_sgd.py: no runs in %s" % out)
-with open(os.path.join(out, "local_sgd.json"), "w") as f:
-    json.dump(runs, f, indent=1)
-with open(os.path.join(out, "local_sgd.txt"), "w") as f:
-    f.write(table(runs) + "\n")
-print(table(runs))
-if matplotlib:
-    matplotlib.use("Agg")
-    picture(runs, os.path.join(out, "local_sgd.png"))
-else:
-    print("(no picture: apt-get install python3-matplotlib)")
+def main(args):
+    if args[0] == "run":
+        print(json.dumps(run(args[1], int(args[2]), int(args[3]), float(args[4]), args[5])))
+        return
+    out = args[1]
+    runs = [json.loads(line) for line in open(os.path.join(out, "local_sgd.jsonl"))]
+    if not runs:
+        sys.exit("local_sgd.py: no runs in %s" % out)
+    with open(os.path.join(out, "local_sgd.json"), "w") as f:
+        json.dump(runs, f, indent=1)
+    with open(os.path.join(out, "local_sgd.txt"), "w") as f:
+        f.write(table(runs) + "\n")
+    print(table(runs))
+    if matplotlib:
+        matplotlib.use("Agg")
+        picture(runs, os.path.join(out, "local_sgd.png"))
+    else:
+        print("(no picture: apt-get install python3-matplotlib)")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
