@@ -339,7 +339,7 @@ static void ask_for(struct pl_sync *s, int slab)
     s->fetch_asked = true;
 }
 
-/* A rank is lost, and with it its shard: what rank 0 fetched of that last stands in for it. */
+/* A rank is lost, and with it its shard: what this one fetched of that last stands in for it. */
 static bool salvage(struct pl_sync *s, struct pl_agreement *out)
 {
     struct pl_meet where;

@@ -79,7 +79,7 @@ struct pl_meeting {
     struct pl_meet meet;
     int lost, code, from; /* lost, -1: nobody; code: the run is over with, said by `from` */
     pl_status failed;     /* of the thread */
-    double hello_ms, moved_ms, over_ms;
+    double hello_ms, moved_ms, over_ms, lost_ms; /* lost_ms: since then */
     /* ---- rank 0's ---- */
     struct pl_leg next;   /* of the leg: the global batch that is being handed out */
     int slice, parts, part;
@@ -101,6 +101,16 @@ static void add(double *to, const double *v)
 static void post(struct pl_meeting *m, int rank, const struct message *msg);
 static void lose(struct pl_meeting *m, int r);
 
+static void next_global_batch(struct pl_leg *l)
+{
+    l->step++;
+    l->position += l->global_batch;
+    if (l->position < l->epoch_samples)
+        return;
+    l->epoch++;
+    l->position = 0;
+}
+
 /* The next micro-batch of the leg; the meeting falls between two global batches. */
 static bool next_of_leg(struct pl_meeting *m, struct pl_ticket *out)
 {
@@ -110,12 +120,7 @@ static bool next_of_leg(struct pl_meeting *m, struct pl_ticket *out)
         pl_sampler_share(l->epoch_samples, l->global_batch, l->position, m->slice, m->ranks, &out->first, &out->rows);
         if (++m->slice == m->ranks) {
             m->slice = 0;
-            l->step++;
-            l->position += l->global_batch;
-            if (l->position >= l->epoch_samples) {
-                l->epoch++;
-                l->position = 0;
-            }
+            next_global_batch(l);
         }
         if (out->rows > 0)
             return true;
@@ -394,6 +399,7 @@ static void lose(struct pl_meeting *m, int r)
 {
     struct message msg = {.kind = GONE};
     m->rank[r].lost = true;
+    m->lost_ms = m->lost < 0 ? pl_now_ms() : m->lost_ms;
     m->lost = m->lost < 0 ? r : m->lost;
     pthread_cond_broadcast(&m->news);
     for (int to = 0; to < m->ranks && r == m->me; to++) /* its main thread hangs: the others are to go on without it */
@@ -593,18 +599,20 @@ void pl_meeting_lose(struct pl_meeting *m, int rank, const char *why)
 
 bool pl_meeting_is_lost(const struct pl_meeting *m, int rank) { return m->rank[rank].lost; }
 
-/* Where a rank is lost, rank 0 ends the run for those that are left; without rank 0 each ends by itself. */
-static bool is_over(const struct pl_meeting *m)
-{
-    return m->over || m->failed < 0 || m->code >= 0 || m->rank[0].lost || (m->me == 0 && m->lost >= 0);
-}
-
 static int first_alive(const struct pl_meeting *m)
 {
     int r = 0;
     while (r < m->me && m->rank[r].lost)
         r++;
     return r;
+}
+
+/* Where a rank is lost, the first that is left ends the run; without rank 0 the others do not wait for that for ever. */
+static bool is_over(const struct pl_meeting *m)
+{
+    if (m->over || m->failed < 0 || m->code >= 0)
+        return true;
+    return m->lost >= 0 && (first_alive(m) == m->me || (m->rank[0].lost && pl_now_ms() - m->lost_ms > m->timeout_ms));
 }
 
 static bool is_to_tell(const struct pl_meeting *m) { return m->code < 0 && m->failed == PL_OK && m->lost >= 0 && first_alive(m) == m->me; }
@@ -810,17 +818,27 @@ const int64_t *pl_meeting_shares(const struct pl_meeting *m) { return m->share; 
 
 /* ---- the end ---------------------------------------------------------------------------------------------- */
 
+/* To the global batch that rank 0 was handing out; another rank knows of those that it had pieces of. */
+static struct pl_leg where_now(const struct pl_meeting *m)
+{
+    struct pl_leg l = m->next;
+    int64_t first, rows;
+    while (m->me > 0 && m->taken > 0 && l.step < m->hand.step)
+        next_global_batch(&l);
+    if (m->me > 0 || m->slice == 0)
+        return l;
+    pl_sampler_share(l.epoch_samples, l.global_batch, l.position, m->slice, m->ranks, &first, &rows);
+    l.position = first < l.epoch_samples ? first : l.position;
+    return l;
+}
+
 bool pl_meeting_salvage(struct pl_meeting *m, struct pl_meet *where, bool *leg)
 {
-    int64_t first, rows;
     pl_meeting_lock(m);
-    bool lost = m->me == 0 && m->lost >= 0 && m->code < 0 && m->failed == PL_OK;
+    bool lost = is_to_tell(m) && m->lost != m->me;
+    struct pl_leg l = where_now(m);
     *leg = m->leg;
-    *where = (struct pl_meet){.step = m->next.step, .epoch = m->next.epoch, .position = m->next.position};
-    if (m->slice > 0) { /* in the midst of a global batch */
-        pl_sampler_share(m->next.epoch_samples, m->next.global_batch, m->next.position, m->slice, m->ranks, &first, &rows);
-        where->position = first < m->next.epoch_samples ? first : where->position;
-    }
+    *where = (struct pl_meet){.step = l.step, .epoch = l.epoch, .position = l.position};
     pl_meeting_unlock(m);
     return lost;
 }

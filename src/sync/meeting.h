@@ -34,7 +34,7 @@ void pl_meeting_lock(struct pl_meeting *m);
 void pl_meeting_unlock(struct pl_meeting *m);
 /* The main thread waits for the thread to do something. An error: the run is over (pl_meeting_outcome). */
 pl_status pl_meeting_wait(struct pl_meeting *m, bool (*done)(const void *arg), const void *arg);
-/* The same though a rank is lost, on rank 0, until the others are told. */
+/* The same though a rank is lost, on the first that is left, until the others are told. */
 pl_status pl_meeting_wait_for_the_rest(struct pl_meeting *m, bool (*done)(const void *arg), const void *arg);
 /* At most PL_MEETING_NOTE bytes. To oneself: heard at once. */
 void pl_meeting_say(struct pl_meeting *m, int rank, const void *note, size_t bytes);
@@ -70,7 +70,8 @@ void pl_meeting_counts(struct pl_meeting *m, int64_t *counts);
 const int64_t *pl_meeting_shares(const struct pl_meeting *m);
 
 /* ---- the end -------------------------------------------------------------------------------------------- */
-/* Rank 0, where it is this that ends the run: a rank is lost. leg: in a leg; then the place up to which work was handed out. */
+/* The first that is left, where it is this that ends the run: a rank is lost. leg: in a leg; then the place up to which rank 0
+ * handed work out, or where that is lost as far as this rank knows it. */
 bool pl_meeting_salvage(struct pl_meeting *m, struct pl_meet *where, bool *leg);
 bool pl_meeting_tells(struct pl_meeting *m); /* the first rank that is not lost */
 bool pl_meeting_outlives(struct pl_meeting *m); /* it is, others are lost, and nothing else ended the run */

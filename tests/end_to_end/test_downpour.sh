@@ -100,7 +100,10 @@ for how in tcp:kill tcp:hang; do
     run 3 $dir $learn
     grep -q '"event": "resume", "step": [34]' $dir/metrics.jsonl || fail "$how: it did not go on: $(grep resume $dir/metrics.jsonl)"
 done
-# Without rank 0 there is nobody to gather what is left; the next one says how it ended.
-train 4 job.yaml $learn checkpoint.dir=lost-0 report.dir=lost-0 exchange.transport=tcp debug.fault="step@rank=0@step=48:kill" >lost-0.log 2>&1
+# Without rank 0 it is the next one that gathers what is left, and says how it ended.
+train 4 job.yaml $learn checkpoint.dir=lost-0 report.dir=lost-0 exchange.transport=tcp debug.fault="$(faults step rank=0 kill)" >lost-0.log 2>&1
 grep -q '"code": 5' lost-0/exit.json || fail "rank 0 lost: $(cat lost-0/exit.json) $(tail -n 3 lost-0.log)"
+[ "$(grep -c "rank 1/4.* sync: .*rank 0" lost-0.log)" = 1 ] || fail "rank 0 lost: wanted one message: $(cat lost-0.log)"
+run 3 lost-0 $learn
+grep -q '"event": "resume", "step": [34]' lost-0/metrics.jsonl || fail "rank 0 lost: it did not go on: $(grep resume lost-0/metrics.jsonl)"
 finish

@@ -107,6 +107,8 @@ lost_ranks() {
     ended downpour 5 'lost rank 2|rank 2 .*' && [ -e downpour/latest ] || return 1
     run 3 learnt train.epochs=4 train.eval_every=never exchange.transport=verbs sync.kind=downpour optimizer.kind=sgd optimizer.lr=0.05 train.batch=8 || return 1
     grep '"eval"' learnt/metrics.jsonl
+    run 3 whole train.steps=4 train.eval_every=never exchange.transport=verbs sync.kind=sandblaster optimizer.kind=sgd || return 1
+    grep '"eval"' whole/metrics.jsonl
 }
 check "lost and stopped ranks over verbs" lost_ranks
 
