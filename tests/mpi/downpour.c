@@ -3,21 +3,12 @@
  * every micro-batch comes to every shard once. */
 #include "train/train.h"
 
+#include "check.h"
+
 #include <stdlib.h>
 #include <string.h>
 
 enum { SAMPLES = 203, EPOCHS = 3 };
-
-static int failures;
-#define CHECK(cond, ...)                          \
-    do {                                          \
-        if (!(cond)) {                            \
-            failures++;                           \
-            fprintf(stderr, "%s:%d: ", __FILE__, __LINE__); \
-            fprintf(stderr, __VA_ARGS__);         \
-            fputc('\n', stderr);                  \
-        }                                         \
-    } while (0)
 
 enum { MOST = 8 };
 struct asked { int64_t epoch, first, rows; };

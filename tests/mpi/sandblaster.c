@@ -3,22 +3,13 @@
  * handed out twice; the loss falls; and what a slow rank has is done by another. */
 #include "train/train.h"
 
+#include "check.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum { SAMPLES = 203, BATCH = 8, WIDTH = 6, STEPS = 12, MOST = 8 };
-
-static int failures;
-#define CHECK(cond, ...)                          \
-    do {                                          \
-        if (!(cond)) {                            \
-            failures++;                           \
-            fprintf(stderr, "%s:%d: ", __FILE__, __LINE__); \
-            fprintf(stderr, __VA_ARGS__);         \
-            fputc('\n', stderr);                  \
-        }                                         \
-    } while (0)
 
 struct asked { int64_t first, rows; };
 struct made_up {
