@@ -239,7 +239,7 @@ static pl_status check_downpour(struct pl_job *j)
     j->sync.n_fetch += j->sync.n_fetch == 0;
     j->sync.n_push += j->sync.n_push == 0;
     if (j->sync.backup_workers > 0)
-        return pl_node_error(at_key(j, "sync.backup_workers"), "sync.backup_workers is of synchronous SGD; with sync.kind downpour nobody waits for late gradients");
+        return pl_node_error(at_key(j, "sync.backup_workers"), "sync.backup_workers is of allreduce and local_sgd; with sync.kind downpour nobody waits for late gradients");
     if (strcmp(pl_job_compress_name(j), "none") != 0)
         return pl_node_error(at_key(j, "exchange.compress"), "exchange.compress with sync.kind downpour is not in this version yet");
     if (j->train.accumulate > 1)
@@ -257,7 +257,7 @@ static pl_status check_downpour(struct pl_job *j)
 static pl_status check_sandblaster(struct pl_job *j)
 {
     const struct { bool on; const char *key, *why; } refused[] = {
-        {j->sync.backup_workers > 0, "sync.backup_workers", "sync.backup_workers is of synchronous SGD; sync.kind sandblaster hands out what a slow rank has to another"},
+        {j->sync.backup_workers > 0, "sync.backup_workers", "sync.backup_workers is of allreduce and local_sgd; sync.kind sandblaster hands out what a slow rank has to another"},
         {strcmp(pl_job_compress_name(j), "none") != 0, "exchange.compress", "exchange.compress with sync.kind sandblaster: a line search compares gradients that must be exact"},
         {j->exchange.algorithm != 0, "exchange.algorithm", "exchange.algorithm with sync.kind sandblaster: each rank sends to every other what is its shard"},
         {j->train.accumulate > 1, "train.accumulate", "train.accumulate with sync.kind sandblaster: a step is over the whole set, in portions of train.batch"},

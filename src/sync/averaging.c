@@ -93,6 +93,10 @@ void pl_averaging_weigh(const struct pl_averaging *a, double samples, int i, int
 
 void pl_averaging_take(struct pl_averaging *a, const float *sum, double samples)
 {
+    if (samples <= 0) {
+        pl_averaging_go_back(a);
+        return;
+    }
     for (int i = 0; i < a->slabs; i++) {
         struct pass p = {sum + i * a->elems, a->start[i], a->slab[i], (float)samples};
         pl_parallel_for(a->elems, GRAIN, divide, &p);

@@ -33,7 +33,7 @@ bool pl_averaging_due(const struct pl_averaging *a, bool last); /* last: of the 
 /* What this rank brings to the sum, of elements [from, to) of slab i: out [to - from] = n_r (w_r - w0). samples: n_r, of
  * counts before they are summed. */
 void pl_averaging_weigh(const struct pl_averaging *a, double samples, int i, int64_t from, int64_t to, float *out);
-/* The average, from sum [slabs * elems] over so many samples; the next one starts from it. */
+/* The average, from sum [slabs * elems] over so many samples, of none the one before; the next one starts from it. */
 void pl_averaging_take(struct pl_averaging *a, const float *sum, double samples);
 /* The next one starts from what is in the slabs; and the other way round. */
 void pl_averaging_restart(struct pl_averaging *a);

@@ -80,6 +80,7 @@ struct pl_meeting {
     int lost, code, from; /* lost, -1: nobody; code: the run is over with, said by `from` */
     pl_status failed;     /* of the thread */
     double hello_ms, moved_ms, over_ms, lost_ms; /* lost_ms: since then */
+    double turned_ms, away_ms; /* away_ms: this process stood still for so long that others may have given it up; 0: never */
     /* ---- rank 0's ---- */
     struct pl_leg next;   /* of the leg: the global batch that is being handed out */
     int slice, parts, part;
@@ -383,11 +384,19 @@ static bool flush(struct pl_meeting *m)
     return any;
 }
 
+static double hello_period(const struct pl_meeting *m) { return m->timeout_ms / 4 < HELLO_MS ? m->timeout_ms / 4 : HELLO_MS; }
+
+static void look_at_clock(struct pl_meeting *m, double now)
+{
+    if (m->turned_ms > 0 && now - m->turned_ms > m->timeout_ms - hello_period(m))
+        m->away_ms = now - m->turned_ms;
+    m->turned_ms = now;
+}
+
 static void say_hello(struct pl_meeting *m, double now)
 {
     struct message msg = {.kind = HELLO};
-    double period = m->timeout_ms / 4 < HELLO_MS ? m->timeout_ms / 4 : HELLO_MS;
-    if (now - m->hello_ms < period)
+    if (now - m->hello_ms < hello_period(m))
         return;
     m->hello_ms = now;
     for (int r = 0; r < m->ranks; r++)
@@ -454,6 +463,7 @@ static pl_status turn(struct pl_meeting *m, bool *busy)
     bool said;
     double now = pl_now_ms();
     *busy = false;
+    look_at_clock(m, now);
     while (pl_mesh_hear(m->mesh, &from, &msg)) {
         *busy = true;
         m->rank[from].heard_ms = now;
@@ -615,7 +625,11 @@ static bool is_over(const struct pl_meeting *m)
     return m->lost >= 0 && (first_alive(m) == m->me || (m->rank[0].lost && pl_now_ms() - m->lost_ms > m->timeout_ms));
 }
 
-static bool is_to_tell(const struct pl_meeting *m) { return m->code < 0 && m->failed == PL_OK && m->lost >= 0 && first_alive(m) == m->me; }
+/* Who was away does not know what the others did meanwhile: it says nothing for the run, and writes nothing over theirs. */
+static bool is_to_tell(const struct pl_meeting *m)
+{
+    return m->code < 0 && m->failed == PL_OK && m->lost >= 0 && first_alive(m) == m->me && m->away_ms == 0;
+}
 
 /* Of rank 0, where it is lost: the others then leave. */
 static pl_status name_the_lost(const struct pl_meeting *m)
@@ -630,6 +644,8 @@ static pl_status outcome(struct pl_meeting *m)
         return m->failed;
     if (is_to_tell(m))
         return name_the_lost(m);
+    if (m->code < 0 && m->lost >= 0 && m->away_ms > 0)
+        return pl_error(PL_ERR_PEER, "sync", "rank %d stood still for %.0f s, and the others are gone: it writes nothing", m->me, m->away_ms / 1000);
     m->replica.world->reported = true;
     return m->code > 0 ? -m->code : PL_ERR_PEER;
 }
@@ -846,7 +862,7 @@ bool pl_meeting_salvage(struct pl_meeting *m, struct pl_meet *where, bool *leg)
 bool pl_meeting_tells(struct pl_meeting *m)
 {
     pl_meeting_lock(m);
-    bool first = first_alive(m) == m->me;
+    bool first = first_alive(m) == m->me && (m->lost < 0 || m->away_ms == 0);
     pl_meeting_unlock(m);
     return first;
 }

@@ -12,6 +12,7 @@
 
 #define BUSY_MS 0.2          /* after anything happened, look again at once for so long */
 
+_Static_assert((int)PL_COUNT_ROWS == 0, "the protocol looks at it");
 _Static_assert((int)PL_COUNTS <= (int)PL_QUORUM_VALUES && (int)PL_PART_VALUES == (int)PL_QUORUM_VALUES, "a note holds them");
 
 /* ---- the sum of a group -------------------------------------------------------------------------------- */

@@ -335,18 +335,22 @@ static void go_on_with_attempt(struct pl_quorum *q, double now)
     }
 }
 
+static bool has_samples(const struct pl_quorum *q, int r, double now) { return is_ready(q, r, now) && note_of(q, r)->values[0] > 0; }
+
 static void gather(struct pl_quorum *q, double now)
 {
     const struct pl_ranks *members = &q->mine.view.members;
     int ready = count(q, members, is_ready, now);
-    if (ready >= q->o.enough && q->enough_ms < 0)
+    bool all = ready == count(q, members, trusted, now);
+    bool enough = ready >= q->o.enough && (all || count(q, members, has_samples, now) > 0);
+    if (enough && q->enough_ms < 0)
         q->enough_ms = now;
     double grace = q->o.grace_ms >= 0 ? q->o.grace_ms : q->step_ms / 20;
-    if (ready >= q->o.enough && (now - q->enough_ms >= grace || ready == count(q, members, trusted, now))) {
+    if (enough && (all || now - q->enough_ms >= grace)) {
         fix_group(q, now);
         return;
     }
-    if (ready == 0 || ready >= q->o.enough) {
+    if (ready == 0 || enough) {
         q->too_few_ms = -1;
     } else if (q->too_few_ms < 0) {
         q->too_few_ms = now;

@@ -48,7 +48,7 @@ struct pl_note {
     struct pl_attempt whole;        /* the last whose sum it holds */
     struct pl_view view, next_view; /* the last agreed, and one that it accepted since; number 0: none */
     struct pl_ranks lost;           /* to whom its connection is over */
-    double values[PL_QUORUM_VALUES]; /* of `ready` */
+    double values[PL_QUORUM_VALUES]; /* of `ready`; the first are samples: a group has some, if any rank that can be heard does */
     struct pl_part_done work;
     int32_t failed;                 /* exit code of an error that ends the run, 0: none */
     int32_t ended;                  /* the `end` that it was told, 0: none */

@@ -107,4 +107,15 @@ grep -q '"code": 5' lost-0/exit.json || fail "rank 0 lost: $(cat lost-0/exit.jso
 [ "$(grep -c "rank 1/4.* sync: .*rank 0" lost-0.log)" = 1 ] || fail "rank 0 lost: wanted one message: $(cat lost-0.log)"
 run 3 lost-0 $learn
 grep -q '"event": "resume", "step": [34]' lost-0/metrics.jsonl || fail "rank 0 lost: it did not go on: $(grep resume lost-0/metrics.jsonl)"
+# A rank that stands still for so long that the others give it up writes nothing over what they wrote, when it wakes up.
+train 3 job.yaml $learn checkpoint.dir=asleep report.dir=asleep exchange.transport=tcp exchange.timeout="2 s" train.epochs=60 debug.delay.ms=20 >asleep.log 2>&1 &
+pid=$!
+for ((i = 0; i < 600; i++)); do grep -q '"step": 2[0-9],' asleep/metrics.jsonl 2>/dev/null && break; sleep 0.05; done
+asleep=$(rank_of "checkpoint.dir=asleep")
+kill -STOP "$asleep"
+for ((i = 0; i < 200; i++)); do [ -e asleep/exit.json ] && break; sleep 0.05; done
+written=$(cat asleep/latest) outcome=$(cat asleep/exit.json)
+sleep 1; kill -CONT "$asleep"; wait $pid
+[ "$written" = "$(cat asleep/latest)" ] && [ "$outcome" = "$(cat asleep/exit.json)" ] || fail "asleep: $written and $outcome became $(cat asleep/latest) and $(cat asleep/exit.json)"
+grep -q 'stood still for' asleep.log || fail "asleep: it did not say so: $(tail -n 4 asleep.log)"
 finish

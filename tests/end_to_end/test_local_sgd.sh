@@ -62,6 +62,11 @@ at late-due checkpoint "8 12 14"
 at late-due step "4 8 12 14"
 grep -q '"step": 14, .*"local_steps": 2,' late-due/metrics.jsonl || fail "the last line does not say what it is over: $(grep '"step": 14' late-due/metrics.jsonl)"
 
+# The last step of an epoch has samples for rank 0 alone, which is late: the others cannot make an average of none.
+run 4 tail exchange.transport=tcp sync.backup_workers=1 sync.kind=local_sgd sync.tau=1 train.batch=16 data.train.limit=656 train.epochs=1 "debug.delay={rank: 0, ms: 30}"
+grep '"event": "eval"' tail/metrics.jsonl | grep -qE '"step": 11, .*"loss": [0-9]' || fail "tail: $(tail -n 3 tail/metrics.jsonl)"
+grep '"event": "step", "step": 11,' tail/metrics.jsonl | grep -qE '"loss": [0-9]' || fail "tail: a step without samples: $(grep '"step": 11' tail/metrics.jsonl)"
+
 # What is said of it, and when things happen: at the next averaging, and at the last step.
 run 3 due $local train.steps=20 sync.tau=3 train.eval_every="4 steps" checkpoint.every="5 steps" report.every="5 steps" checkpoint.background=false
 at due eval "6 9 12 18 20"

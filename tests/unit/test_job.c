@@ -88,7 +88,7 @@ static void test_choices(void **state)
     refused(MODEL DATA TRAIN "sync: {kind: sandblaster}\ndebug: {compute_ms: 3}\n", "no way down by gradients of 0");
     refused(MODEL "data: {train: {file: a.h5, augment: {flip: true}}}\n" TRAIN "sync: {kind: sandblaster}\n", "augment.flip with sync.kind sandblaster");
     refused(MODEL "data: {train: {file: a.h5, augment: {crop: 20}}}\n" TRAIN "sync: {kind: sandblaster}\n", "augment.crop with sync.kind sandblaster");
-    refused(MODEL DATA TRAIN "sync: {kind: downpour, backup_workers: 1}\n", "sync.backup_workers is of synchronous SGD");
+    refused(MODEL DATA TRAIN "sync: {kind: downpour, backup_workers: 1}\n", "sync.backup_workers is of allreduce and local_sgd");
     refused(MODEL DATA TRAIN "sync: {kind: downpour, n_push: 0}\n", "sync.n_push: wanted an integer, at least 1");
     refused(MODEL DATA TRAIN "sync: {kind: downpour, warmup: 10 min}\n", "sync.warmup is counted in steps or epochs");
     refused(MODEL DATA TRAIN "sync: {kind: downpour}\nexchange: {compress: top_k}\n", "exchange.compress with sync.kind downpour");
