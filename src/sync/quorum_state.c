@@ -276,6 +276,8 @@ pl_status pl_quorum_fetch(struct pl_sync *s, const struct pl_task_now *t)
     bool in = pl_ranks_has(&s->now.last.members, s->options.me); /* otherwise it reads no samples, and needs the position too */
     if (t->duty == PL_DUTY_SUM && in && s->fetch.none != t->attempt.round && t->attempt.step == s->now.version)
         return begin_fetch(s, another_of(s, &t->attempt.group), t->version, t->attempt.round);
+    if (s->fetched && in && !s->leaving)
+        return PL_OK; /* behind once more, but the main thread goes on from what has come */
     if ((t->duty == PL_DUTY_SUM || t->duty == PL_DUTY_FETCH) && s->waiting && s->outcome == NONE)
         return begin_fetch(s, t->from, t->version, 0);
     return PL_OK;
