@@ -470,9 +470,8 @@ pl_status pl_mesh_progress(struct pl_mesh *m, double wait_ms)
 
 bool pl_mesh_news(struct pl_mesh *m)
 {
-    bool news = m->news || atomic_load(&m->woken);
+    bool woken = atomic_exchange(&m->woken, false), news = m->news || woken; /* at once: a wake between is not lost */
     m->news = false;
-    atomic_store(&m->woken, false);
     return news;
 }
 
