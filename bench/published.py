@@ -151,7 +151,7 @@ def nullstep(out):
 def table(out, part, *args):
     head, rows, more, numbers = globals()[part](out, *args)
     where, their = hardware(), theirs(part)
-    text = "\n\n".join(["## " + PARTS[part], markdown(head, rows), *more, "Ours: %s." % where, "%s: %s. Source: %s." % (", ".join(their["systems"]), their["hardware"], their["source"])])
+    text = "\n\n".join(["## " + PARTS[part], markdown(head, rows), *more, "Ours: %s." % where, "%s: %s. Source: %s." % (", ".join(their["systems"]), their["hardware"], their["source"])] + [also + "." for also in [their.get("also")] if also])
     print(text + "\n", flush=True)
     with open(os.path.join(out, part + ".md"), "w") as f:
         f.write(text + "\n")
