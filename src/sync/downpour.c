@@ -342,13 +342,9 @@ static void ask_for(struct pl_sync *s, int slab)
 /* A rank is lost, and with it its shard: what this one fetched of that last stands in for it. */
 static bool salvage(struct pl_sync *s, struct pl_agreement *out)
 {
-    struct pl_meet where;
     pl_status status = PL_OK;
-    if (!pl_meeting_salvage(s->meeting, &where, &out->apart))
-        return false;
-    if (!out->apart)
-        return true;
-    for (int i = 0; i < s->slabs && status == PL_OK; i++) {
+    pl_meeting_place(s->meeting, out);
+    for (int i = 0; out->apart && i < s->slabs && status == PL_OK; i++) {
         pl_meeting_lock(s->meeting);
         for (int r = 0; r < s->ranks; r++)
             s->peer[r].applies = s->peer[r].owes = false;
@@ -356,9 +352,6 @@ static bool salvage(struct pl_sync *s, struct pl_agreement *out)
         status = pl_meeting_wait_for_the_rest(s->meeting, rest_is_here, s);
         pl_meeting_unlock(s->meeting);
     }
-    out->step = where.step;
-    out->epoch = where.epoch;
-    out->position = where.position;
     return status == PL_OK;
 }
 
@@ -367,10 +360,10 @@ static pl_status ended(struct pl_sync *s, pl_status status, struct pl_agreement 
 {
     if (status >= 0)
         return status;
-    *out = (struct pl_agreement){.ended = true};
-    out->tells = pl_meeting_tells(s->meeting);
-    out->writes = salvage(s, out);
-    pl_meeting_leave(s->meeting, pl_exit_code(status));
+    pl_meeting_parts(s->meeting, out);
+    out->writes = out->writes && salvage(s, out);
+    if (!out->tells)
+        pl_meeting_leave(s->meeting, pl_exit_code(status), true);
     return status;
 }
 
@@ -623,8 +616,7 @@ static pl_status downpour_share_out(struct pl_sync *s, const struct pl_parts *p,
 
 static pl_status downpour_leave(struct pl_sync *s, int code, bool wrote, struct pl_parting *out)
 {
-    (void)wrote;
-    return pl_meeting_part(s->meeting, code, out);
+    return pl_meeting_part(s->meeting, code, wrote, out);
 }
 
 static float *downpour_gradient(struct pl_sync *s) { return s->gradient; }

@@ -20,7 +20,7 @@ enum { OUTBOX = 32 };
 
 _Static_assert((int)PL_COUNTS <= (int)PL_MEETING_VALUES && (int)PL_PART_VALUES == (int)PL_MEETING_VALUES, "a meeting adds them up");
 
-enum kind { HELLO, ASK, RESULT, TICKET, CLOSED, VERDICT, SPARE, ARRIVE, MEET, GONE, FAIL, OWN };
+enum kind { HELLO, ASK, RESULT, TICKET, CLOSED, VERDICT, SPARE, ARRIVE, MEET, GONE, GIVEN_UP, ROLL, HERE, FAIL, OWN };
 struct message {
     enum kind kind;
     int part;        /* ask, result: what values are of, -1: of none; spare */
@@ -39,8 +39,11 @@ struct message {
 };
 
 struct rank {
+    bool local;                 /* on this node */
     bool lost;
     char why[256];
+    bool calls, here;           /* when a rank is lost: it calls the roll; it has answered ours */
+    bool gave_up, hangs;        /* this rank; itself: as it said */
     double heard_ms, worked_ms; /* any note; one of work (rank 0's) */
     struct message out[OUTBOX]; /* not yet said */
     unsigned first, n;
@@ -58,7 +61,7 @@ struct pl_meeting {
     struct pl_replica replica;
     struct pl_meeting_hooks hooks;
     struct pl_mesh *mesh;
-    int me, ranks;
+    int me, ranks, *leader; /* leader: [ranks] the first of each one's node */
     double timeout_ms;
     pthread_t thread;
     bool started, threaded;
@@ -78,8 +81,9 @@ struct pl_meeting {
     int done_part, doing;
     struct pl_meet meet;
     int lost, code, from; /* lost, -1: nobody; code: the run is over with, said by `from` */
+    bool called, noticed; /* the roll, by this rank; a loss, by the main thread */
     pl_status failed;     /* of the thread */
-    double hello_ms, moved_ms, over_ms, lost_ms; /* lost_ms: since then */
+    double hello_ms, moved_ms, over_ms, lost_ms; /* lost_ms: anybody, last */
     double turned_ms, away_ms; /* away_ms: this process stood still for so long that others may have given it up; 0: never */
     /* ---- rank 0's ---- */
     struct pl_leg next;   /* of the leg: the global batch that is being handed out */
@@ -100,7 +104,7 @@ static void add(double *to, const double *v)
 /* ---- rank 0 hands out ----------------------------------------------------------------------------------- */
 
 static void post(struct pl_meeting *m, int rank, const struct message *msg);
-static void lose(struct pl_meeting *m, int r);
+static void lose(struct pl_meeting *m, int r, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
 static void next_global_batch(struct pl_leg *l)
 {
@@ -328,10 +332,15 @@ static void hear(struct pl_meeting *m, int from, const struct message *msg)
         m->meet = msg->meet;
         break;
     case GONE:
-        if (!m->rank[from].lost)
-            snprintf(m->rank[from].why, sizeof m->rank[from].why, MISSING, from, m->timeout_ms / 1000);
-        lose(m, from);
+        m->rank[from].hangs = true;
+        lose(m, from, MISSING, from, m->timeout_ms / 1000);
         break;
+    case GIVEN_UP:
+        m->rank[from].gave_up = true;
+        lose(m, from, "rank %d has given rank %d up", from, m->me);
+        break;
+    case ROLL: m->rank[from].calls = true; break;
+    case HERE: m->rank[from].here = true; break;
     case FAIL:
         if (m->code < 0) {
             m->code = msg->code;
@@ -373,7 +382,7 @@ static bool flush(struct pl_meeting *m)
     for (int r = 0; r < m->ranks; r++) {
         struct rank *k = &m->rank[r];
         pl_status s = PL_OK;
-        while (k->n > 0 && !k->lost && (s = pl_mesh_say(m->mesh, r, &k->out[k->first])) == PL_OK) {
+        while (k->n > 0 && (s = pl_mesh_say(m->mesh, r, &k->out[k->first])) == PL_OK) {
             k->first = (k->first + 1) % OUTBOX;
             k->n--;
             any = true;
@@ -404,16 +413,82 @@ static void say_hello(struct pl_meeting *m, double now)
             post(m, r, &msg);
 }
 
-static void lose(struct pl_meeting *m, int r)
+/* Each is told that it is lost, if that can be: it may only have hung. */
+static void lose(struct pl_meeting *m, int r, const char *fmt, ...)
 {
-    struct message msg = {.kind = GONE};
-    m->rank[r].lost = true;
-    m->lost_ms = m->lost < 0 ? pl_now_ms() : m->lost_ms;
+    struct message gone = {.kind = GONE}, given_up = {.kind = GIVEN_UP};
+    struct rank *k = &m->rank[r];
+    va_list args;
+    if (k->lost)
+        return;
+    va_start(args, fmt);
+    vsnprintf(k->why, sizeof k->why, fmt, args);
+    va_end(args);
+    if (r != m->me && !k->gave_up && k->n < OUTBOX)
+        post(m, r, &given_up);
+    k->lost = true;
+    m->lost_ms = pl_now_ms();
     m->lost = m->lost < 0 ? r : m->lost;
     pthread_cond_broadcast(&m->news);
     for (int to = 0; to < m->ranks && r == m->me; to++) /* its main thread hangs: the others are to go on without it */
         if (to != m->me)
-            post(m, to, &msg);
+            post(m, to, &gone);
+}
+
+static int first_alive(const struct pl_meeting *m)
+{
+    int r = 0;
+    while (r < m->me && m->rank[r].lost)
+        r++;
+    return r;
+}
+
+/* It will write nothing. On this node nothing lies between: unless it was this rank that was away, a lost one has ended, or
+ * hears that it was given up. */
+static bool is_dead(const struct pl_meeting *m, int r)
+{
+    const struct rank *k = &m->rank[r];
+    return k->lost && (k->hangs || (k->local && !k->gave_up && m->away_ms == 0));
+}
+
+/* Of those that may live, more are on this side of a cut than on the other: only that side writes. Of two halves it is the
+ * one with the first rank. */
+enum side { NOT_KNOWN, MOST, CUT_OFF };
+static enum side side(const struct pl_meeting *m)
+{
+    int here = 0, others = 0, asked = 0, first = -1;
+    for (int r = 0; r < m->ranks; r++) {
+        const struct rank *k = &m->rank[r];
+        if (is_dead(m, r))
+            continue;
+        bool is_here = !k->lost && (r == m->me || k->here);
+        first = first < 0 ? is_here : first;
+        here += is_here;
+        others += !is_here;
+        asked += !is_here && !k->lost;
+    }
+    if (m->rank[m->me].lost)
+        return CUT_OFF;
+    if (here > others || (here == others && first && m->away_ms == 0))
+        return MOST;
+    return asked > 0 ? NOT_KNOWN : CUT_OFF;
+}
+
+static bool is_first_left(const struct pl_meeting *m) { return m->lost >= 0 && first_alive(m) == m->me; }
+
+/* The first that is left asks who else is; each answers the one that is first as it sees it. */
+static void call_the_roll(struct pl_meeting *m)
+{
+    struct message roll = {.kind = ROLL}, here = {.kind = HERE};
+    struct rank *first = &m->rank[first_alive(m)];
+    bool calls = is_first_left(m) && !m->called;
+    for (int r = 0; r < m->ranks && calls; r++)
+        if (r != m->me)
+            post(m, r, &roll);
+    m->called = m->called || calls;
+    if (first->calls) /* who answers may have lost none */
+        post(m, first_alive(m), &here);
+    first->calls = false;
 }
 
 /* Rank 0: who has not come, and worked at nothing, for as long as somebody has waited for it. */
@@ -427,15 +502,17 @@ static void look_for_missing(struct pl_meeting *m, double now)
         struct rank *k = &m->rank[r];
         if (k->arrived || k->lost || now - k->worked_ms <= m->timeout_ms)
             continue;
-        snprintf(k->why, sizeof k->why, MISSING, r, m->timeout_ms / 1000);
-        lose(m, r);
+        lose(m, r, MISSING, r, m->timeout_ms / 1000);
     }
+    if (is_first_left(m) && side(m) != NOT_KNOWN && !m->noticed && now - m->lost_ms > m->timeout_ms)
+        lose(m, m->me, MISSING, m->me, m->timeout_ms / 1000); /* the others wait for it */
 }
 
-/* At the end they go one by one: rank 0 counts those that have arrived as gone, the others wait for rank 0 alone. */
+/* At the end they go one by one: rank 0 counts those that have arrived as gone, the others wait for rank 0 alone, while it is
+ * there. */
 static bool may_go(const struct pl_meeting *m, int r)
 {
-    return m->leaving && (m->me == 0 ? m->rank[r].arrived || m->met : r != 0 || m->met);
+    return m->leaving && (m->met || (m->me == 0 ? m->rank[r].arrived : r != 0 && !m->rank[0].lost));
 }
 
 static void look_for_lost(struct pl_meeting *m, double now)
@@ -449,10 +526,9 @@ static void look_for_lost(struct pl_meeting *m, double now)
         if ((!gone && now - k->heard_ms <= m->timeout_ms) || may_go(m, r))
             continue;
         if (gone)
-            snprintf(k->why, sizeof k->why, "%s", why);
+            lose(m, r, "%s", why);
         else
-            snprintf(k->why, sizeof k->why, "rank %d said nothing for %.0f s (exchange.timeout)", r, m->timeout_ms / 1000);
-        lose(m, r);
+            lose(m, r, "rank %d said nothing for %.0f s (exchange.timeout)", r, m->timeout_ms / 1000);
     }
 }
 
@@ -471,6 +547,7 @@ static pl_status turn(struct pl_meeting *m, bool *busy)
     }
     look_for_lost(m, now);
     look_for_missing(m, now);
+    call_the_roll(m);
     say_hello(m, now);
     PL_TRY(m->hooks.turn(m->hooks.arg, busy));
     said = flush(m);
@@ -533,7 +610,17 @@ static pl_status prepare(struct pl_meeting *m)
 {
     m->rank = pl_alloc((size_t)m->ranks * sizeof *m->rank, "notes");
     m->share = pl_alloc((size_t)m->ranks * sizeof *m->share, "counts");
-    return m->rank && m->share ? PL_OK : PL_ERR_MEMORY;
+    m->leader = pl_alloc((size_t)m->ranks * sizeof *m->leader, "the nodes of ranks");
+    return m->rank && m->share && m->leader ? PL_OK : PL_ERR_MEMORY;
+}
+
+static pl_status find_neighbours(struct pl_meeting *m)
+{
+    const struct pl_world *w = m->replica.world;
+    PL_TRY(pl_world_allgather(m->replica.world, &w->leader, sizeof w->leader, m->leader));
+    for (int r = 0; r < m->ranks; r++)
+        m->rank[r].local = m->leader[r] == w->leader;
+    return PL_OK;
 }
 
 pl_status pl_meeting_create(const struct pl_replica *r, const struct pl_meeting_hooks *h, struct pl_meeting **out)
@@ -546,6 +633,8 @@ pl_status pl_meeting_create(const struct pl_replica *r, const struct pl_meeting_
         pthread_cond_init(&m->news, NULL);
     }
     pl_status s = pl_world_agree(r->world, m ? prepare(m) : PL_ERR_MEMORY);
+    if (s == PL_OK)
+        s = find_neighbours(m);
     if (s == PL_OK)
         s = pl_mesh_open(r->world, r->exchange, sizeof(struct message), &m->mesh);
     if (s < 0) {
@@ -567,6 +656,7 @@ void pl_meeting_destroy(struct pl_meeting *m)
     pthread_cond_destroy(&m->news);
     pl_free(m->rank);
     pl_free(m->share);
+    pl_free(m->leader);
     pl_free(m->part_values);
     pl_free(m->portion);
     pl_free(m);
@@ -589,52 +679,43 @@ pl_status pl_meeting_start(struct pl_meeting *m)
 
 void pl_meeting_lock(struct pl_meeting *m) { pthread_mutex_lock(&m->lock); }
 
-/* What the thread finds to do it does at once. */
-void pl_meeting_unlock(struct pl_meeting *m)
-{
-    pthread_mutex_unlock(&m->lock);
-    if (atomic_load(&m->asleep))
-        pl_mesh_wake(m->mesh);
-}
-
 void pl_meeting_fail(struct pl_meeting *m, pl_status error) { m->failed = error; }
 
-void pl_meeting_lose(struct pl_meeting *m, int rank, const char *why)
-{
-    if (m->rank[rank].lost)
-        return;
-    snprintf(m->rank[rank].why, sizeof m->rank[rank].why, "%s", why);
-    lose(m, rank);
-}
-
+void pl_meeting_lose(struct pl_meeting *m, int rank, const char *why) { lose(m, rank, "%s", why); }
 bool pl_meeting_is_lost(const struct pl_meeting *m, int rank) { return m->rank[rank].lost; }
 
-static int first_alive(const struct pl_meeting *m)
-{
-    int r = 0;
-    while (r < m->me && m->rank[r].lost)
-        r++;
-    return r;
-}
-
-/* Where a rank is lost, the first that is left ends the run; without rank 0 the others do not wait for that for ever. */
+/* Where a rank is lost, the first that is left ends the run, and the others wait for it, or for their turn. */
 static bool is_over(const struct pl_meeting *m)
 {
-    if (m->over || m->failed < 0 || m->code >= 0)
-        return true;
-    return m->lost >= 0 && (first_alive(m) == m->me || (m->rank[0].lost && pl_now_ms() - m->lost_ms > m->timeout_ms));
+    return m->over || m->failed < 0 || m->code >= 0 || (is_first_left(m) && side(m) != NOT_KNOWN);
 }
 
-/* Who was away does not know what the others did meanwhile: it says nothing for the run, and writes nothing over theirs. */
-static bool is_to_tell(const struct pl_meeting *m)
+/* A rank is lost, and it is this one that ends the run and keeps what is left of it. */
+static bool is_to_write(const struct pl_meeting *m)
 {
-    return m->code < 0 && m->failed == PL_OK && m->lost >= 0 && first_alive(m) == m->me && m->away_ms == 0;
+    return m->code < 0 && m->failed == PL_OK && is_first_left(m) && side(m) == MOST;
 }
 
-/* Of rank 0, where it is lost: the others then leave. */
-static pl_status name_the_lost(const struct pl_meeting *m)
+/* At once: later another error may stand in its place. */
+static pl_status say_loss(struct pl_meeting *m)
 {
-    return pl_error(PL_ERR_PEER, "sync", "%s", m->rank[m->rank[0].lost ? 0 : m->lost].why);
+    int first = m->rank[m->me].lost ? m->me : m->rank[0].lost ? 0 : m->lost, left = 0;
+    struct pl_text others = {0};
+    for (int r = 0; r < m->ranks; r++) {
+        left += !m->rank[r].lost;
+        if (m->rank[r].lost && r != first)
+            pl_text_add(&others, "%s%d", others.s ? ", " : "; lost as well: rank ", r);
+    }
+    const char *why = m->rank[first].why, *more = others.s ? others.s : "";
+    if (side(m) == MOST || m->rank[m->me].lost)
+        pl_error(PL_ERR_PEER, "sync", "%s%s", why, more);
+    else if (m->away_ms > 0)
+        pl_error(PL_ERR_PEER, "sync", "rank %d stood still for %.0f s, and the others are gone: it writes nothing", m->me, m->away_ms / 1000);
+    else
+        pl_error(PL_ERR_PEER, "sync", "%s%s\ncut off: %d of the %d ranks are on this side, which writes nothing", why, more, left, m->ranks);
+    pl_text_free(&others);
+    pl_world_say(m->replica.world, PL_ERR_PEER);
+    return PL_ERR_PEER;
 }
 
 /* One message, from who found it; those who were told end with its code, and say nothing. */
@@ -642,32 +723,40 @@ static pl_status outcome(struct pl_meeting *m)
 {
     if (m->failed < 0)
         return m->failed;
-    if (is_to_tell(m))
-        return name_the_lost(m);
-    if (m->code < 0 && m->lost >= 0 && m->away_ms > 0)
-        return pl_error(PL_ERR_PEER, "sync", "rank %d stood still for %.0f s, and the others are gone: it writes nothing", m->me, m->away_ms / 1000);
+    if (m->code < 0 && is_first_left(m)) {
+        m->noticed = true;
+        return say_loss(m);
+    }
     m->replica.world->reported = true;
     return m->code > 0 ? -m->code : PL_ERR_PEER;
 }
 
-static void wait_for_news(struct pl_meeting *m)
+/* What the thread finds to do it does at once. */
+static void wake(struct pl_meeting *m)
 {
     if (atomic_load(&m->asleep))
         pl_mesh_wake(m->mesh);
-    pthread_cond_wait(&m->news, &m->lock);
+}
+
+void pl_meeting_unlock(struct pl_meeting *m)
+{
+    pthread_mutex_unlock(&m->lock);
+    wake(m);
 }
 
 pl_status pl_meeting_wait(struct pl_meeting *m, bool (*done)(const void *arg), const void *arg)
 {
+    wake(m); /* once: it broadcasts whenever it was awake */
     while (!done(arg) && !is_over(m))
-        wait_for_news(m);
+        pthread_cond_wait(&m->news, &m->lock);
     return is_over(m) ? outcome(m) : PL_OK;
 }
 
 pl_status pl_meeting_wait_for_the_rest(struct pl_meeting *m, bool (*done)(const void *arg), const void *arg)
 {
+    wake(m);
     while (!done(arg) && !m->over && m->failed == PL_OK && m->code < 0)
-        wait_for_news(m);
+        pthread_cond_wait(&m->news, &m->lock);
     return m->failed;
 }
 
@@ -848,67 +937,68 @@ static struct pl_leg where_now(const struct pl_meeting *m)
     return l;
 }
 
-bool pl_meeting_salvage(struct pl_meeting *m, struct pl_meet *where, bool *leg)
+void pl_meeting_place(struct pl_meeting *m, struct pl_agreement *out)
 {
     pl_meeting_lock(m);
-    bool lost = is_to_tell(m) && m->lost != m->me;
     struct pl_leg l = where_now(m);
-    *leg = m->leg;
-    *where = (struct pl_meet){.step = l.step, .epoch = l.epoch, .position = l.position};
+    out->apart = m->leg;
+    out->step = l.step;
+    out->epoch = l.epoch;
+    out->position = l.position;
     pl_meeting_unlock(m);
-    return lost;
 }
 
-bool pl_meeting_tells(struct pl_meeting *m)
+/* That a rank failed by itself the first says, unless that was one before it. */
+static bool tells(const struct pl_meeting *m)
+{
+    return first_alive(m) == m->me && (m->code >= 0 ? m->from > m->me : m->lost < 0 || side(m) == MOST);
+}
+
+void pl_meeting_parts(struct pl_meeting *m, struct pl_agreement *out)
 {
     pl_meeting_lock(m);
-    bool first = first_alive(m) == m->me && (m->lost < 0 || m->away_ms == 0);
+    *out = (struct pl_agreement){.ended = true, .tells = tells(m), .writes = is_to_write(m)};
     pl_meeting_unlock(m);
-    return first;
 }
 
-bool pl_meeting_outlives(struct pl_meeting *m)
+static pl_status meet_at_the_end(struct pl_meeting *m)
 {
     pl_meeting_lock(m);
-    bool outlives = is_to_tell(m) && m->lost != m->me;
+    m->leaving = true;
     pl_meeting_unlock(m);
-    return outlives;
+    PL_TRY(pl_meeting_open(m, NULL, 0));
+    return pl_meeting_meet(m, NULL, NULL, NULL);
 }
 
-pl_status pl_meeting_leave(struct pl_meeting *m, int code)
+pl_status pl_meeting_leave(struct pl_meeting *m, int code, bool wrote)
 {
-    struct message msg = {.kind = FAIL, .code = code};
     pl_status s = PL_OK;
     if (!m->threaded)
         return PL_OK;
-    if (code == 0) {
-        pl_meeting_lock(m);
-        m->leaving = true;
-        pl_meeting_unlock(m);
-        s = pl_meeting_open(m, NULL, 0);
-        s = s < 0 ? s : pl_meeting_meet(m, NULL, NULL, NULL);
-    }
+    if (code == 0)
+        s = meet_at_the_end(m);
+    if (s < 0 && !wrote && is_to_write(m))
+        return PL_END;
+    struct message msg = {.kind = FAIL, .code = s < 0 ? pl_exit_code(s) : code};
     pl_meeting_lock(m);
     if (m->code >= 0) /* another said why */
         m->replica.world->reported = true;
     bool found = m->lost < 0 || m->failed < 0 || first_alive(m) == m->me; /* the first that is left is to find a loss itself */
-    for (int r = 0; r < m->ranks && code != 0 && found; r++)
+    for (int r = 0; r < m->ranks && msg.code != 0 && found; r++)
         if (r != m->me)
             post(m, r, &msg);
-    bool tells = code != 0 && is_to_tell(m);
     pl_meeting_unlock(m);
     stop(m);
-    if (tells) /* again: an error that the network's thread had and took back may have stood in its place */
-        name_the_lost(m);
     return s;
 }
 
-pl_status pl_meeting_part(struct pl_meeting *m, int code, struct pl_parting *out)
+pl_status pl_meeting_part(struct pl_meeting *m, int code, bool wrote, struct pl_parting *out)
 {
     *out = (struct pl_parting){.dropped = ""};
     pl_status status = pl_meeting_start(m);
     if (status == PL_OK)
-        status = pl_meeting_leave(m, code);
+        status = pl_meeting_leave(m, code, wrote);
     out->clean = code == 0 && status == PL_OK;
+    out->tells = status < 0 && tells(m);
     return code == 0 ? status : PL_OK;
 }

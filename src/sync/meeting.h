@@ -70,13 +70,16 @@ void pl_meeting_counts(struct pl_meeting *m, int64_t *counts);
 const int64_t *pl_meeting_shares(const struct pl_meeting *m);
 
 /* ---- the end -------------------------------------------------------------------------------------------- */
-/* The first that is left, where it is this that ends the run: a rank is lost. leg: in a leg; then the place up to which rank 0
- * handed work out, or where that is lost as far as this rank knows it. */
-bool pl_meeting_salvage(struct pl_meeting *m, struct pl_meet *where, bool *leg);
-bool pl_meeting_tells(struct pl_meeting *m); /* the first rank that is not lost */
-bool pl_meeting_outlives(struct pl_meeting *m); /* it is, others are lost, and nothing else ended the run */
-/* Tells all that the run is over with this exit code, 0: waits until all have come here. The thread ends. */
-pl_status pl_meeting_leave(struct pl_meeting *m, int code);
-pl_status pl_meeting_part(struct pl_meeting *m, int code, struct pl_parting *out); /* for pl_sync_meshed's leave */
+/* Once the run is over: *out is only ended, tells and writes. Where a rank is lost, who of those that are left must be more than
+ * the others, or half of them with the first; ranks that have died count for neither. Of these the first writes, and no
+ * one else. Before it has, it must not leave: if it is lost as well, it is the next one's turn. */
+void pl_meeting_parts(struct pl_meeting *m, struct pl_agreement *out);
+/* To out->apart, whether it is in a leg, and the place up to which rank 0 handed work out, or where that is lost as far as
+ * this rank knows it. */
+void pl_meeting_place(struct pl_meeting *m, struct pl_agreement *out);
+/* Tells all that the run is over with this exit code; 0: waits until all have come here, or where one is lost ends with 5. PL_END:
+ * it is this rank that must write what it did not (wrote false), and then come again. Otherwise the thread ends. */
+pl_status pl_meeting_leave(struct pl_meeting *m, int code, bool wrote);
+pl_status pl_meeting_part(struct pl_meeting *m, int code, bool wrote, struct pl_parting *out); /* for pl_sync_meshed's leave */
 
 #endif

@@ -319,10 +319,9 @@ static pl_status evaluate(void *arg, const float *x, double *value, float *gradi
 static pl_status ended(struct pl_sync *s, pl_status status, struct pl_agreement *out)
 {
     memcpy(params_of(s), s->start, (size_t)s->elems * sizeof *s->start);
-    *out = (struct pl_agreement){.ended = true};
-    out->tells = pl_meeting_tells(s->meeting);
-    out->writes = pl_meeting_outlives(s->meeting);
-    pl_meeting_leave(s->meeting, pl_exit_code(status));
+    pl_meeting_parts(s->meeting, out);
+    if (!out->tells)
+        pl_meeting_leave(s->meeting, pl_exit_code(status), true);
     return status;
 }
 
@@ -496,8 +495,7 @@ static pl_status sandblaster_share_out(struct pl_sync *s, const struct pl_parts 
 
 static pl_status sandblaster_leave(struct pl_sync *s, int code, bool wrote, struct pl_parting *out)
 {
-    (void)wrote;
-    return pl_meeting_part(s->meeting, code, out);
+    return pl_meeting_part(s->meeting, code, wrote, out);
 }
 
 static struct pl_path sandblaster_path(const struct pl_sync *s)

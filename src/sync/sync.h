@@ -60,7 +60,7 @@ struct pl_agreement {
     int place, members;    /* this rank's among them; how many */
     const char *lost, *back; /* ranks that were struck off, or let in again; NULL: none */
     /* Where each rank goes its own way (downpour). */
-    bool tells;            /* ended: this rank says how the run ended */
+    bool tells;            /* ended: this rank says how the run ended, writes what there is to write, and then leaves */
     bool apart;            /* after it they differ; steps is what has come in on rank 0 since it last was anything */
     int64_t step, epoch, position; /* not apart: where the run is now */
 };
@@ -87,6 +87,7 @@ struct pl_path { const char *transport, *algorithm, *why; };
 
 struct pl_parting {
     bool clean;          /* all ranks of the run are there */
+    bool tells;          /* not so: this rank says how the run ended */
     int holders;         /* ranks that hold the same parameters, bit for bit; known to who writes */
     const char *dropped; /* "0: 12, 3: 140": how often each rank's gradient came late; borrowed */
 };

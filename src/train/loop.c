@@ -397,15 +397,19 @@ static pl_status look_round(struct run *r)
 /* The run cannot go on, or has gone on to its end: who writes keeps what there is. */
 static pl_status ended(struct run *r, pl_status s)
 {
-    r->t.world->reported = s < 0 && !pl_error_text(); /* by the rank that knows why */
+    bool *reported = &r->t.world->reported;
+    *reported = *reported || (s < 0 && !pl_error_text()); /* by the rank that knows why */
     if (!r->last.writes) {
         r->root = false; /* cut off: the others say how the run ended */
         return s < 0 ? s : PL_END;
     }
-    PL_TRY(take_over(r, true));
-    PL_TRY(save(r));
-    PL_TRY(settle(r));
-    return s < 0 ? s : PL_STOPPED;
+    pl_status kept = take_over(r, true);
+    if (kept == PL_OK)
+        kept = save(r);
+    if (kept == PL_OK)
+        kept = settle(r);
+    *reported = *reported && kept == PL_OK;
+    return kept < 0 ? kept : s < 0 ? s : PL_STOPPED;
 }
 
 /* Steps until the end, the goal or a signal. PL_STOPPED for a signal. PL_END: without this rank. */
@@ -473,28 +477,49 @@ static pl_status close_run(struct run *r, pl_status s)
     return s;
 }
 
+static const char *reason_of(pl_status s) { return s == PL_STOPPED ? "signal" : s < 0 ? "error" : "done"; }
+
+/* For the launcher. */
+static void write_outcome(struct run *r, pl_status s)
+{
+    const struct pl_trainer *t = &r->t;
+    if ((r->root || r->last.tells) && pl_report_outcome(t->job->report.dir, pl_exit_code(s), reason_of(s), t->state.step, t->state.ranks) < 0)
+        pl_log("%s", pl_error_text());
+}
+
+/* Who tells how the run ended leaves when that is written: if it is lost before, another does it. */
+static void leave_ended(struct run *r, pl_status s)
+{
+    struct pl_parting p;
+    pl_world_say(r->t.world, s);
+    write_outcome(r, s);
+    if (r->last.tells)
+        r->t.sync_table->meshed->leave(r->t.sync, pl_exit_code(s), true, &p);
+    r->t.world->apart = true;
+}
+
 /* Where ranks may be lost they part one by one: all that are there know it when this returns. Who had to write may be
  * lost at the very end, and another does. */
 static pl_status leave(struct run *r, pl_status s)
 {
     struct pl_trainer *t = &r->t;
     struct pl_parting p = {.clean = false};
-    bool known = r->last.ended;
     pl_status left = PL_OK;
     int code = s == PL_STOPPED ? 0 : pl_exit_code(s);
-    if (!known && (r->root || s != PL_ERR_NOT_FINITE)) /* that all find together */
+    if (r->root || s != PL_ERR_NOT_FINITE) /* that all find together */
         pl_world_say(t->world, s); /* now: peers that end are errors of their own, which are cleared */
-    t->world->reported = t->world->reported || (!known && s < 0);
-    while (!known && (left = t->sync_table->meshed->leave(t->sync, code, r->root, &p)) == PL_END) {
+    t->world->reported = t->world->reported || s < 0;
+    while ((left = t->sync_table->meshed->leave(t->sync, code, r->root, &p)) == PL_END) {
         PL_TRY(take_over(r, true));
         if (s >= 0)
             PL_TRY(close_run(r, s));
     }
-    if (!known && p.dropped && p.dropped[0])
+    if (p.dropped && p.dropped[0])
         pl_report_say(r->report, "gradients that came late, by rank: %s", p.dropped);
-    if (!known && p.holders > 0)
+    if (p.holders > 0)
         pl_report_say(r->report, "%d rank%s the same parameters, bit for bit", p.holders, p.holders == 1 ? " holds" : "s hold");
     t->world->apart = !p.clean;
+    r->last.tells = p.tells;
     return s >= 0 && left < 0 ? left : s;
 }
 
@@ -506,6 +531,7 @@ static pl_status already_done(struct run *r)
     else
         pl_report_say(r->report, "this run is done: step %lld of %lld; last evaluation: loss %.4f, accuracy %.4f",
                       (long long)p->step, (long long)r->t.total_steps, p->last_loss, p->last_accuracy);
+    write_outcome(r, PL_OK);
     return PL_OK;
 }
 
@@ -515,14 +541,17 @@ static pl_status run_to_end(struct run *r)
     pl_status s = run_steps(r);
     if (s >= 0 && s != PL_END && !r->last.ended)
         s = close_run(r, s);
+    if (r->last.ended) {
+        leave_ended(r, s);
+        return s;
+    }
     if (t->sync_table->meshed)
         s = leave(r, s);
     else if (s < 0 && s != PL_ERR_NOT_FINITE)
         pl_world_abort(t->world, s); /* this rank alone: the others wait for it */
+    write_outcome(r, s);
     return s;
 }
-
-static const char *reason_of(pl_status s) { return s == PL_STOPPED ? "signal" : s < 0 ? "error" : "done"; }
 
 pl_status pl_train(struct pl_world *w, const struct pl_job *job)
 {
@@ -548,8 +577,6 @@ pl_status pl_train(struct pl_world *w, const struct pl_job *job)
         s = already_done(&r);
     else
         s = run_to_end(&r);
-    if ((r.root || r.last.tells) && pl_report_outcome(job->report.dir, pl_exit_code(s), reason_of(s), r.t.state.step, r.t.state.ranks) < 0)
-        pl_log("%s", pl_error_text());
     pl_log_step(-1);
     tear_down(&r);
     return s < 0 && !w->apart ? pl_world_agree(w, s) : s == PL_END ? PL_OK : s;

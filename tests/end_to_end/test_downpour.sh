@@ -107,6 +107,12 @@ grep -q '"code": 5' lost-0/exit.json || fail "rank 0 lost: $(cat lost-0/exit.jso
 [ "$(grep -c "rank 1/4.* sync: .*rank 0" lost-0.log)" = 1 ] || fail "rank 0 lost: wanted one message: $(cat lost-0.log)"
 run 3 lost-0 $learn
 grep -q '"event": "resume", "step": [34]' lost-0/metrics.jsonl || fail "rank 0 lost: it did not go on: $(grep resume lost-0/metrics.jsonl)"
+# If that is lost as well before it has written, it is the next one's turn.
+train 4 job.yaml $learn checkpoint.dir=lost-two report.dir=lost-two exchange.transport=tcp debug.fault="$(faults step rank=0 kill),checkpoint.before_rename@rank=1:kill" >lost-two.log 2>&1
+grep -q '"code": 5' lost-two/exit.json || fail "ranks 0 and 1 lost: $(cat lost-two/exit.json) $(tail -n 3 lost-two.log)"
+[ "$(grep -c "rank 2/4.* sync: .*rank 0.*rank 1" lost-two.log)" = 1 ] || fail "ranks 0 and 1 lost: wanted one message of rank 2: $(cat lost-two.log)"
+run 2 lost-two $learn
+grep -q '"event": "resume", "step": [34]' lost-two/metrics.jsonl || fail "ranks 0 and 1 lost: it did not go on: $(grep resume lost-two/metrics.jsonl)"
 # A rank that stands still for so long that the others give it up writes nothing over what they wrote, when it wakes up.
 train 3 job.yaml $learn checkpoint.dir=asleep report.dir=asleep exchange.transport=tcp exchange.timeout="2 s" train.epochs=60 debug.delay.ms=20 >asleep.log 2>&1 &
 pid=$!

@@ -98,4 +98,10 @@ for how in tcp:2:kill tcp:2:hang tcp:0:kill tcp:0:hang mpi:2:hang; do
     run 3 $dir $few
     grep -q '"event": "resume", "step": 8' $dir/metrics.jsonl || fail "$how: it did not go on: $(grep resume $dir/metrics.jsonl)"
 done
+# Who is left writes, if it is lost before it has the next one; and when rank 0 is lost over its last checkpoint, another writes that.
+train 4 job.yaml $few train.steps=40 checkpoint.dir=lost-two report.dir=lost-two exchange.transport=tcp debug.fault="step@rank=0@step=8:kill,checkpoint.before_rename@rank=1:kill" >lost-two.log 2>&1
+grep -q '"code": 5' lost-two/exit.json && [ -e lost-two/step-00000008 ] || fail "ranks 0 and 1 lost: $(cat lost-two/exit.json) $(ls lost-two) $(tail -n 3 lost-two.log)"
+[ "$(grep -c "rank 2/4.* sync: .*rank 0.*rank 1" lost-two.log)" = 1 ] || fail "ranks 0 and 1 lost: wanted one message of rank 2: $(cat lost-two.log)"
+train 4 job.yaml $few checkpoint.dir=lost-last report.dir=lost-last exchange.transport=tcp debug.fault="checkpoint.before_rename@rank=0:kill" >lost-last.log 2>&1
+grep -q '"code": 5' lost-last/exit.json && [ -e lost-last/step-00000012 ] || fail "rank 0 lost at the end: $(cat lost-last/exit.json) $(ls lost-last) $(tail -n 3 lost-last.log)"
 finish

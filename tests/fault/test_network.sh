@@ -80,4 +80,26 @@ strike "a peer killed" "lost rank 1" 10 kill_peer
 strike "a peer stopped" "missing: rank 1|lost rank 1" 14 stop_peer
 strike "a link cut" "missing: rank 1|lost rank 1" 14 cut_link
 strike "a corrupted frame" "rank 1.*checksum" 14 nothing debug.fault=tcp.corrupt@rank=1@step=5:fail
+# Where ranks go their own way a cut ends both sides, and only that of most, or of two halves that with rank 0, writes.
+# cut KIND HOSTS PER_HOST HOST WRITER CUT_OFF KEYS...: HOST is cut off; ranks WRITER and CUT_OFF say so
+cut() {
+    local kind=$1 hosts=$2 per=$3 host=$4 writer=$5 cut_off=$6 what="$1 on $2 hosts, host $4 cut off" i r; shift 6
+    rm -rf run err.* pid.* code.* end.*
+    timeout 100 bash -c '. "$PL_SOURCE_DIR/tests/network/hosts.sh"; HOSTS_NAME='$HOSTS_NAME'; mpirun_on "$@"' sh "$hosts" "$per" --enable-recovery ./rank.sh \
+        "$PACELINE" train job.yaml sync.kind="$kind" optimizer.kind=sgd train.eval_every=never exchange.timeout="2 s" exchange.transport=tcp debug.delay.ms=5 "$@" >out 2>&1 &
+    local launcher=$!
+    for ((i = 0; i < 600; i++)); do grep -qE '"step": ([5-9]|1[0-9]),' run/metrics.jsonl 2>/dev/null && break; sleep 0.05; [ -e code.0 ] && break; done
+    link "$host" down
+    for ((i = 0; i < 600; i++)); do [ "$(ls end.* 2>/dev/null | wc -l)" -eq $((hosts * per)) ] && break; sleep 0.05; done
+    link "$host" up
+    kill -TERM $launcher # mpirun waits long for its daemon there
+    wait $launcher
+    for ((r = 0; r < hosts * per; r++)); do [ "$(cat code.$r)" = 5 ] || fail "$what: rank $r ended with $(cat code.$r)"; done
+    [ "$(grep -l '^\[rank .* sync: ' err.*)" = "$(printf 'err.%s\n' "$writer" "$cut_off" | sort)" ] || fail "$what: who spoke: $(grep '^\[rank' err.*)"
+    grep -q "which writes nothing" err.$cut_off && ! grep -q "cut off" err.$writer || fail "$what: $(tail -n 2 err.$cut_off err.$writer)"
+    grep -q '"code": 5' run/exit.json && [ "$(ls -d run/step-* | wc -l)" -eq 1 ] || fail "$what: wanted one checkpoint: $(ls run)"
+}
+cut downpour 3 1 1 1 0 train.epochs=1000
+cut downpour 2 2 2 0 2 train.epochs=1000
+cut sandblaster 3 1 3 0 2 train.epochs=1000
 finish
