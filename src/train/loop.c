@@ -515,7 +515,7 @@ static pl_status leave(struct run *r, pl_status s)
             PL_TRY(close_run(r, s));
     }
     if (p.dropped && p.dropped[0])
-        pl_report_say(r->report, "gradients that came late, by rank: %s", p.dropped);
+        pl_report_say(r->report, "%s that came late, by rank: %s", local_steps(t->job) > 0 ? "replicas" : "gradients", p.dropped);
     if (p.holders > 0)
         pl_report_say(r->report, "%d rank%s the same parameters, bit for bit", p.holders, p.holders == 1 ? " holds" : "s hold");
     t->world->apart = !p.clean;
