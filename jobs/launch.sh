@@ -5,12 +5,13 @@
 # In Slurm inside of sbatch as well; srun itself cannot: its PMIx plugin ends the step with the first rank that is lost,
 # also with --kill-on-bad-exit=0 --no-kill (Slurm 22.05). Tried with Open MPI 4.1; MPICH's way is known but not tried.
 # mpirun goes on when a rank is lost, but its status then means nothing: the run writes how it ended to report.dir/exit.json,
-# and the code in it is this script's exit code; 5 where there is none, because no rank lived, or was among most, to write it.
+# and the code in it is this script's exit code; 5 where there is none, because no rank lived, or was among most, to write it;
+# 2 where mpirun itself refused to start the run.
 # INT, TERM, HUP and USR1 become USR1 to all ranks, which checkpoint and stop (75); a second INT or TERM ends them at once.
 # What has not ended PACELINE_LINGER seconds (20) after the run, a stopped rank or mpirun itself, is ended.
 set -u
 die() { echo "jobs/launch.sh: $*" >&2; exit 2; }
-case ${1:-} in -h|--help) sed -n '2,11p' "$0" | cut -c3-; exit 0 ;; esac
+case ${1:-} in -h|--help) sed -n '2,12p' "$0" | cut -c3-; exit 0 ;; esac
 root=$(cd "$(dirname "$0")/.." && pwd)
 [ -d "$root/jobs" ] || root=${SLURM_SUBMIT_DIR:-$PWD} # sbatch runs a copy of this script
 paceline=${PACELINE:-$root/build/release/paceline}
@@ -31,6 +32,8 @@ dir=$("$paceline" inspect "$1" --key report.dir "${@:2}") || exit $?
 [ "$dir" != none ] || die "report.dir is needed: the run writes there how it ended"
 outcome=$dir/exit.json
 mkdir -p "$dir" && rm -f "$outcome" || exit 6
+reported() { stat -c %s "$dir/metrics.jsonl" 2>/dev/null; }
+before=$(reported)
 
 # Each launcher's way to leave the other ranks alone when one ends.
 export PACELINE_RECOVERY=1
@@ -74,7 +77,10 @@ status=$?
 for ((i = 0; i < 10; i++)); do kill -0 $filter 2>/dev/null || break; sleep 0.1; done
 for ((i = 0; i < 15; i++)); do [ -e "$outcome" ] && break; sleep 0.2; done # a shared file system shows it late
 code=$(sed -nE 's/.*"code": ([0-9]+).*/\1/p' "$outcome" 2>/dev/null)
-if [ -z "$code" ]; then
+if [ -z "$code" ] && [ $status -ne 0 ] && [ $asked -eq 0 ] && [ "$(reported)" = "$before" ]; then # of ranks that it started its status tells nothing
+    echo "jobs/launch.sh: mpirun did not start the run (it ended with $status): what it says of that stands above" >&2
+    code=2
+elif [ -z "$code" ]; then
     echo "jobs/launch.sh: no $outcome: no rank lived to write it, or none was on the side of most (mpirun ended with $status)" >&2
     code=5
 fi

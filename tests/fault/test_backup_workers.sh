@@ -146,6 +146,15 @@ launch setup 4 data.train.file=missing.h5
 ends setup 3 1 'missing.h5: No such file'
 launch usage 4 train.epohcs=3
 ends usage 2 1 'unknown key train.epohcs'
+# refused OPTIONS TEXT: mpirun does not take them and says why
+refused() {
+    env -u OMPI_MCA_rmaps_base_oversubscribe "$PL_SOURCE_DIR/jobs/launch.sh" $1 job.yaml report.dir=refused >refused.log 2>&1 </dev/null
+    local code=$?
+    [ $code -eq 2 ] && grep -q -- "$2" refused.log && grep -q 'mpirun did not start the run' refused.log || fail "mpirun $1: exit $code: $(cat refused.log)"
+}
+refused "-n 2 --no-such-option" 'unknown option "--no-such-option"'
+refused "-n 999" 'not enough slots'
+refused "-H no-such-host.invalid:2 -n 2" 'unable to reliably start'
 
 # Over MPI a lost rank ends the run, a stopped one as well.
 for how in KILL STOP; do
