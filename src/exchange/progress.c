@@ -39,6 +39,8 @@ struct pl_progress {
     struct pl_flight flight[MAX_REQUESTS];
     unsigned taken, begun;
     double moved_ms;     /* when anything moved last */
+    double looked_ms;    /* for lost members */
+    char lost[256];      /* why the first of them is */
 };
 
 /* ---- waiting too long --------------------------------------------------------------------------- */
@@ -91,6 +93,32 @@ static pl_status timed_out(struct pl_progress *p)
     if (p->route.network.table)
         roll_call(p, missing, sizeof missing);
     return pl_exchange_timed_out(p->route.exchange, p->flight[p->done % MAX_REQUESTS].what.step, missing);
+}
+
+/* ---- who is lost first ---------------------------------------------------------------------------- */
+
+/* That a member ends is an error only where something is wanted of it: it may be through. */
+static void look_for_lost(struct pl_progress *p, double now)
+{
+    const struct pl_network *n = &p->route.network;
+    if (p->lost[0] || !n->table || !n->table->lost || now - p->looked_ms < SLEEP_MS)
+        return;
+    p->looked_ms = now;
+    for (int r = 0; r < n->group.members && !p->lost[0]; r++)
+        if (r != n->group.me)
+            n->table->lost(n->transport, r, p->lost, sizeof p->lost);
+}
+
+/* Others end because of a lost member, and a while later are lost as well: the first is the cause. */
+static pl_status name_the_first(const struct pl_progress *p, pl_status s)
+{
+    const char *text = pl_error_text();
+    char room[64];
+    if (s != PL_ERR_PEER || !p->lost[0] || (text && strncmp(text, "transport", strlen("transport")) != 0))
+        return s;
+    pl_error_clear();
+    snprintf(room, sizeof room, "transport %s", p->route.network.table->name);
+    return pl_error(s, room, "%s", p->lost);
 }
 
 /* ---- the rounds --------------------------------------------------------------------------------- */
@@ -158,6 +186,7 @@ static bool publish(struct pl_progress *p, pl_status failed)
 static pl_status sleep_or_poll(struct pl_progress *p)
 {
     double now = pl_now_ms(), wait = SLEEP_MS;
+    look_for_lost(p, now);
     if (now - p->moved_ms > p->route.exchange->options.timeout_ms)
         return timed_out(p);
     bool poll = !p->threaded || (atomic_load(&p->main_waits) && now - p->moved_ms < YIELD_MS);
@@ -185,7 +214,7 @@ static pl_status sleep_or_poll(struct pl_progress *p)
 static pl_status round_once(struct pl_progress *p)
 {
     bool some = false;
-    pl_status s = move_flights(p, &some);
+    pl_status s = name_the_first(p, move_flights(p, &some));
     some |= publish(p, s);
     if (s < 0)
         return s;
