@@ -120,6 +120,7 @@ pl_status pl_job_layer_error(const struct pl_job_layer *l, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
 
 bool pl_job_set_given(const struct pl_job_set *s); /* by file or files */
+bool pl_job_given(const struct pl_job *j, const char *key); /* in the job file or on the command line, not by default */
 
 /* The names that sync.kind and exchange.transport, .algorithm and .compress give, "auto" and "none" included. */
 const char *pl_job_sync_name(const struct pl_job *j);

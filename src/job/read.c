@@ -213,13 +213,13 @@ static void take_none_away(struct pl_texts *files)
     }
 }
 
-static bool is_given(const struct pl_job *j, const char *key) { return at_key(j, key) != j->root; }
+bool pl_job_given(const struct pl_job *j, const char *key) { return at_key(j, key) != j->root; }
 
 static pl_status check_delay(const struct pl_job *j)
 {
-    if (is_given(j, "debug.delay") && !is_given(j, "debug.delay.ms"))
+    if (pl_job_given(j, "debug.delay") && !pl_job_given(j, "debug.delay.ms"))
         return pl_node_error(at_key(j, "debug.delay"), "debug.delay needs ms: how long a rank sleeps");
-    if (is_given(j, "debug.delay.shape") && j->debug.delay.distribution != PL_DELAY_PARETO)
+    if (pl_job_given(j, "debug.delay.shape") && j->debug.delay.distribution != PL_DELAY_PARETO)
         return pl_node_error(at_key(j, "debug.delay.shape"), "debug.delay.shape is of distribution pareto only");
     return PL_OK;
 }
@@ -263,7 +263,7 @@ static pl_status check_sandblaster(struct pl_job *j)
         {j->train.accumulate > 1, "train.accumulate", "train.accumulate with sync.kind sandblaster: a step is over the whole set, in portions of train.batch"},
         {j->train.global_batch > 0, "train.global_batch", "train.global_batch with sync.kind sandblaster: a step is over the whole set, in portions of train.batch"},
         {j->optimizer.clip_norm > 0, "optimizer.clip_norm", "optimizer.clip_norm with sync.kind sandblaster: its line search limits a step"},
-        {is_given(j, "optimizer.kind") && j->optimizer.kind != PL_SGD, "optimizer.kind", "optimizer.kind with sync.kind sandblaster: L-BFGS takes its place\nleave it out, or give optimizer.kind=sgd"},
+        {pl_job_given(j, "optimizer.kind") && j->optimizer.kind != PL_SGD, "optimizer.kind", "optimizer.kind with sync.kind sandblaster: L-BFGS takes its place\nleave it out, or give optimizer.kind=sgd"},
         {j->optimizer.schedule.kind != PL_FIXED, "optimizer.schedule", "optimizer.schedule with sync.kind sandblaster: its line search finds how far a step goes"},
         {j->optimizer.warmup.unit != PL_NEVER, "optimizer.warmup", "optimizer.warmup with sync.kind sandblaster: its line search finds how far a step goes"},
         {j->train_set.flip, "data.train.augment.flip", "data.train.augment.flip with sync.kind sandblaster: every pass must see the same samples"},
@@ -274,7 +274,7 @@ static pl_status check_sandblaster(struct pl_job *j)
             return pl_node_error(at_key(j, refused[i].key), "%s", refused[i].why);
     j->optimizer.kind = PL_SGD; /* it has no state that a checkpoint would have to keep */
     j->sync.history = j->sync.history > 0 ? j->sync.history : 10;
-    j->sync.tolerance = is_given(j, "sync.tolerance") ? j->sync.tolerance : 1e-6;
+    j->sync.tolerance = pl_job_given(j, "sync.tolerance") ? j->sync.tolerance : 1e-6;
     return PL_OK;
 }
 
@@ -283,7 +283,7 @@ static pl_status check_backup_workers(struct pl_job *j)
     if (strcmp(pl_job_compress_name(j), "none") != 0)
         return pl_node_error(at_key(j, "exchange.compress"), "exchange.compress with sync.backup_workers: what a late rank's gradient lost would be lost\n"
                              "leave one of them out");
-    if (!is_given(j, "sync.grace"))
+    if (!pl_job_given(j, "sync.grace"))
         j->sync.grace_ms = -1;
     if (j->sync.lost_ms < j->sync.suspect_ms)
         return pl_node_error(at_key(j, "sync.lost_after"), "sync.lost_after is less than sync.suspect_after");

@@ -66,8 +66,25 @@ static pl_status same_order(const struct pl_trainer *t, const char *path)
     return PL_OK;
 }
 
+/* Sandblaster would leave an optimizer's state behind, and takes no such optimizer.kind. */
+static pl_status no_state(const struct pl_trainer *t, const char *path)
+{
+    char *kind;
+    if (!t->sync_table->whole)
+        return PL_OK;
+    PL_TRY(pl_checkpoint_text(path, "optimizer", &kind));
+    pl_status s = PL_OK;
+    if (strcmp(kind, pl_optimizer_name(t->optimizer)) != 0)
+        s = pl_error(PL_ERR_CHECKPOINT, "checkpoint",
+                     "%s was trained with optimizer.kind %s, whose state sync.kind sandblaster does not go on with\n"
+                     "give another checkpoint.dir with train.init=%s to start from its weights", path, kind, path);
+    pl_free(kind);
+    return s;
+}
+
 static pl_status load_checkpoint(struct pl_trainer *t, const char *path)
 {
+    PL_TRY(no_state(t, path));
     PL_TRY(pl_checkpoint_load(path, t->graph, t->optimizer, pl_graph_params(t->graph), &t->state));
     PL_TRY(same_order(t, path));
     struct pl_part part[PL_PARTS_MAX];

@@ -133,6 +133,20 @@ static pl_status announce_trial(const struct pl_trainer *t)
     return pl_world_agree(t->world, pl_trial_check(t->job, t->world->ranks));
 }
 
+/* What the job gives and L-BFGS on the whole set has no use for. */
+static void note_unused(const struct pl_job *job)
+{
+    static const char *const keys[] = {"optimizer.lr", "optimizer.momentum", "optimizer.beta1", "optimizer.beta2", "optimizer.epsilon",
+                                       "optimizer.rho", "optimizer.trust", "data.train.shuffle"};
+    struct pl_text given = {0};
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+        if (pl_job_given(job, keys[i]))
+            pl_text_add(&given, "%s%s", given.s ? ", " : "", keys[i]);
+    if (given.s)
+        pl_log_root("note: not used by sync.kind sandblaster: %s", given.s);
+    pl_text_free(&given);
+}
+
 pl_status pl_trainer_open(struct pl_trainer *t, struct pl_world *w, const struct pl_job *job, bool train)
 {
     memset(t, 0, sizeof *t);
@@ -152,6 +166,8 @@ pl_status pl_trainer_open(struct pl_trainer *t, struct pl_world *w, const struct
         pl_log_root("note: sync.n_fetch, n_push, max_staleness and warmup are of downpour and not used by sync.kind %s", pl_job_sync_name(job));
     if (train && job->sync.kind != PL_SYNC_SANDBLASTER && (job->sync.history > 0 || job->sync.tolerance > 0))
         pl_log_root("note: sync.history and tolerance are of sandblaster and not used by sync.kind %s", pl_job_sync_name(job));
+    if (train && job->sync.kind == PL_SYNC_SANDBLASTER)
+        note_unused(job);
     if (w->local_ranks * t->threads > w->node_cores)
         pl_log_root("note: %d ranks of %d threads share %d cores of this node and wait for each other", w->local_ranks, t->threads, w->node_cores);
     pl_status s = pl_world_agree(w, pl_fault_configure(job->debug.fault, w->rank));

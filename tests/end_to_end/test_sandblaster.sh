@@ -75,6 +75,11 @@ expect 2 "layer ip1: lr_mult 2 of its bias" 1 job.yaml $few checkpoint.dir=no re
 expect 2 "L-BFGS takes its place" 1 job.yaml sync.kind=sandblaster checkpoint.dir=no report.dir=no
 ranks 1 "$PACELINE" bench step job.yaml $few >bench.out 2>&1; code=$?
 [ $code = 2 ] && grep -q "over a whole training set" bench.out || fail "bench step: $code, $(cat bench.out)"
+# Keys without use are named; an optimizer's state it does not go on with, and what it advises works.
+grep -q "not used by sync.kind sandblaster: optimizer.lr, optimizer.momentum" few-3-tcp.log || fail "optimizer.momentum was ignored without a word"
+run 1 momentum train.epochs=1
+expect 6 "give another checkpoint.dir with train.init=momentum/step-00000016 to start from its weights" 1 job.yaml $few checkpoint.dir=momentum report.dir=no
+run 1 from-momentum $few train.init=momentum/step-00000016
 
 # ---- what fails on one rank ends all, with its code and one message ---------------------------------------------------------
 sed 's/units: 24/&, init: gaussian, init_value: 1e25/; s/units: 4/&, init: gaussian, init_value: 1e25/' net.yaml >net-huge.yaml
