@@ -16,7 +16,6 @@
 #include <string.h>
 
 #define GRAIN 16384
-#define LINE 16 /* elements: shards do not share one of the cache */
 
 _Static_assert((int)PL_STALENESS_MOST + 2 <= (int)PL_MEETING_COUNTS, "a meeting adds them up");
 
@@ -266,13 +265,12 @@ static pl_status make_peers(struct pl_sync *s)
 {
     for (int r = 0; r < s->ranks; r++) {
         s->all[r] = r;
-        s->peer[r].begin = s->elems / LINE * r / s->ranks * LINE;
-        s->peer[r].end = r + 1 == s->ranks ? s->elems : s->elems / LINE * (r + 1) / s->ranks * LINE;
+        pl_meeting_shard(s->elems, r, s->ranks, &s->peer[r].begin, &s->peer[r].end);
     }
     for (int r = 0; r < s->ranks; r++) {
         struct peer *p = &s->peer[r];
-        p->in = pl_alloc(shard_bytes(own(s)) + LINE, "gradients of other ranks");
-        p->out = pl_alloc(shard_bytes(own(s)) + LINE, "parameters for other ranks");
+        p->in = pl_alloc(shard_bytes(own(s)) + PL_MEETING_LINE, "gradients of other ranks");
+        p->out = pl_alloc(shard_bytes(own(s)) + PL_MEETING_LINE, "parameters for other ranks");
         if (!p->in || !p->out)
             return PL_ERR_MEMORY;
     }
@@ -290,7 +288,7 @@ static pl_status prepare(struct pl_sync *s)
     if (!s->peer || !s->all || !s->gradient || !s->accrued || !s->outgoing)
         return PL_ERR_MEMORY;
     PL_TRY(make_peers(s));
-    s->shard = pl_alloc(shard_bytes(own(s)) + LINE, "a shard of the parameters");
+    s->shard = pl_alloc(shard_bytes(own(s)) + PL_MEETING_LINE, "a shard of the parameters");
     return s->shard ? PL_OK : PL_ERR_MEMORY;
 }
 

@@ -23,6 +23,10 @@ struct pl_meet {
     int64_t step, epoch, position;    /* of a leg: where the run is now */
 };
 
+enum { PL_MEETING_LINE = 16 }; /* elements: shards do not share one of the cache */
+/* Which part of a slab that rank keeps: elements [begin, end). */
+void pl_meeting_shard(int64_t elems, int rank, int ranks, int64_t *begin, int64_t *end);
+
 /* Collective; ranks agree inside. */
 pl_status pl_meeting_create(const struct pl_replica *r, const struct pl_meeting_hooks *h, struct pl_meeting **out);
 void pl_meeting_destroy(struct pl_meeting *m); /* NULL is fine */
@@ -39,7 +43,8 @@ pl_status pl_meeting_wait_for_the_rest(struct pl_meeting *m, bool (*done)(const 
 /* At most PL_MEETING_NOTE bytes. To oneself: heard at once. */
 void pl_meeting_say(struct pl_meeting *m, int rank, const void *note, size_t bytes);
 void pl_meeting_fail(struct pl_meeting *m, pl_status error); /* by the thread */
-void pl_meeting_lose(struct pl_meeting *m, int rank, const char *why); /* by the thread: it does not do what it has to */
+/* By the thread: that rank does not do what it has to. */
+void pl_meeting_lose(struct pl_meeting *m, int rank, const char *why, ...) __attribute__((format(printf, 3, 4)));
 bool pl_meeting_is_lost(const struct pl_meeting *m, int rank);
 
 /* ---- phases: main thread, without the lock ------------------------------------------------------------ */

@@ -16,7 +16,6 @@
 #include <string.h>
 
 #define GRAIN 16384
-#define LINE 16 /* elements: shards do not share one of the cache */
 enum { PIECE = 512 };
 
 /* Another rank, or this one. */
@@ -81,7 +80,6 @@ static pl_status begin_trade(struct pl_sync *s)
 static void look_for_missing(struct pl_sync *s)
 {
     double now = pl_now_ms(), limit = s->replica.job->exchange.timeout_ms;
-    char why[128];
     size_t moved = 0;
     for (int r = 0; r < s->ranks; r++)
         moved += s->peer[r].from.moved + s->peer[r].to.moved;
@@ -90,8 +88,7 @@ static void look_for_missing(struct pl_sync *s)
     for (int r = 0; r < s->ranks && now - s->moved_ms > limit; r++) {
         if (r == s->me || s->peer[r].in_bytes == 0 || s->peer[r].from.done)
             continue;
-        snprintf(why, sizeof why, "rank %d did not send its part for %.0f s (exchange.timeout)", r, limit / 1000);
-        pl_meeting_lose(s->meeting, r, why);
+        pl_meeting_lose(s->meeting, r, "rank %d did not send its part for %.0f s (exchange.timeout)", r, limit / 1000);
     }
 }
 
@@ -439,13 +436,11 @@ static void sandblaster_destroy(struct pl_sync *s)
 
 static pl_status make_peers(struct pl_sync *s)
 {
-    for (int r = 0; r < s->ranks; r++) {
-        s->peer[r].begin = s->elems / LINE * r / s->ranks * LINE;
-        s->peer[r].end = r + 1 == s->ranks ? s->elems : s->elems / LINE * (r + 1) / s->ranks * LINE;
-    }
+    for (int r = 0; r < s->ranks; r++)
+        pl_meeting_shard(s->elems, r, s->ranks, &s->peer[r].begin, &s->peer[r].end);
     for (int r = 0; r < s->ranks; r++) {
         struct peer *p = &s->peer[r];
-        p->gradient = r == s->me ? NULL : pl_alloc(shard_bytes(own(s)) + LINE, "gradients of other ranks");
+        p->gradient = r == s->me ? NULL : pl_alloc(shard_bytes(own(s)) + PL_MEETING_LINE, "gradients of other ranks");
         p->sums = pl_alloc((size_t)s->terms * sizeof *p->sums, "sums of other ranks");
         if ((r != s->me && !p->gradient) || !p->sums)
             return PL_ERR_MEMORY;
@@ -465,7 +460,7 @@ static pl_status prepare(struct pl_sync *s)
     if (!s->peer || !s->gradient || !s->done || !s->sum || !s->start || !s->mine)
         return PL_ERR_MEMORY;
     PL_TRY(make_peers(s));
-    s->x = pl_alloc(shard_bytes(own(s)) + LINE, "a shard of the parameters");
+    s->x = pl_alloc(shard_bytes(own(s)) + PL_MEETING_LINE, "a shard of the parameters");
     return s->x ? pl_lbfgs_create(shard_elems(own(s)), (int)s->replica.job->sync.history, s->replica.job->sync.tolerance, &s->lbfgs) : PL_ERR_MEMORY;
 }
 

@@ -95,9 +95,7 @@ pl_status pl_train_step_apart(struct pl_trainer *t, struct pl_step_result *out)
         s = work(t, &ticket, &agreed, out);
     else if (s == PL_END)
         s = meet(t, &agreed, out);
-    out->ended = agreed.ended;
-    out->writes = agreed.writes;
-    out->tells = agreed.tells;
+    pl_train_take_parts(&agreed, out);
     if (agreed.ended && agreed.writes && agreed.apart)
         go_to(t, &agreed);
     PL_TRY(s);

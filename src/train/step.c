@@ -137,8 +137,7 @@ static pl_status catch_up(struct pl_trainer *t, const struct pl_agreement *a, do
     return s;
 }
 
-/* Whose part it is to say and write what. */
-static void take_parts(const struct pl_agreement *a, struct pl_step_result *out)
+void pl_train_take_parts(const struct pl_agreement *a, struct pl_step_result *out)
 {
     out->ended = a->ended;
     out->writes = a->writes;
@@ -164,7 +163,7 @@ pl_status pl_trainer_step(struct pl_trainer *t, struct pl_step_result *out)
         s = pl_train_micro_batch(t, micro, s == PL_END, &sums, out, &last);
     PL_TRY(s);
     s = t->sync_table->finish(t->sync, &agreed);
-    take_parts(&agreed, out);
+    pl_train_take_parts(&agreed, out);
     if (s != PL_OK || agreed.ended)
         return s;
     if (agreed.went_on)
@@ -180,7 +179,7 @@ pl_status pl_trainer_step(struct pl_trainer *t, struct pl_step_result *out)
     commit(t, out);
     if (t->sync_table->average)
         s = t->sync_table->average(t->sync, t->state.step == t->total_steps, &agreed);
-    take_parts(&agreed, out);
+    pl_train_take_parts(&agreed, out);
     bool with_it = s == PL_OK && !agreed.ended && !agreed.went_on;
     if (with_it)
         s = pl_train_check_finite(&agreed, out->step);

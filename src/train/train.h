@@ -105,6 +105,8 @@ pl_status pl_train_micro_batch(struct pl_trainer *t, int64_t micro, bool abandon
                                bool *last);
 /* Where they agree, so that all ranks end together. */
 pl_status pl_train_check_finite(const struct pl_agreement *a, int64_t step);
+/* Whose part it is to say and write what. */
+void pl_train_take_parts(const struct pl_agreement *a, struct pl_step_result *out);
 /* What the ranks agree on; after a local step nothing. */
 void pl_train_take_note(const struct pl_agreement *a, struct pl_step_result *out);
 

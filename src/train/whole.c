@@ -48,9 +48,7 @@ pl_status pl_train_step_whole(struct pl_trainer *t, struct pl_step_result *out)
     t->fed = true;
 
     pl_status s = t->sync_table->whole->iterate(t->sync, &passes, &step, &agreed);
-    out->ended = agreed.ended;
-    out->writes = agreed.writes;
-    out->tells = agreed.tells;
+    pl_train_take_parts(&agreed, out);
     PL_TRY(s);
     PL_TRY(pl_train_check_finite(&(struct pl_agreement){.not_finite = agreed.not_finite}, out->step));
     pl_train_take_note(&agreed, out);
