@@ -116,6 +116,8 @@ launch averaged-few 5 "${averaged[@]}"; until_step averaged-few 20
 kill -KILL "$(rank averaged-few 1)" "$(rank averaged-few 3)"
 ends averaged-few 5 1 'lost rank 1, 3: 3 members are left, sync.backup_workers needs 4'
 kept averaged-few
+launch averaged-slow 3 "${averaged[@]}" debug.delay.rank=2 debug.delay.ms=60
+ends averaged-slow 0 0 '^replicas that came late, by rank: .*2: [0-9]'
 step=$(cat averaged-few/latest) && [ $((10#${step#step-} % 4)) -eq 0 ] || fail "averaged-few: the checkpoint is of $step, no averaging"
 launch averaged-signal 4 "${averaged[@]}" train.steps=5000; until_step averaged-signal 20
 kill -USR1 "$(rank averaged-signal 2)"
