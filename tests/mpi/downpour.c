@@ -1,78 +1,17 @@
 /* Downpour on the ranks it is started with, over MPI and tcp: every sample is handed out once an epoch, whoever is slow;
  * at a meeting all ranks hold the same bits, parameters and optimizer's state, and the same place; no gradient is lost:
  * every micro-batch comes to every shard once. */
-#include "train/train.h"
-
 #include "check.h"
-
-#include <stdlib.h>
-#include <string.h>
+#include "made_up.h"
 
 enum { SAMPLES = 203, EPOCHS = 3 };
 
-enum { MOST = 8 };
-struct asked { int64_t epoch, first, rows; };
-struct made_up {
-    struct pl_batch batch;
-    struct pl_trainer *t;
-    struct pl_queue *asked;
-    struct asked ring[MOST];
-    int next;
-    float seen[EPOCHS * SAMPLES];
-};
-
-static pl_status feed(void *arg)
+static void fill(struct made_up *m, const struct made_up_asked *a)
 {
-    struct made_up *m = arg;
-    m->asked = m->asked ? m->asked : pl_queue_create(MOST);
-    return PL_OK;
-}
-
-static pl_status ask(void *arg, int64_t epoch, int64_t first, int64_t rows)
-{
-    struct made_up *m = arg;
-    struct asked *a = &m->ring[m->next++ % MOST];
-    *a = (struct asked){epoch, first, rows};
-    for (int64_t i = first; i < first + rows; i++)
-        m->seen[epoch * SAMPLES + i]++;
-    return pl_queue_put(m->asked, a);
-}
-
-static pl_status next(void *arg, struct pl_batch **out)
-{
-    struct made_up *m = arg;
-    void *item;
-    int64_t row = m->t->job->input.dim[0] * m->t->job->input.dim[1] * m->t->job->input.dim[2];
-    if (pl_queue_get(m->asked, 60000, &item) != PL_OK)
-        return pl_error(PL_ERR_DATA, "test", "nothing was asked for");
-    const struct asked *a = item;
-    struct pl_rng r = pl_rng_make(7, (uint64_t)a->epoch, (uint64_t)a->first, 0);
     m->batch.epoch = a->epoch;
     m->batch.begin = a->first;
     m->batch.end = a->first + a->rows;
-    m->batch.rows = a->rows;
-    memset(m->batch.data, 0, (size_t)(m->batch.capacity * row) * sizeof(float));
-    pl_rng_normals(&r, m->batch.data, m->batch.rows * row);
-    for (int64_t i = 0; i < m->batch.capacity; i++)
-        ((int32_t *)m->batch.label)[i] = (int32_t)pl_rng_below(&r, 10);
-    *out = &m->batch;
-    return PL_OK;
-}
-
-static void release(void *arg, struct pl_batch *b) { (void)arg, (void)b; }
-static pl_status deal(void *arg, int64_t g, int rank, int ranks, int64_t epoch, int64_t position)
-{
-    (void)arg, (void)g, (void)rank, (void)ranks, (void)epoch, (void)position;
-    return PL_OK;
-}
-
-static void make_batch(struct made_up *m, struct pl_trainer *t)
-{
-    const int64_t *d = t->job->input.dim;
-    *m = (struct made_up){.batch = {.capacity = t->batch}, .t = t};
-    m->batch.data = pl_alloc((size_t)(t->batch * d[0] * d[1] * d[2]) * sizeof(float), "test");
-    m->batch.label = pl_alloc((size_t)t->batch * sizeof(int32_t), "test");
-    m->batch.index = pl_alloc((size_t)t->batch * sizeof(int64_t), "test");
+    made_up_noise(m, pl_rng_make(7, (uint64_t)a->epoch, (uint64_t)a->first, 0), a->rows);
 }
 
 /* The sync's own thread has MPI: what is to be compared is kept, and compared when it is over. */
@@ -90,7 +29,7 @@ static void keep(struct kept *k, struct pl_trainer *t)
 static void compare(struct pl_world *w, const struct kept *mine, const struct made_up *m, int wanted, const char *how)
 {
     struct kept first = *mine;
-    float *all = pl_alloc(sizeof m->seen, "test");
+    float all[EPOCHS * SAMPLES];
     if (pl_world_broadcast(w, &first, sizeof first, 0) < 0 || pl_world_allreduce(w, m->seen, all, EPOCHS * SAMPLES) < 0)
         pl_world_abort(w, PL_ERR_PEER);
     CHECK(mine->meetings == wanted, "%s: %d meetings, wanted %d", how, mine->meetings, wanted);
@@ -98,7 +37,6 @@ static void compare(struct pl_world *w, const struct kept *mine, const struct ma
         CHECK(mine->hash[i] == first.hash[i], "%s: at meeting %d other bits, or another place, than rank 0", how, i);
     for (int i = 0; i < EPOCHS * SAMPLES; i++)
         CHECK(all[i] == 1, "%s: sample %d of epoch %d handed out %g times", how, i % SAMPLES, i / SAMPLES, (double)all[i]);
-    pl_free(all);
 }
 
 static void check_counts(struct pl_trainer *t, const char *how)
@@ -117,44 +55,27 @@ static void check_counts(struct pl_trainer *t, const char *how)
 
 static void run(struct pl_world *w, const char *way, const char *push, const char *kind)
 {
-    struct pl_trainer t;
-    struct pl_job *job;
-    struct made_up m;
+    struct made_up m = {.samples = SAMPLES, .epochs = EPOCHS, .fill = fill};
+    struct pl_trainer *t = &m.t;
     struct kept kept = {0};
     struct pl_step_result r;
     struct pl_parting parting;
-    char how[128], *path = pl_strdupf("%s/models/lenet/mnist.yaml", getenv("PL_SOURCE_DIR"));
-    char *over[] = {"sync.kind=downpour", "train.epochs=3", "train.batch=5", "train.eval_every=6 steps", "train.threads=1", "optimizer.lr=0.0001",
-                    "checkpoint.every=never", "debug.delay={rank: 0, ms: 3}", (char *)way, (char *)push, (char *)kind};
+    char how[128], *key[] = {"sync.kind=downpour", "train.epochs=3", "train.batch=5", "train.eval_every=6 steps", "train.threads=1", "optimizer.lr=0.0001",
+                             "checkpoint.every=never", "debug.delay={rank: 0, ms: 3}", (char *)way, (char *)push, (char *)kind};
     snprintf(how, sizeof how, "%s, %s, %s", way, push, kind);
-    pl_status s = pl_job_read(path, sizeof over / sizeof *over, over, &job);
-    if (s < 0 || (s = pl_trainer_open(&t, w, job, true)) < 0) {
-        fprintf(stderr, "%s: %s\n", how, pl_error_text());
-        exit(1);
+    made_up_open(&m, w, made_up_job("lenet/mnist", sizeof key / sizeof *key, key), how);
+    for (r.apart = false; r.apart || t->state.step < t->total_steps;) {
+        made_up_step(&m, &r);
+        if (!r.apart)
+            keep(&kept, t);
     }
-    make_batch(&m, &t);
-    t.source = (struct pl_source){.deal = deal, .next = next, .release = release, .feed = feed, .ask = ask, .arg = &m, .epoch_samples = SAMPLES};
-    s = pl_graph_init(t.graph, 1);
-    if (s == PL_OK)
-        s = pl_trainer_deal(&t, w->rank, w->ranks);
-    for (r.apart = false; s == PL_OK && (r.apart || t.state.step < t.total_steps);)
-        if ((s = pl_trainer_step(&t, &r)) == PL_OK && !r.apart)
-            keep(&kept, &t);
-    if (s < 0)
-        pl_world_abort(w, s);
-    CHECK(t.state.epoch == EPOCHS && t.state.position == 0, "%s: it ended in epoch %lld at %lld", how, (long long)t.state.epoch, (long long)t.state.position);
+    CHECK(t->state.epoch == EPOCHS && t->state.position == 0, "%s: it ended in epoch %lld at %lld", how, (long long)t->state.epoch, (long long)t->state.position);
     if (w->rank == 0)
-        check_counts(&t, how);
-    s = t.sync_table->meshed->leave(t.sync, 0, true, &parting);
+        check_counts(t, how);
+    pl_status s = t->sync_table->meshed->leave(t->sync, 0, true, &parting);
     CHECK(s == PL_OK && parting.clean, "%s: they did not part in order", how);
-    compare(w, &kept, &m, (int)((t.total_steps + 5) / 6), how);
-    pl_queue_destroy(m.asked);
-    pl_free(m.batch.data);
-    pl_free(m.batch.label);
-    pl_free(m.batch.index);
-    pl_trainer_close(&t);
-    pl_job_destroy(job);
-    pl_free(path);
+    compare(w, &kept, &m, (int)((t->total_steps + 5) / 6), how);
+    made_up_close(&m);
 }
 
 int main(int argc, char **argv)

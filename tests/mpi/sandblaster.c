@@ -1,26 +1,14 @@
 /* Sandblaster on the ranks it is started with, over MPI and tcp: after every step all ranks hold the same bits, and loss and
  * gradient's norm are those of the whole set as each rank computes them by itself, whoever was slow and whatever was
  * handed out twice; the loss falls; and what a slow rank has is done by another. */
-#include "train/train.h"
-
 #include "check.h"
+#include "made_up.h"
 
 #include <math.h>
-#include <stdlib.h>
-#include <string.h>
 
-enum { SAMPLES = 203, BATCH = 8, WIDTH = 6, STEPS = 12, MOST = 8 };
+enum { SAMPLES = 203, BATCH = 8, WIDTH = 6, STEPS = 12 };
 
-struct asked { int64_t first, rows; };
-struct made_up {
-    struct pl_batch batch;
-    struct pl_queue *asked;
-    struct asked ring[MOST];
-    int next;
-    double read; /* samples so far */
-};
-
-static void fill(struct pl_batch *b, int64_t first, int64_t rows)
+static void read_samples(struct pl_batch *b, int64_t first, int64_t rows)
 {
     memset(b->data, 0, (size_t)(b->capacity * WIDTH) * sizeof(float));
     b->begin = first;
@@ -35,55 +23,7 @@ static void fill(struct pl_batch *b, int64_t first, int64_t rows)
     }
 }
 
-static pl_status feed(void *arg)
-{
-    struct made_up *m = arg;
-    m->asked = m->asked ? m->asked : pl_queue_create(MOST);
-    return PL_OK;
-}
-
-static pl_status ask(void *arg, int64_t epoch, int64_t first, int64_t rows)
-{
-    struct made_up *m = arg;
-    struct asked *a = &m->ring[m->next++ % MOST];
-    *a = (struct asked){first, rows};
-    m->read += (double)rows;
-    return epoch == 0 ? pl_queue_put(m->asked, a) : pl_error(PL_ERR_DATA, "test", "epoch %lld was asked for", (long long)epoch);
-}
-
-static pl_status next(void *arg, struct pl_batch **out)
-{
-    struct made_up *m = arg;
-    void *item;
-    if (pl_queue_get(m->asked, 60000, &item) != PL_OK)
-        return pl_error(PL_ERR_DATA, "test", "nothing was asked for");
-    const struct asked *a = item;
-    fill(&m->batch, a->first, a->rows);
-    *out = &m->batch;
-    return PL_OK;
-}
-
-static void release(void *arg, struct pl_batch *b) { (void)arg, (void)b; }
-static pl_status deal(void *arg, int64_t g, int rank, int ranks, int64_t epoch, int64_t position)
-{
-    (void)arg, (void)g, (void)rank, (void)ranks, (void)epoch, (void)position;
-    return PL_OK;
-}
-
-static void make_batch(struct pl_batch *b)
-{
-    *b = (struct pl_batch){.capacity = BATCH};
-    b->data = pl_alloc(BATCH * WIDTH * sizeof(float), "test");
-    b->label = pl_alloc(BATCH * sizeof(int32_t), "test");
-    b->index = pl_alloc(BATCH * sizeof(int64_t), "test");
-}
-
-static void free_batch(struct pl_batch *b)
-{
-    pl_free(b->data);
-    pl_free(b->label);
-    pl_free(b->index);
-}
+static void fill(struct made_up *m, const struct made_up_asked *a) { read_samples(&m->batch, a->first, a->rows); }
 
 /* ---- what this rank alone makes of the parameters ------------------------------------------------------------ */
 
@@ -102,10 +42,10 @@ static void whole_set(struct pl_trainer *t, double *loss, double *norm)
     struct pl_batch b;
     struct pl_loss_sums sums = {0};
     float *g = pl_alloc((size_t)pl_graph_elems(t->graph) * sizeof *g, "test");
-    make_batch(&b);
+    made_up_batch(t, &b);
     pl_graph_set_grads(t->graph, g);
     for (int64_t first = 0; first < SAMPLES; first += BATCH) {
-        fill(&b, first, SAMPLES - first < BATCH ? SAMPLES - first : BATCH);
+        read_samples(&b, first, SAMPLES - first < BATCH ? SAMPLES - first : BATCH);
         struct pl_graph_batch in = {.rows = b.rows, .data = b.data, .label = b.label, .index = b.index};
         if (pl_graph_forward(t->graph, &in, true, &sums) != PL_OK || pl_graph_backward(t->graph, &in, first > 0, NULL, NULL) != PL_OK)
             exit(1);
@@ -120,7 +60,7 @@ static void whole_set(struct pl_trainer *t, double *loss, double *norm)
     }
     *norm = sqrt(*norm);
     pl_graph_set_grads(t->graph, NULL);
-    free_batch(&b);
+    made_up_free_batch(&b);
     pl_free(g);
 }
 
@@ -140,10 +80,12 @@ static void check_step(struct pl_trainer *t, const struct pl_step_result *r, str
     k->loss[i] = r->loss;
 }
 
-static void compare(struct pl_world *w, const struct kept *mine, double read, int64_t passes, const char *how)
+static void compare(struct pl_world *w, const struct kept *mine, const struct made_up *m, int64_t passes, const char *how)
 {
     struct kept first = *mine;
-    float all, one = (float)read;
+    float all, one = 0;
+    for (int i = 0; i < SAMPLES; i++)
+        one += m->seen[i];
     if (pl_world_broadcast(w, &first, sizeof first, 0) < 0 || pl_world_allreduce(w, &one, &all, 1) < 0)
         pl_world_abort(w, PL_ERR_PEER);
     for (int i = 0; i < STEPS; i++)
@@ -174,41 +116,29 @@ static const char text[] = "model: {name: m, input: {data: [6], label: int}, lay
 
 static void run(struct pl_world *w, const char *transport, const char *delay)
 {
-    struct pl_trainer t;
+    struct made_up m = {.samples = SAMPLES, .epochs = 1, .fill = fill};
+    struct pl_trainer *t = &m.t;
     struct pl_job *job;
-    struct made_up m = {0};
     struct kept kept = {0};
     struct pl_step_result r;
     struct pl_parting parting;
     char *yaml = pl_strdupf(text, transport, delay), how[128];
     snprintf(how, sizeof how, "%s, delay%s", transport, delay);
-    pl_status s = pl_job_parse(yaml, "test", &job);
-    if (s < 0 || (s = pl_trainer_open(&t, w, job, true)) < 0) {
-        fprintf(stderr, "%s: %s\n", how, pl_error_text());
-        exit(1);
+    made_up_end_on(pl_job_parse(yaml, "test", &job), how);
+    made_up_open(&m, w, job, how);
+    while (t->state.step < t->total_steps) {
+        made_up_step(&m, &r);
+        check_step(t, &r, &kept, how);
     }
-    make_batch(&m.batch);
-    t.source = (struct pl_source){.deal = deal, .next = next, .release = release, .feed = feed, .ask = ask, .arg = &m, .epoch_samples = SAMPLES};
-    s = pl_graph_init(t.graph, 1);
-    if (s == PL_OK)
-        s = pl_trainer_deal(&t, w->rank, w->ranks);
-    while (s == PL_OK && t.state.step < t.total_steps)
-        if ((s = pl_trainer_step(&t, &r)) == PL_OK)
-            check_step(&t, &r, &kept, how);
-    if (s < 0)
-        pl_world_abort(w, s);
-    int64_t passes = t.state.epoch;
-    CHECK(t.state.step == STEPS && passes >= STEPS, "%s: %lld steps in %lld passes", how, (long long)t.state.step, (long long)passes);
-    CHECK(t.state.samples_seen == SAMPLES * passes, "%s: %lld samples in %lld passes", how, (long long)t.state.samples_seen, (long long)passes);
+    int64_t passes = t->state.epoch;
+    CHECK(t->state.step == STEPS && passes >= STEPS, "%s: %lld steps in %lld passes", how, (long long)t->state.step, (long long)passes);
+    CHECK(t->state.samples_seen == SAMPLES * passes, "%s: %lld samples in %lld passes", how, (long long)t->state.samples_seen, (long long)passes);
     if (w->rank == 0)
-        check_shares(&t, passes, how);
-    s = t.sync_table->meshed->leave(t.sync, 0, true, &parting);
+        check_shares(t, passes, how);
+    pl_status s = t->sync_table->meshed->leave(t->sync, 0, true, &parting);
     CHECK(s == PL_OK && parting.clean, "%s: they did not part in order", how);
-    compare(w, &kept, m.read, passes, how);
-    pl_queue_destroy(m.asked);
-    free_batch(&m.batch);
-    pl_trainer_close(&t);
-    pl_job_destroy(job);
+    compare(w, &kept, &m, passes, how);
+    made_up_close(&m);
     pl_free(yaml);
 }
 
