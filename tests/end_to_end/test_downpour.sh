@@ -2,14 +2,12 @@
 # Downpour SGD: alone it is plain SGD; its warm-up is synchronous SGD; old gradients are dropped; it learns on several ranks,
 # and a slow one is handed less; it stops, goes on, and ends in order when something fails or a rank is lost.
 . "$PL_SOURCE_DIR/tests/tools/lib.sh"
-cd "$PL_TMPDIR" || exit 1
-cp "$tools"/*.yaml .
-"$tools/make_set.py" train.h5 1000 1 12 4 1 && "$tools/make_set.py" test.h5 203 1 12 4 2 || exit 1
+small_job
 downpour="sync.kind=downpour"
 never="train.eval_every=never"
 # faults POINT RANK ACTION: in the third epoch; a rank need not come by each step
 faults() { local step all=; for step in 37 38 39 40 41 42 43; do all+="${all:+,}$1@$2@step=$step:$3"; done; echo "$all"; }
-ends() { grep '"event": "end"' "$1/metrics.jsonl" | tail -n 1 | grep -q -- "$2" || fail "$1: wanted $2 at its end: $(tail -n 1 "$1/metrics.jsonl")"; }
+ends() { event "$1" end | grep -q -- "$2" || fail "$1: wanted $2 at its end: $(event "$1" end)"; }
 
 # One rank that pushes and fetches in every step: the same bits as without, whatever the optimizer, running statistics too;
 # over the end of an epoch, with a schedule, and cut in two.
@@ -23,7 +21,7 @@ for kind in sgd momentum adam; do
 done
 expect 7 "debug.fault at step" 1 job.yaml $downpour checkpoint.dir=halves report.dir=halves train.steps=40 optimizer.kind=momentum optimizer.lr=0.01 optimizer.schedule.kind=poly optimizer.schedule.total=40 debug.fault=step@step=25:fail checkpoint.every="10 steps"
 run 1 halves $downpour train.steps=40 optimizer.kind=momentum optimizer.lr=0.01 optimizer.schedule.kind=poly optimizer.schedule.total=40
-grep -q '"event": "resume", "step": 20' halves/metrics.jsonl || fail "it did not go on from step 20"
+resumed halves 20
 compare plain-momentum-net halves 0 0 exact
 # Steps of its own between, then their sum at the shard: the same way down, but for rounding.
 even="data.train.limit=960 optimizer.kind=sgd optimizer.weight_decay=0 train.steps=30 $never"
@@ -53,8 +51,7 @@ for n in 3 4; do
     for transport in mpi tcp; do
         run $n learn-$n-$transport $learn exchange.transport=$transport
         ends learn-$n-$transport '"samples": 8000'
-        accuracy=$(grep '"event": "eval"' learn-$n-$transport/metrics.jsonl | tail -n 1 | sed -E 's/.*"accuracy": ([0-9.]+).*/\1/')
-        awk "BEGIN{exit !($accuracy > 0.9)}" || fail "accuracy $accuracy on $n ranks over $transport"
+        holds "$(number learn-$n-$transport eval accuracy) > 0.9" "accuracy on $n ranks over $transport"
         evals=$(grep -c '"event": "eval"' learn-$n-$transport/metrics.jsonl)
         [ "$evals" = 8 ] || fail "$evals evaluations in 8 epochs"
     done
@@ -69,14 +66,12 @@ set -- $shares
 ranks 2 "$PACELINE" eval job.yaml $downpour checkpoint.dir=slow >eval.out 2>&1 || fail "no evaluation: $(cat eval.out)"
 
 # Stopped, and gone on, on other ranks and with another sync.
-( train 3 job.yaml $learn debug.delay.ms=20 checkpoint.dir=stopped report.dir=stopped >stopped.log 2>&1; echo $? >stopped.code ) &
-stop_at stopped "(1[2-9]|[2-9][0-9])"; wait
-[ "$(cat stopped.code)" = 75 ] || fail "stopped with $(cat stopped.code): $(tail -n 3 stopped.log)"
+stopped 3 stopped "(1[2-9]|[2-9][0-9])" $learn debug.delay.ms=20
 cp -r stopped other && cp -r stopped sync
 run 3 stopped $learn
 run 2 other $learn
 run 2 sync $learn sync.kind=allreduce
-for dir in stopped other sync; do grep -q '"event": "resume"' $dir/metrics.jsonl || fail "$dir did not go on"; done
+for dir in stopped other sync; do resumed $dir '[1-9]'; done
 grep -q "are of downpour and not used by sync.kind allreduce" sync.log || fail "sync.warmup was ignored without a word"
 run 3 clock $learn train.epochs=4 checkpoint.every="20 ms" checkpoint.keep=50 checkpoint.background=false debug.delay.ms=5
 [ "$(grep -c '"event": "checkpoint"' clock/metrics.jsonl)" -gt 2 ] || fail "no checkpoints by the clock"
@@ -87,27 +82,13 @@ expect 4 "the loss is not finite in step" 1 job.yaml $learn checkpoint.dir=no re
 expect 4 "the loss is not finite in step" 3 job.yaml $learn checkpoint.dir=no report.dir=no optimizer.lr=1e17 sync.warmup="1000 steps"
 # A rank that is lost, or silent, ends it with 5, after a checkpoint of what is left; from there it goes on.
 PL_MPIRUN+=(--enable-recovery)
-for how in tcp:kill tcp:hang; do
-    dir=lost-${how#*:}
-    train 4 job.yaml $learn checkpoint.dir=$dir report.dir=$dir exchange.transport=${how%:*} exchange.timeout="3 s" debug.fault="$(faults step rank=2 "${how#*:}")" >$dir.log 2>&1 &
-    pid=$!
-    for ((i = 0; i < 600; i++)); do [ -e $dir/exit.json ] && break; sleep 0.05; done
-    grep -q '"code": 5' $dir/exit.json || fail "$how: $(cat $dir/exit.json) $(tail -n 3 $dir.log)"
-    for ((i = 0; i < 100 && $(grep -c "sync: " $dir.log) == 0; i++)); do sleep 0.05; done # the message follows
-    hung=$(rank_of "checkpoint.dir=$dir")
-    [ -z "$hung" ] || kill -KILL "$hung"
-    wait $pid
-    [ "$(grep -c "rank 0/4.* sync: .*rank 2" $dir.log)" = 1 ] || fail "$how: wanted one message: $(cat $dir.log)"
+for how in 2:kill 2:hang 0:kill; do # without rank 0 it is the next one that gathers what is left, and says how it ended
+    dir=lost-${how/:/-}
+    loses "${how%:*}" $dir $learn exchange.transport=tcp debug.fault="$(faults step "rank=${how%:*}" "${how#*:}")"
     run 3 $dir $learn
-    grep -q '"event": "resume", "step": [34]' $dir/metrics.jsonl || fail "$how: it did not go on: $(grep resume $dir/metrics.jsonl)"
+    resumed $dir '[34]'
 done
-# Without rank 0 it is the next one that gathers what is left, and says how it ended.
-train 4 job.yaml $learn checkpoint.dir=lost-0 report.dir=lost-0 exchange.transport=tcp debug.fault="$(faults step rank=0 kill)" >lost-0.log 2>&1
-grep -q '"code": 5' lost-0/exit.json || fail "rank 0 lost: $(cat lost-0/exit.json) $(tail -n 3 lost-0.log)"
-[ "$(grep -c "rank 1/4.* sync: .*rank 0" lost-0.log)" = 1 ] || fail "rank 0 lost: wanted one message: $(cat lost-0.log)"
-run 3 lost-0 $learn
-grep -q '"event": "resume", "step": [34]' lost-0/metrics.jsonl || fail "rank 0 lost: it did not go on: $(grep resume lost-0/metrics.jsonl)"
-# If that is lost as well before it has written, it is the next one's turn.
+# If the next one is lost as well before it has written, it is the next one's turn.
 train 4 job.yaml $learn checkpoint.dir=lost-two report.dir=lost-two exchange.transport=tcp debug.fault="$(faults step rank=0 kill),checkpoint.before_rename@rank=1:kill" >lost-two.log 2>&1
 grep -q '"code": 5' lost-two/exit.json || fail "ranks 0 and 1 lost: $(cat lost-two/exit.json) $(tail -n 3 lost-two.log)"
 [ "$(grep -c "rank 2/4.* sync: .*rank 0.*rank 1" lost-two.log)" = 1 ] || fail "ranks 0 and 1 lost: wanted one message of rank 2: $(cat lost-two.log)"
@@ -116,10 +97,10 @@ grep -q '"event": "resume", "step": [34]' lost-two/metrics.jsonl || fail "ranks 
 # A rank that stands still for so long that the others give it up writes nothing over what they wrote, when it wakes up.
 train 3 job.yaml $learn checkpoint.dir=asleep report.dir=asleep exchange.transport=tcp exchange.timeout="2 s" train.epochs=60 debug.delay.ms=20 >asleep.log 2>&1 &
 pid=$!
-for ((i = 0; i < 600; i++)); do grep -q '"step": 2[0-9],' asleep/metrics.jsonl 2>/dev/null && break; sleep 0.05; done
-asleep=$(rank_of "checkpoint.dir=asleep")
+wait_for 30 reported asleep '2[0-9]'
+asleep=$(rank_of asleep 2)
 kill -STOP "$asleep"
-for ((i = 0; i < 200; i++)); do [ -e asleep/exit.json ] && break; sleep 0.05; done
+wait_for 10 test -e asleep/exit.json
 written=$(cat asleep/latest) outcome=$(cat asleep/exit.json)
 sleep 1; kill -CONT "$asleep"; wait $pid
 [ "$written" = "$(cat asleep/latest)" ] && [ "$outcome" = "$(cat asleep/exit.json)" ] || fail "asleep: $written and $outcome became $(cat asleep/latest) and $(cat asleep/exit.json)"

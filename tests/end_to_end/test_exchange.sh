@@ -2,14 +2,8 @@
 # The same run over mpi and tcp gives the same bits where the algorithm is the same, on 2 to 5 ranks; compressed
 # gradients train; a measured table is used; every transport that is not there says why.
 . "$PL_SOURCE_DIR/tests/tools/lib.sh"
-cd "$PL_TMPDIR" || exit 1
-cp "$tools"/*.yaml .
-"$tools/make_set.py" train.h5 1000 1 12 4 1 && "$tools/make_set.py" test.h5 203 1 12 4 2 || exit 1
-accuracy() {
-    local a
-    a=$(grep '"eval"' "$1/metrics.jsonl" | tail -n 1 | sed -E 's/.*"accuracy": ([0-9.]+).*/\1/')
-    awk "BEGIN{exit !($a > $2)}" || fail "$1: accuracy $a, wanted more than $2"
-}
+small_job
+accuracy() { holds "$(number "$1" eval accuracy) > $2" "accuracy of $1"; }
 
 # Many small buckets: several collectives are under way.
 small="train.epochs=1 train.global_batch=190 exchange.bucket_mb=0.001 checkpoint.every=never"

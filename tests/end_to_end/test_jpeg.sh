@@ -2,7 +2,6 @@
 # A set of JPEG images as images_to_hdf5.py --jpeg writes it: the files' bytes, the pixels that Pillow would have stored,
 # training with the same bits on any number of decoding threads, and what is refused.
 . "$PL_SOURCE_DIR/tests/tools/lib.sh"
-cd "$PL_TMPDIR" || exit 1
 cp "$tools"/*.yaml .
 /usr/bin/python3 -c 'import PIL' 2>/dev/null || { echo "skipped: python3-pil is not installed"; exit 77; }
 "$PACELINE" doctor 2>/dev/null | grep -q '^jpeg  *TurboJPEG' || { echo "skipped: built without TurboJPEG"; exit 77; }

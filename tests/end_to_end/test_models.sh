@@ -2,7 +2,6 @@
 # The models of models/imagenet: the files are what their generator writes, have the parameters that their headers name
 # (torchvision's numbers), and each job fits its model.
 . "$PL_SOURCE_DIR/tests/tools/lib.sh"
-cd "$PL_TMPDIR" || exit 1
 m=$PL_SOURCE_DIR/models/imagenet
 /usr/bin/python3 "$m/make_models.py" --check || fail "make_models.py --check"
 while read -r name parameters; do

@@ -2,7 +2,6 @@
 # bench nullstep: each case on 1 to 3 ranks by every way to add up (the program itself checks the parameters at the end),
 # what it prints and writes, and refusals.
 . "$PL_SOURCE_DIR/tests/tools/lib.sh"
-cd "$PL_TMPDIR" || exit 1
 nullstep() { local n=$1; shift; ranks "$n" "$PACELINE" bench nullstep --json=all.json "$@" >out 2>&1 || { fail "nullstep on $n ranks: $*"; cat out; }; cat out; }
 cases=0
 for n in 1 2 3; do

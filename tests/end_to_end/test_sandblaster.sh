@@ -3,20 +3,15 @@
 # midst of a step, goes on, also with another sync, and ends in order when something fails, a rank is lost or silent, or
 # there is no way further down. What cannot work is refused.
 . "$PL_SOURCE_DIR/tests/tools/lib.sh"
-cd "$PL_TMPDIR" || exit 1
-cp "$tools"/*.yaml .
-"$tools/make_set.py" train.h5 1000 1 12 4 1 && "$tools/make_set.py" test.h5 203 1 12 4 2 || exit 1
+small_job
 sand="sync.kind=sandblaster optimizer.kind=sgd optimizer.weight_decay=0.01"
 few="$sand train.steps=12 train.eval_every=never"
-event() { grep "\"event\": \"$2\"" "$1/metrics.jsonl" | tail -n 1; } # event DIR NAME: the last
-number() { event "$1" "$2" | sed -nE "s/.*\"$3\": ([0-9.e+-]+).*/\1/p"; } # number DIR EVENT KEY
-fewer() { awk "BEGIN{exit !($1)}" || fail "wanted $1: $2"; }
 
 # ---- one way down, whoever computes ----------------------------------------------------------------------------
 run 1 one $few
 run 1 again $few
 compare one again 0 0 exact
-fewer "$(number one step loss) < 0.2" "loss after 12 steps"
+holds "$(number one step loss) < 0.2" "loss after 12 steps"
 says one '"sync": "sandblaster"'
 says one '"passes": 1[2-9],.*"lr":.*"grad_norm"'
 for n in 2 3 4; do
@@ -32,10 +27,10 @@ compare one bigger 1e-3 1e-2
 
 # ---- epochs are passes -----------------------------------------------------------------------------------------------
 run 2 epochs $sand train.epochs=15 train.eval_every="5 epochs"
-fewer "$(number epochs step passes) >= 15 && $(number epochs step passes) < 25" "passes of 15 epochs"
+holds "$(number epochs step passes) >= 15 && $(number epochs step passes) < 25" "passes of 15 epochs"
 [ "$(number epochs end samples)" = $((1000 * $(number epochs step passes))) ] || fail "samples: $(event epochs end)"
 [ "$(grep -c '"event": "eval"' epochs/metrics.jsonl)" = 3 ] || fail "evaluations in 15 epochs: $(grep -c '"event": "eval"' epochs/metrics.jsonl)"
-fewer "$(number epochs eval accuracy) > 0.95" "accuracy"
+holds "$(number epochs eval accuracy) > 0.95" "accuracy"
 ranks 2 "$PACELINE" eval job.yaml $sand checkpoint.dir=epochs >eval.out 2>&1 || fail "no evaluation: $(cat eval.out)"
 run 1 epochs $sand train.epochs=15
 grep -q "this run is done" epochs.log || fail "it began again: $(tail -n 2 epochs.log)"
@@ -50,19 +45,17 @@ event bottom end | grep -q '"reason": "converged"' || fail "no end at the bottom
 # ---- stopped, and gone on ---------------------------------------------------------------------------------------------
 run 1 halves $few train.steps=6
 run 2 halves $few
-grep -q '"event": "resume", "step": 6' halves/metrics.jsonl || fail "it did not go on from step 6"
-fewer "$(number halves step loss) < $(number halves resume step) * 0.05" "loss after 6 steps and 6"
+resumed halves 6
+holds "$(number halves step loss) < $(number halves resume step) * 0.05" "loss after 6 steps and 6"
 run 2 sync $few train.steps=6
 run 2 sync optimizer.kind=sgd optimizer.weight_decay=0.01 train.steps=20 sync.history=5
 grep -q "sync.history and tolerance are of sandblaster" sync.log || fail "sync.history was ignored without a word"
 run 3 sync $few train.steps=26
-grep -q '"event": "resume", "step": 20' sync/metrics.jsonl || fail "it did not go on from another sync"
+resumed sync 20
 # A signal does not wait for the end of a step: 63 portions of 50 ms each.
-( train 3 job.yaml $sand train.batch=16 train.steps=100 debug.delay.ms=50 checkpoint.dir=stopped report.dir=stopped >stopped.log 2>&1; echo $? >stopped.code ) &
-stop_at stopped "[1-9]"; wait
-[ "$(cat stopped.code)" = 75 ] || fail "stopped with $(cat stopped.code): $(tail -n 3 stopped.log)"
+stopped 3 stopped "[1-9]" $sand train.batch=16 train.steps=100 debug.delay.ms=50
 run 2 stopped $few
-grep -q '"event": "resume", "step": [1-9]' stopped/metrics.jsonl || fail "it did not go on after a signal"
+resumed stopped '[1-9]'
 run 3 clock $few checkpoint.every="1 ms" checkpoint.keep=50 checkpoint.background=false
 [ "$(grep -c '"event": "checkpoint"' clock/metrics.jsonl)" -gt 5 ] || fail "no checkpoints by the clock"
 
@@ -90,18 +83,10 @@ PL_MPIRUN+=(--enable-recovery)
 for how in tcp:2:kill tcp:2:hang tcp:0:kill tcp:0:hang mpi:2:hang; do
     IFS=: read -r transport rank action <<<"$how"
     dir=lost-$transport-$rank-$action
-    train 4 job.yaml $few train.steps=40 checkpoint.dir=$dir report.dir=$dir exchange.transport=$transport exchange.timeout="3 s" debug.fault="step@rank=$rank@step=8:$action" >$dir.log 2>&1 &
-    pid=$!
-    for ((i = 0; i < 600; i++)); do [ -e $dir/exit.json ] && break; sleep 0.05; done
-    grep -q '"code": 5' $dir/exit.json || fail "$how: $(cat $dir/exit.json) $(tail -n 3 $dir.log)"
-    for ((i = 0; i < 100; i++)); do grep -q "sync: .*rank $rank" $dir.log && break; sleep 0.05; done # said after exit.json
-    [ "$(grep -c "rank ./4.* sync: .*rank $rank" $dir.log)" = 1 ] || fail "$how: wanted one message: $(cat $dir.log)"
-    hung=$(rank_of "checkpoint.dir=$dir")
-    [ -z "$hung" ] || kill -KILL "$hung"
-    wait $pid
+    loses "$rank" $dir $few train.steps=40 exchange.transport="$transport" debug.fault="step@rank=$rank@step=8:$action"
     [ -e $dir/step-00000008 ] || fail "$how: no checkpoint of step 8: $(ls $dir)"
     run 3 $dir $few
-    grep -q '"event": "resume", "step": 8' $dir/metrics.jsonl || fail "$how: it did not go on: $(grep resume $dir/metrics.jsonl)"
+    resumed $dir 8
 done
 # Who is left writes, if it is lost before it has the next one; and when rank 0 is lost over its last checkpoint, another writes that.
 train 4 job.yaml $few train.steps=40 checkpoint.dir=lost-two report.dir=lost-two exchange.transport=tcp debug.fault="step@rank=0@step=8:kill,checkpoint.before_rename@rank=1:kill" >lost-two.log 2>&1

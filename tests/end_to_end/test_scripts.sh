@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # The converters on tiny files of every kind, their refusals, the checker, the generator and the plot.
 . "$PL_SOURCE_DIR/tests/tools/lib.sh"
-cd "$PL_TMPDIR" || exit 1
 s=$PL_SOURCE_DIR/data/scripts
 /usr/bin/python3 - <<'PY' || exit 1
 import gzip, pickle

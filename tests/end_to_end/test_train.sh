@@ -2,9 +2,8 @@
 # Whole runs on a small set: learning, the same on 1 to 4 ranks, the same bits twice and after a stop, short batches,
 # few test samples, accumulation, evaluation and prediction.
 . "$PL_SOURCE_DIR/tests/tools/lib.sh"
-cd "$PL_TMPDIR" || exit 1
-cp "$tools"/*.yaml .
-"$tools/make_set.py" train.h5 1000 1 12 4 1 && "$tools/make_set.py" test.h5 203 1 12 4 2 && "$tools/make_set.py" tiny.h5 2 1 12 4 3 || exit 1
+small_job
+make_set tiny.h5 2 1 12 4 3
 
 # One step from equal weights, the same global batch (not divisible by 3), 1 to 4 ranks.
 for n in 1 2 3 4; do run $n one-$n train.steps=1 train.global_batch=190 train.eval_every=never; done
@@ -26,17 +25,13 @@ grep -q 'no shared memory: rank 2 cannot have' without.log || fail "the want of 
 run 2 twice-a train.epochs=6
 run 2 twice-b train.epochs=6
 compare twice-a twice-b 0 0 exact
-accuracy=$(grep '"eval"' twice-a/metrics.jsonl | tail -n 1 | sed -E 's/.*"accuracy": ([0-9.]+).*/\1/')
-awk "BEGIN{exit !($accuracy > 0.9)}" || fail "accuracy $accuracy, wanted more than 0.9"
+accuracy=$(number twice-a eval accuracy)
+holds "$accuracy > 0.9" "accuracy"
 grep -q '"samples": 203' twice-a/metrics.jsonl || fail "the evaluation did not count 203 samples"
 
 # Stopped by USR1 in mid-run, resumed: the bits of the run without the stop. A rank is slowed so that there is time.
 run 2 straight train.epochs=8
-( train 2 job.yaml train.epochs=8 checkpoint.dir=stopped report.dir=stopped debug.delay.ms=20 >stopped.log 2>&1; echo $? >stopped.code ) &
-waiter=$!
-stop_at stopped 20
-wait $waiter
-[ "$(cat stopped.code)" = 75 ] || fail "a stopped run ended with $(cat stopped.code), wanted 75"
+stopped 2 stopped 20 train.epochs=8 debug.delay.ms=20
 step=$(sed 's/step-0*//' stopped/latest)
 echo "stopped after step $step of $(sed 's/step-0*//' straight/latest)"
 run 2 stopped train.epochs=8
@@ -68,9 +63,9 @@ for kind in sgd nesterov adagrad adadelta rmsprop adam adamw lars; do
     lr=0.01; [ $kind = sgd ] && lr=0.2; [ $kind = adadelta ] && lr=5; [ $kind = lars ] && lr=10
     run 1 opt-$kind optimizer.kind=$kind optimizer.lr=$lr optimizer.clip_norm=5 train.epochs=3
     first=$(grep '"event": "step"' opt-$kind/metrics.jsonl | head -n 1 | sed -E 's/.*"loss": ([0-9.e+-]+).*/\1/')
-    last=$(grep '"event": "step"' opt-$kind/metrics.jsonl | tail -n 1 | sed -E 's/.*"loss": ([0-9.e+-]+).*/\1/')
+    last=$(number opt-$kind step loss)
     echo "$kind: loss $first to $last"
-    awk "BEGIN{exit !($last < 0.8 * $first)}" || fail "$kind does not learn: loss $first to $last"
+    holds "$last < 0.8 * $first" "the loss by $kind"
 done
 run 1 cpu device.kind=cpu train.steps=5 train.eval_every=never
 run 1 reference device.kind=reference train.steps=5 train.eval_every=never
@@ -89,9 +84,8 @@ run 3 midst data.train.limit=600 train.batch=30 train.epochs=2
 evals=$(sed -nE 's/.*"event": "eval".*"step": ([0-9]+), "epoch": ([0-9]+).*/\1:\2/p' midst/metrics.jsonl | tr '\n' ' ')
 [ "$evals" = "3:0 5:0 7:0 14:1 " ] || fail "on 2, 4 and 3 ranks in one epoch it evaluated at \"$evals\""
 # Stopped at a step whose evaluation was due: it is made when the run goes on, and its goal counts.
-( train 2 job.yaml checkpoint.dir=goal report.dir=goal train.epochs=4 train.eval_every="4 steps" train.stop.above=0.01 debug.fault=step@step=3:delay=3000 >goal.log 2>&1; echo $? >goal.code ) &
-stop_at goal 3; wait
-[ "$(cat goal.code) $(cat goal/latest)" = "75 step-00000004" ] || fail "wanted a stop at step 4, got $(cat goal.code) $(cat goal/latest)"
+stopped 2 goal 3 train.epochs=4 train.eval_every="4 steps" train.stop.above=0.01 debug.fault=step@step=3:delay=3000
+[ "$(cat goal/latest)" = step-00000004 ] || fail "wanted a stop at step 4, got $(cat goal/latest)"
 run 2 goal train.epochs=4 train.eval_every="4 steps" train.stop.above=0.01
 [ "$(cat goal/latest)" = step-00000004 ] || fail "the goal of an evaluation that a stop held up was missed: $(cat goal/latest)"
 # eval and predict agree with the run's own evaluation.

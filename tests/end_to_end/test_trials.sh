@@ -2,13 +2,9 @@
 # Trials of stragglers: debug.delay holds the named ranks up, as drawn, in every run alike, and changes no bit of the
 # result; debug.compute_ms sleeps in place of computing while all else goes on; both say so; wrong values are refused.
 . "$PL_SOURCE_DIR/tests/tools/lib.sh"
-cd "$PL_TMPDIR" || exit 1
-cp "$tools"/*.yaml .
-"$tools/make_set.py" train.h5 1000 1 12 4 1 && "$tools/make_set.py" test.h5 203 1 12 4 2 || exit 1
-model() { echo "$1/$(cat "$1/latest")/model.h5"; }
-run() { local n=$1 dir=$2; shift 2; train "$n" job.yaml train.eval_every=never checkpoint.dir="$dir" report.dir="$dir" "$@" >"$dir.log" 2>&1 || { fail "training failed: $dir"; tail -n 5 "$dir.log"; }; }
-compare() { echo -n "$1 against $2: "; "$tools/compare.py" "$(model "$1")" "$(model "$2")" "${@:3}" || fail "$1 and $2 differ"; }
-says() { grep -qF "trial: $2" "$1.log" && grep -qF "\"trial\": \"$2" "$1/metrics.jsonl" || { fail "$1 does not say: $2"; head -n 5 "$1.log"; }; }
+small_job
+job+=(train.eval_every=never)
+tells() { grep -qF "trial: $2" "$1.log" && grep -qF "\"trial\": \"$2" "$1/metrics.jsonl" || { fail "$1 does not say: $2"; head -n 5 "$1.log"; }; }
 steps() { # steps DIR PYTHON-CONDITION over step_ms, compute_ms (lists) and metrics (a list of all steps)
     /usr/bin/python3 - "$@" <<'PY' || fail "$1: not true: $2"
 import json, sys
@@ -28,8 +24,8 @@ steps first 'min(step_ms) >= 40 and min(compute_ms) >= 40'
 steps other 'min(step_ms) >= 40 and all(e["step_ms"] - e["data_ms"] - e["update_ms"] >= 39 for e in metrics)'
 compare plain first 0 0 exact
 compare plain other 0 0 exact
-says first 'debug.delay: rank 0 held up in each step, 40 ms'
-says both 'debug.delay: ranks 1, 2 held up in each step, 40 ms'
+tells first 'debug.delay: rank 0 held up in each step, 40 ms'
+tells both 'debug.delay: ranks 1, 2 held up in each step, 40 ms'
 grep -q trial plain.log plain/metrics.jsonl && fail "a run without a trial speaks of one"
 # Drawn: some of 20 steps are held up, and the same ones again.
 run 2 drawn train.steps=20 "debug.delay={ms: 300, probability: 0.1}"
@@ -37,7 +33,7 @@ run 2 again train.steps=20 "debug.delay={ms: 300, probability: 0.1}"
 steps drawn '0 < sum(t >= 300 for t in step_ms) < 20'
 held() { sed -nE 's/.*"step": ([0-9]+),.*"step_ms": ([0-9.]+).*/\1 \2/p' "$1/metrics.jsonl" | awk '$2 >= 300 {print $1}' | tr '\n' ' '; }
 [ "$(held drawn)" = "$(held again)" ] || fail "held up in steps $(held drawn)and then in $(held again)"
-says drawn 'debug.delay: every rank held up in each step, 300 ms, with probability 0.1'
+tells drawn 'debug.delay: every rank held up in each step, 300 ms, with probability 0.1'
 # Sleeping in place of computing: a constant loss, gradients of 0, the exchange and the update as ever.
 still="debug.compute_ms=20 optimizer.weight_decay=0"
 run 2 early $still train.steps=1
@@ -50,8 +46,8 @@ compare early late 0 0 exact
 compare early network 0 0 exact
 run 2 decays debug.compute_ms=1 train.steps=6
 "$tools/compare.py" "$(model early)" "$(model decays)" 0 0 exact >/dev/null && fail "no weight decay: the optimizer does not run"
-says late 'debug.compute_ms: forward and backward are a sleep of 20 ms, gradients are 0; debug.delay: every rank held up in each step, pareto, at least 10 ms, shape 3'
-says network 'debug.compute_ms: forward and backward are a sleep of 20 ms, gradients are 0; debug.delay: every rank held up in each step, exponential, mean 3 ms'
+tells late 'debug.compute_ms: forward and backward are a sleep of 20 ms, gradients are 0; debug.delay: every rank held up in each step, pareto, at least 10 ms, shape 3'
+tells network 'debug.compute_ms: forward and backward are a sleep of 20 ms, gradients are 0; debug.delay: every rank held up in each step, exponential, mean 3 ms'
 
 no="checkpoint.dir=no report.dir=no"
 expect 2 "debug.delay.rank 2: there are ranks 0 to 1" 2 job.yaml $no "debug.delay={rank: 2, ms: 5}"

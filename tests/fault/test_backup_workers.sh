@@ -3,20 +3,10 @@
 # with a checkpoint and the right exit code. Ranks sleep in place of computing.
 . "$PL_SOURCE_DIR/tests/tools/lib.sh"
 . "$PL_SOURCE_DIR/tests/network/hosts.sh"
-cd "$PL_TMPDIR" || exit 1
 mpirun --version 2>&1 | grep -q 'Open MPI' || { echo "skipped: mpirun is not Open MPI's"; exit 77; }
-cp "$tools"/*.yaml .
-"$tools/make_set.py" train.h5 2000 1 12 4 1 && "$tools/make_set.py" test.h5 203 1 12 4 2 || exit 1
+small_job 2000
 export PACELINE_LINGER=3
 
-# rank DIR R: the pid of rank R of the run in DIR
-rank() {
-    local p
-    for p in $(pgrep -x paceline); do
-        grep -qzx "report.dir=$1" "/proc/$p/cmdline" 2>/dev/null && grep -qzx "PL_TMPDIR=$PL_TMPDIR" "/proc/$p/environ" &&
-            grep -qzx "OMPI_COMM_WORLD_RANK=$2" "/proc/$p/environ" && echo "$p"
-    done
-}
 end_all() {
     local p
     for p in $(pgrep -x 'paceline|mpirun'); do
@@ -35,19 +25,10 @@ launch() {
     timeout --kill-after=5 120 "$PL_SOURCE_DIR/jobs/launch.sh" --oversubscribe --bind-to none -n "$n" job.yaml "${keys[@]}" checkpoint.dir="$dir" report.dir="$dir" "$@" >"$dir.log" 2>&1 &
     launched=$!
 }
-# until_step DIR STEP: until the run has reported one that is later
-until_step() {
-    local i
-    for ((i = 0; i < 1000; i++)); do
-        [ "$(grep -oE '"event": "step", "step": [0-9]+' "$1/metrics.jsonl" 2>/dev/null | tail -n 1 | grep -oE '[0-9]+$')" -ge "$2" ] 2>/dev/null && return
-        kill -0 $launched 2>/dev/null || return
-        sleep 0.02
-    done
-}
-until_said() { # until_said DIR EVENT
-    local i
-    for ((i = 0; i < 1000; i++)); do grep -q "\"event\": \"$2\"" "$1/metrics.jsonl" && return; kill -0 $launched 2>/dev/null || return; sleep 0.02; done
-}
+# until_step DIR STEP: until the run has reported one that is later, or has ended
+until_step() { wait_for 20 come_to "$@"; }
+come_to() { [ "$(number "$1" step step)" -ge "$2" ] || ! kill -0 $launched; }
+said() { grep -q "\"event\": \"$2\"" "$1/metrics.jsonl" || ! kill -0 $launched; } # said DIR EVENT: or it has ended
 # ends DIR CODE MESSAGES PATTERN: the run ends with that code and so many (a pattern) messages of errors, its output having PATTERN
 ends() {
     local code count
@@ -60,73 +41,73 @@ ends() {
     else
         echo "ok: $1: exit $code, $(grep -E -- "$4" "$1.log" | head -n 1)"
     fi
-    [ $code -eq 0 ] && [ -n "$(rank "$1" '[0-9]*')" ] && fail "$1: a rank is left"
+    [ $code -eq 0 ] && [ -n "$(rank_of "$1")" ] && fail "$1: a rank is left"
 }
 kept() { [ -e "$1/latest" ] && [ -e "$1/$(cat "$1/latest")/model.h5" ] || fail "$1: no checkpoint"; }
 untouched() { [ ! -e "$1/latest" ] || fail "$1: a checkpoint was written"; }
 
 # Lost ranks.
 launch killed 4; until_step killed 20
-kill -KILL "$(rank killed 2)"
+kill -KILL "$(rank_of killed 2)"
 ends killed 0 0 '^lost rank 2 at step'
 says killed '"event": "lost_rank"'; kept killed
 launch first 4; until_step first 20
-kill -KILL "$(rank first 0)"
+kill -KILL "$(rank_of first 0)"
 ends first 0 0 '^lost rank 0 at step'
 [ "$(grep -c '"event": "end"' first/metrics.jsonl)" -eq 1 ] || fail "first: the rank that took over wrote no end"
 kept first
 grep -q 'PMIX ERROR' killed.log first.log && fail "words of Open MPI's own came through"
 launch few 5; until_step few 20
-kill -KILL "$(rank few 1)" "$(rank few 3)"
+kill -KILL "$(rank_of few 1)" "$(rank_of few 3)"
 ends few 5 1 'lost rank 1, 3: 3 members are left, sync.backup_workers needs 4'
 kept few
 launch half 4; until_step half 20
-kill -KILL "$(rank half 1)" "$(rank half 2)"
+kill -KILL "$(rank_of half 1)" "$(rank_of half 2)"
 ends half 5 1 'cut off from most of the 4 members'
 untouched half
 launch nobody 2; until_step nobody 10
-kill -KILL "$(rank nobody 0)" "$(rank nobody 1)"
+kill -KILL "$(rank_of nobody 0)" "$(rank_of nobody 1)"
 ends nobody 5 0 'no nobody/exit.json: no rank lived'
 
 # A rank that stops for a while comes back with the others' state.
 for r in 0 2; do
     launch back$r 4 train.steps=250; until_step back$r 20
-    stopped=$(rank back$r $r)
-    kill -STOP "$stopped"; until_said back$r lost_rank; kill -CONT "$stopped"
+    stopped=$(rank_of back$r $r)
+    kill -STOP "$stopped"; wait_for 20 said back$r lost_rank; kill -CONT "$stopped"
     ends back$r 0 0 "^rank $r is back at step"
     says back$r '"event": "lost_rank"'; says back$r '"event": "back_rank"'
 done
 # One that never comes back does not hold up the end.
 launch stuck 4; until_step stuck 20
-kill -STOP "$(rank stuck 3)"
+kill -STOP "$(rank_of stuck 3)"
 ends stuck 0 '0|1' 'the run ended 3 s ago, a rank or mpirun did not'
 
 # The same where parameters are averaged every few steps: a lost rank, one that comes back, too few.
 averaged=(sync.kind=local_sgd sync.tau=4)
 launch averaged 4 "${averaged[@]}"; until_step averaged 20
-kill -KILL "$(rank averaged 2)"
+kill -KILL "$(rank_of averaged 2)"
 ends averaged 0 0 '^lost rank 2 at step'
 kept averaged
 launch averaged-back 4 "${averaged[@]}" train.steps=300; until_step averaged-back 20
-stopped=$(rank averaged-back 0)
-kill -STOP "$stopped"; until_said averaged-back lost_rank; kill -CONT "$stopped"
+stopped=$(rank_of averaged-back 0)
+kill -STOP "$stopped"; wait_for 20 said averaged-back lost_rank; kill -CONT "$stopped"
 ends averaged-back 0 0 '^rank 0 is back at step'
 grep -q '^4 ranks hold the same parameters' averaged-back.log || fail "averaged-back: $(tail -n 1 averaged-back.log)"
 launch averaged-few 5 "${averaged[@]}"; until_step averaged-few 20
-kill -KILL "$(rank averaged-few 1)" "$(rank averaged-few 3)"
+kill -KILL "$(rank_of averaged-few 1)" "$(rank_of averaged-few 3)"
 ends averaged-few 5 1 'lost rank 1, 3: 3 members are left, sync.backup_workers needs 4'
 kept averaged-few
 launch averaged-slow 3 "${averaged[@]}" debug.delay.rank=2 debug.delay.ms=60
 ends averaged-slow 0 0 '^replicas that came late, by rank: .*2: [0-9]'
 step=$(cat averaged-few/latest) && [ $((10#${step#step-} % 4)) -eq 0 ] || fail "averaged-few: the checkpoint is of $step, no averaging"
 launch averaged-signal 4 "${averaged[@]}" train.steps=5000; until_step averaged-signal 20
-kill -USR1 "$(rank averaged-signal 2)"
+kill -USR1 "$(rank_of averaged-signal 2)"
 ends averaged-signal 75 0 'stopped on a signal after step'
 kept averaged-signal
 
 # Signals.
 launch signal 4 train.steps=5000; until_step signal 20
-kill -USR1 "$(rank signal 2)"
+kill -USR1 "$(rank_of signal 2)"
 ends signal 75 0 'stopped on a signal after step'
 kept signal
 timeout --kill-after=5 120 "$PL_SOURCE_DIR/jobs/launch.sh" --oversubscribe --bind-to none -n 4 job.yaml "${keys[@]}" train.steps=60 checkpoint.dir=signal report.dir=signal >resumed.log 2>&1 ||
@@ -137,7 +118,7 @@ kill -TERM "$(pgrep -f 'launch.sh.*report.dir=term' -n)"
 ends term 75 0 'stopped on a signal after step'
 kept term
 launch both 4 train.steps=5000; until_step both 20
-kill -USR1 "$(rank both 3)"; kill -KILL "$(rank both 1)"
+kill -USR1 "$(rank_of both 3)"; kill -KILL "$(rank_of both 1)"
 ends both 75 0 'stopped on a signal after step'
 kept both
 
@@ -162,7 +143,7 @@ refused "-H no-such-host.invalid:2 -n 2" 'unable to reliably start'
 for how in KILL STOP; do
     launch mpi-$how 3 exchange.transport=mpi sync.lost_after="3 s" exchange.timeout="3 s" debug.compute_ms=60 checkpoint.every="5 steps" train.steps=1000
     until_step mpi-$how 12
-    kill -$how "$(rank mpi-$how 2)"; begin=$SECONDS
+    kill -$how "$(rank_of mpi-$how 2)"; begin=$SECONDS
     ends mpi-$how 5 1 'sync: lost rank .*2'
     [ $((SECONDS - begin)) -le 13 ] || fail "mpi-$how: took $((SECONDS - begin)) s" # lost_after, and PACELINE_LINGER for a stopped one
     kept mpi-$how

@@ -1,12 +1,9 @@
 #!/usr/bin/env bash
 # Bad input and failures on 3 ranks: each its message, once, its exit code, and no hang.
 . "$PL_SOURCE_DIR/tests/tools/lib.sh"
-cd "$PL_TMPDIR" || exit 1
-cp "$tools"/*.yaml .
-make() { "$tools/make_set.py" "$@" || exit 1; }
-make train.h5 600 1 12 4 1; make test.h5 100 1 12 4 2; make label.h5 600 1 12 4 1 label; make nan.h5 600 1 12 4 1 nan
-make name.h5 600 1 12 4 1 name; make truncated.h5 600 1 12 4 1 truncated; make shape.h5 600 1 14 4 1; make two.h5 2 1 12 4 1
-make huge.h5 600 1 12 4 1 huge
+small_job 600 100
+for what in label nan name truncated huge; do make_set $what.h5 600 1 12 4 1 $what; done
+make_set shape.h5 600 1 14 4 1; make_set two.h5 2 1 12 4 1
 echo "not HDF5 at all" >text.h5
 say() { echo "--- $*"; }
 data() { echo "data.train.file=$1"; }
@@ -99,7 +96,6 @@ printf 'x' | dd of="f5/$newest/model.h5" bs=1 seek=3000 conv=notrunc 2>/dev/null
 train 2 job.yaml checkpoint.dir=f5 report.dir=f5 >out 2>&1 || fail "no resume past a damaged checkpoint"
 grep -q "$newest is damaged" out || { fail "the damaged checkpoint was not named"; cat out; }
 # Under on_error continue a stop does not speak of a checkpoint that it could not write.
-( train 2 job.yaml checkpoint.dir=f6 report.dir=f6 checkpoint.on_error=continue train.epochs=20 debug.delay.ms=20 debug.fault=checkpoint.write:fail >out 2>&1 ) &
-stop_at f6 5; wait
-grep -q 'stopped on a signal after step [0-9]*, without a checkpoint of it' out && ! grep -q '"event": "checkpoint"' f6/metrics.jsonl || { fail "a stop without a checkpoint"; cat out; }
+stopped 2 f6 5 checkpoint.on_error=continue train.epochs=20 debug.delay.ms=20 debug.fault=checkpoint.write:fail
+grep -q 'stopped on a signal after step [0-9]*, without a checkpoint of it' f6.log && ! grep -q '"event": "checkpoint"' f6/metrics.jsonl || { fail "a stop without a checkpoint"; cat f6.log; }
 finish

@@ -8,9 +8,7 @@ if [ -z "${PL_UNSHARED:-}" ]; then
     "${how[@]}" true 2>/dev/null || { echo "skipped: no mount namespaces here"; exit 77; }
     PL_UNSHARED=1 exec "${how[@]}" "$0"
 fi
-cd "$PL_TMPDIR" || exit 1
-cp "$tools"/*.yaml .
-"$tools/make_set.py" train.h5 500 1 12 4 1 && "$tools/make_set.py" test.h5 103 1 12 4 2 || exit 1
+small_job 500 103
 mkdir small
 run() { train 2 job.yaml checkpoint.dir=small/c report.dir=small/r checkpoint.every="2 steps" optimizer.kind=adam train.epochs=3 "$@" >out 2>&1; }
 for size in 120k 156k 204k 252k; do

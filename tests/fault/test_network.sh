@@ -5,10 +5,8 @@
 . "$PL_SOURCE_DIR/tests/tools/lib.sh"
 . "$PL_SOURCE_DIR/tests/network/hosts.sh"
 why=$(hosts_possible) || { echo "skipped: $why"; exit 77; }
-cd "$PL_TMPDIR" || exit 1
 trap hosts_down EXIT
-cp "$tools"/*.yaml .
-"$tools/make_set.py" train.h5 1000 1 12 4 1 && "$tools/make_set.py" test.h5 203 1 12 4 2 || exit 1
+small_job
 hosts_up 3
 
 # run HOSTS PER DIR KEYS...: instead of lib.sh's, over the hosts

@@ -1,9 +1,17 @@
-# Sourced by the test scripts: where things are, and how ranks are started and outcomes checked.
+# Sourced by the test scripts: where things are, how ranks are started and outcomes checked. It goes to the test's folder.
 set -u
 . "$PL_SOURCE_DIR/tests/environment.sh"
 tools=$PL_SOURCE_DIR/tests/tools
 failures=0
 fail() { echo "FAIL: $*"; failures=$((failures + 1)); }
+finish() { [ $failures -eq 0 ] || { echo "$failures checks failed"; exit 1; }; exit 0; }
+/usr/bin/python3 -c 'import h5py' 2>/dev/null || { echo "skipped: python3-h5py is not installed"; exit 77; }
+cd "$PL_TMPDIR" || exit 1
+make_set() { "$tools/make_set.py" "$@" || exit 1; }
+# small_job [TRAIN [TEST]]: job.yaml, its networks, and sets of so many samples that they can learn
+small_job() { cp "$tools"/*.yaml . && make_set train.h5 "${1:-1000}" 1 12 4 1 && make_set test.h5 "${2:-203}" 1 12 4 2; }
+
+# ---- ranks ----------------------------------------------------------------------------------------------------------
 # ranks N command...: under mpirun, with a limit
 ranks() { local n=$1; shift; timeout --kill-after=5 120 "${PL_MPIRUN[@]}" -n "$n" "$@"; }
 train() { local n=$1; shift; ranks "$n" "$PACELINE" train "$@"; }
@@ -29,20 +37,46 @@ compare() { # compare DIR DIR HOW...: the models of two runs; HOW: of compare.py
     echo -n "$1 against $2: "
     "$tools/compare.py" "$(model "$1")" "$(model "$2")" "${@:3}" || fail "$1 and $2 differ"
 }
+
+# ---- what a run has reported ------------------------------------------------------------------------------------------
 says() { grep -q "$2" "$1/metrics.jsonl" || fail "$1: wanted $2: $(head -n 1 "$1/metrics.jsonl")"; } # says DIR PATTERN
-# rank_of TEXT: the pid of the last paceline process of this test with TEXT in its command line
+event() { grep "\"event\": \"$2\"" "$1/metrics.jsonl" | tail -n 1; } # event DIR NAME: the last
+number() { event "$1" "$2" | sed -nE "s/.*\"$3\": ([0-9.e+-]+).*/\1/p"; } # number DIR EVENT KEY
+holds() { awk "BEGIN{exit !($1)}" || fail "wanted $1: $2"; } # holds CONDITION WHAT: of numbers
+resumed() { grep -q "\"event\": \"resume\", \"step\": $2" "$1/metrics.jsonl" || fail "$1: it did not go on from step $2"; } # resumed DIR STEP
+
+# ---- what happens to a run ---------------------------------------------------------------------------------------------
+wait_for() { local i; for ((i = 0; i < 50 * $1; i++)); do "${@:2}" 2>/dev/null && return; sleep 0.02; done; return 1; } # wait_for SECONDS COMMAND...
+reported() { grep -qE "\"step\": $2," "$1/metrics.jsonl"; } # reported DIR STEPS (a pattern)
+# rank_of DIR [R]: the pid of rank R of the run in DIR, or of all its ranks
 rank_of() {
-    local p last=
-    for p in $(pgrep -f -- "$1"); do
-        [ "$(cat "/proc/$p/comm" 2>/dev/null)" = paceline ] && grep -qzx "PL_TMPDIR=$PL_TMPDIR" "/proc/$p/environ" && last=$p
+    local p
+    for p in $(pgrep -x paceline); do
+        grep -qzx "report.dir=$1" "/proc/$p/cmdline" 2>/dev/null && grep -qzx "PL_TMPDIR=$PL_TMPDIR" "/proc/$p/environ" &&
+            { [ $# -eq 1 ] || grep -qzx "OMPI_COMM_WORLD_RANK=$2" "/proc/$p/environ"; } && echo "$p"
     done
-    echo "$last"
 }
-# stop_at DIR STEPS: USR1 to a rank of the run that writes to DIR once it has reported one of STEPS (a pattern)
-stop_at() {
-    local i
-    for ((i = 0; i < 2000; i++)); do grep -qE "\"step\": $2," "$1/metrics.jsonl" 2>/dev/null && break; sleep 0.02; done
-    kill -USR1 "$(rank_of "checkpoint.dir=$1")"
+# stopped N DIR STEPS KEYS...: a run in DIR whose last rank gets USR1 once one of STEPS (a pattern) is reported: it ends with 75
+stopped() {
+    local n=$1 dir=$2 steps=$3 pid code; shift 3
+    train "$n" "${job[@]}" checkpoint.dir="$dir" report.dir="$dir" "$@" >"$dir.log" 2>&1 &
+    pid=$!
+    wait_for 100 reported "$dir" "$steps" && kill -USR1 "$(rank_of "$dir" | tail -n 1)"
+    wait $pid
+    code=$?
+    [ $code -eq 75 ] || fail "$dir: a stopped run ended with $code, wanted 75: $(tail -n 3 "$dir.log")"
 }
-finish() { [ $failures -eq 0 ] || { echo "$failures checks failed"; exit 1; }; exit 0; }
-/usr/bin/python3 -c 'import h5py' 2>/dev/null || { echo "skipped: python3-h5py is not installed"; exit 77; }
+# loses R DIR KEYS...: a run of 4 that loses rank R: code 5 and one message of who notices; a rank that hangs is killed then
+loses() {
+    local lost=$1 dir=$2 pid by; shift 2
+    by=$([ "$lost" = 0 ] && echo 1 || echo 0)
+    train 4 "${job[@]}" checkpoint.dir="$dir" report.dir="$dir" exchange.timeout="3 s" "$@" >"$dir.log" 2>&1 &
+    pid=$!
+    wait_for 30 test -e "$dir/exit.json"
+    grep -q '"code": 5' "$dir/exit.json" || fail "$dir: $(cat "$dir/exit.json") $(tail -n 3 "$dir.log")"
+    wait_for 5 grep -q "sync: .*rank $lost" "$dir.log" # said after exit.json
+    # shellcheck disable=SC2046
+    kill -KILL $(rank_of "$dir" "$lost") 2>/dev/null
+    wait $pid
+    [ "$(grep -c "rank $by/4.* sync: .*rank $lost" "$dir.log")" = 1 ] || fail "$dir: wanted one message: $(cat "$dir.log")"
+}
