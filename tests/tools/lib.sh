@@ -10,6 +10,7 @@ cd "$PL_TMPDIR" || exit 1
 make_set() { "$tools/make_set.py" "$@" || exit 1; }
 # small_job [TRAIN [TEST]]: job.yaml, its networks, and sets of so many samples that they can learn
 small_job() { cp "$tools"/*.yaml . && make_set train.h5 "${1:-1000}" 1 12 4 1 && make_set test.h5 "${2:-203}" 1 12 4 2; }
+sanitized() { [ -n "${PL_SANITIZE:-}" ]; } # everything takes several times as long
 
 # ---- ranks ----------------------------------------------------------------------------------------------------------
 # ranks N command...: under mpirun, with a limit
