@@ -17,7 +17,7 @@ end_all() {
 trap end_all EXIT
 
 keys=(exchange.transport=tcp sync.backup_workers=1 sync.suspect_after="500 ms" sync.lost_after="1500 ms" debug.compute_ms=20
-    train.batch=8 train.steps=60 train.eval_every=never)
+    train.batch=8 train.steps=100 train.eval_every=never)
 # launch DIR N KEYS...: a run in the background, its output in DIR.log
 launch() {
     local dir=$1 n=$2; shift 2
