@@ -84,9 +84,16 @@ struct pl_io {
 struct pl_backend; /* a device that was opened */
 struct pl_plan;
 
+struct pl_device_options {
+    int threads;
+    int local_rank, local_ranks; /* among the ranks of this node */
+    bool tf32;                   /* matrix products may round their inputs to tf32, where the device has it */
+};
+
 struct pl_backend_table {
     const char *name;
-    pl_status (*open)(int threads, struct pl_backend **out);
+    bool far; /* memory of alloc is not the host's: only upload and download reach it */
+    pl_status (*open)(const struct pl_device_options *o, struct pl_backend **out);
     void (*close)(struct pl_backend *b);
     void (*describe)(struct pl_backend *b, char *text, size_t bytes); /* one line for people */
     void *(*alloc)(struct pl_backend *b, size_t bytes, const char *what); /* zeroed; NULL: error recorded */

@@ -79,7 +79,7 @@ static pl_status inspect_job(const char *path)
     struct pl_graph *g = NULL;
     struct pl_job *job = NULL;
     PL_TRY(pl_job_read(path, 0, NULL, &job));
-    pl_status s = table->open(1, &backend);
+    pl_status s = table->open(&(struct pl_device_options){.threads = 1}, &backend);
     if (s == PL_OK)
         s = pl_graph_create(job, table, backend, 1, true, NULL, &g);
     if (s == PL_OK) {

@@ -19,7 +19,8 @@ static pl_status open_device(struct pl_trainer *t)
     if (!t->table)
         return pl_error(PL_ERR_MEMORY, "device", "this build has no backend %s", name);
     PL_TRY(pl_pool_start(t->threads));
-    return t->table->open(t->threads, &t->backend);
+    struct pl_device_options o = {.threads = t->threads, .local_rank = t->world->local_rank, .local_ranks = t->world->local_ranks};
+    return t->table->open(&o, &t->backend);
 }
 
 /* Splits the job's batch over ranks and micro-batches. */

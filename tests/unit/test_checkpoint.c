@@ -33,7 +33,7 @@ static void open_fixture(struct fixture *f, const char *units, const char *kind,
     if (pl_job_parse(text, "t.yaml", &f->job) < 0)
         fail_msg("%s", pl_error_text());
     pl_free(text);
-    assert_int_equal(f->table->open(1, &f->backend), PL_OK);
+    assert_int_equal(f->table->open(&(struct pl_device_options){.threads = 1}, &f->backend), PL_OK);
     assert_int_equal(pl_graph_create(f->job, f->table, f->backend, 4, true, NULL, &f->g), PL_OK);
     assert_int_equal(pl_optimizer_create(f->job, f->g, &f->o), PL_OK);
     f->dir = dir ? pl_strdup(dir) : pl_strdupf("%s/checkpoints-%d-%d", base, (int)getpid(), count++);

@@ -138,7 +138,7 @@ static void open_group(struct group *g, int ranks, int epochs)
     make_job(g, ranks, epochs);
     int64_t capacity = (pl_train_micro_global(g->job, ranks) + ranks - 1) / ranks;
     g->table = pl_backend_find("reference");
-    assert_int_equal(g->table->open(1, &g->backend), PL_OK);
+    assert_int_equal(g->table->open(&(struct pl_device_options){.threads = 1}, &g->backend), PL_OK);
     assert_int_equal(pl_graph_create(g->job, g->table, g->backend, capacity, true, NULL, &g->graph), PL_OK);
     assert_int_equal(pl_optimizer_create(g->job, g->graph, &g->optimizer), PL_OK);
     for (int r = 0; r < RANKS; r++)

@@ -138,7 +138,7 @@ static void open_net(struct net *n, const struct model *m, int64_t capacity, int
     n->table = pl_backend_find(backend);
     assert_non_null(n->table);
     if (s == PL_OK)
-        s = n->table->open(1, &n->backend);
+        s = n->table->open(&(struct pl_device_options){.threads = 1}, &n->backend);
     if (s == PL_OK)
         s = pl_graph_create(n->job, n->table, n->backend, capacity, train, share, &n->g);
     if (s != PL_OK)
@@ -742,7 +742,7 @@ static void refused(void **state)
         struct net n = {0};
         m.layers = refusals[i].layers;
         n.table = pl_backend_find("reference");
-        assert_int_equal(n.table->open(1, &n.backend), PL_OK);
+        assert_int_equal(n.table->open(&(struct pl_device_options){.threads = 1}, &n.backend), PL_OK);
         pl_status s = parse(&m, &n.job); /* a doubled name may be found there */
         if (s == PL_OK)
             s = pl_graph_create(n.job, n.table, n.backend, 4, true, NULL, &n.g);

@@ -251,7 +251,7 @@ static void test_finite_differences(void **state)
     const struct pl_backend_table *table = pl_backend_find("reference");
     struct pl_backend *b;
     (void)state;
-    assert_int_equal(table->open(1, &b), PL_OK);
+    assert_int_equal(table->open(&(struct pl_device_options){.threads = 1}, &b), PL_OK);
     for (int kind = 0; kind <= PL_OP_EUCLIDEAN_LOSS; kind++)
         for (int round = 0; round < ROUNDS; round++) {
             struct trial t;
@@ -427,12 +427,12 @@ static void test_against_reference(void **state)
     const struct pl_backend_table *reference = pl_backend_find("reference");
     struct pl_backend *rb, *b;
     (void)state;
-    assert_int_equal(reference->open(1, &rb), PL_OK);
+    assert_int_equal(reference->open(&(struct pl_device_options){.threads = 1}, &rb), PL_OK);
     for (const struct pl_backend_table *const *list = pl_backend_list(); *list; list++) {
         if (*list == reference)
             continue;
         assert_int_equal(pl_pool_start(2), PL_OK);
-        assert_int_equal((*list)->open(2, &b), PL_OK);
+        assert_int_equal((*list)->open(&(struct pl_device_options){.threads = 2}, &b), PL_OK);
         for (int kind = 0; kind <= PL_OP_EUCLIDEAN_LOSS; kind++)
             for (int round = 0; round < (kind == PL_OP_CONV ? CONV_ROUNDS : ROUNDS); round++) {
                 struct trial t;
@@ -460,9 +460,9 @@ static void test_blocked(void **state)
     struct pl_backend *rb, *b;
     int stayed[PL_OP_EUCLIDEAN_LOSS + 1] = {0};
     (void)state;
-    assert_int_equal(reference->open(1, &rb), PL_OK);
+    assert_int_equal(reference->open(&(struct pl_device_options){.threads = 1}, &rb), PL_OK);
     assert_int_equal(pl_pool_start(2), PL_OK);
-    assert_int_equal(cpu->open(2, &b), PL_OK);
+    assert_int_equal(cpu->open(&(struct pl_device_options){.threads = 2}, &b), PL_OK);
     for (int kind = 0; kind < PL_OP_SOFTMAX_LOSS; kind++)
         for (int round = 0; round < (kind == PL_OP_CONV ? CONV_ROUNDS : ROUNDS); round++) {
             struct trial t;
@@ -513,9 +513,9 @@ static void check_shapes(bool (*shape_of)(size_t i, struct pl_op *op))
 {
     const struct pl_backend_table *reference = pl_backend_find("reference"), *cpu = pl_backend_find("cpu");
     struct pl_backend *rb, *b;
-    assert_int_equal(reference->open(1, &rb), PL_OK);
+    assert_int_equal(reference->open(&(struct pl_device_options){.threads = 1}, &rb), PL_OK);
     assert_int_equal(pl_pool_start(2), PL_OK);
-    assert_int_equal(cpu->open(2, &b), PL_OK);
+    assert_int_equal(cpu->open(&(struct pl_device_options){.threads = 2}, &b), PL_OK);
     struct trial t = {0};
     for (size_t i = 0; shape_of(i, &t.op); i++) {
         struct results wanted, found;

@@ -43,7 +43,7 @@ static void open_fixture(struct fixture *f, const char *layer, const char *optim
     if (pl_job_parse(text, "t.yaml", &f->job) < 0)
         fail_msg("%s: %s", optimizer, pl_error_text());
     pl_free(text);
-    assert_int_equal(f->table->open(1, &f->backend), PL_OK);
+    assert_int_equal(f->table->open(&(struct pl_device_options){.threads = 1}, &f->backend), PL_OK);
     assert_int_equal(pl_graph_create(f->job, f->table, f->backend, 4, true, NULL, &f->g), PL_OK);
     assert_int_equal(pl_optimizer_create(f->job, f->g, &f->o), PL_OK);
     f->sum = pl_alloc((size_t)pl_graph_elems(f->g) * sizeof(float), "test");

@@ -122,7 +122,7 @@ static bool make_trainer(struct rank *r, int me)
              INPUTS, w->units, CLASSES, w->steps ? w->steps : MOST_STEPS - 1, BATCH, kind, w->backup, w->lost_ms ? w->lost_ms : 20000);
     const struct pl_backend_table *table = pl_backend_find("reference");
     r->world = (struct pl_world){.rank = me, .ranks = w->ranks};
-    if (pl_job_parse(text, "test.yaml", &r->job) < 0 || table->open(1, &r->backend) < 0)
+    if (pl_job_parse(text, "test.yaml", &r->job) < 0 || table->open(&(struct pl_device_options){.threads = 1}, &r->backend) < 0)
         return false;
     r->t = (struct pl_trainer){.world = &r->world, .job = r->job, .table = table, .backend = r->backend, .batch = BATCH, .train_file = "made-up",
                                .sync_table = w->allreduce ? &pl_sync_allreduce : &pl_sync_quorum,

@@ -5,11 +5,11 @@
 
 #include <string.h>
 
-static pl_status cpu_open(int threads, struct pl_backend **out) {
+static pl_status cpu_open(const struct pl_device_options *o, struct pl_backend **out) {
     struct pl_backend *b = pl_alloc(sizeof *b, "the cpu backend");
     if (b == NULL)
         return PL_ERR_MEMORY;
-    b->threads = threads < 1 ? 1 : threads;
+    b->threads = o->threads < 1 ? 1 : o->threads;
     b->blas_parallel = pl_cpu_blas_open(b->threads);
     b->dnnl = pl_cpu_dnnl_open();
     *out = b;

@@ -12,9 +12,9 @@ static const struct ref_op *const table[] = {
 
 struct pl_backend { int unused; };
 
-static pl_status open_backend(int threads, struct pl_backend **out)
+static pl_status open_backend(const struct pl_device_options *o, struct pl_backend **out)
 {
-    (void)threads;
+    (void)o;
     *out = pl_alloc(sizeof **out, "backend reference");
     return *out ? PL_OK : PL_ERR_MEMORY;
 }

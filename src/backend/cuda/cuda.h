@@ -1,0 +1,102 @@
+/* cuda: the backend on an NVIDIA GPU, one a rank. What its files share; other rooms see backend.h only.
+ *
+ * It is a module of its own, opened at run time (backend/module.c), so that one binary also starts where CUDA's libraries
+ * are missing. NVIDIA's headers are included by runtime.c (CUDA runtime), matmul.c (cuBLASLt) and convolve.c (cuDNN)
+ * alone; *.cu hold kernels behind the plain functions of kernels.h; everything else is C over those. The tests build the
+ * same plans and kernels over stand-ins of these three files that compute on the host (tests/cuda), with device memory that
+ * faults when the host touches it.
+ *
+ * All work goes to one stream in the order of the calls, copies of results to the host to a second one. A plan's forward and
+ * backward only start work: they neither wait for it nor allocate, so that a pass can be captured in a CUDA graph. What
+ * changes from pass to pass without a change of shapes (rows, seeds) kernels read from device memory (struct pl_cuda_pass). */
+#ifndef PL_BACKEND_CUDA_H
+#define PL_BACKEND_CUDA_H
+
+#include "backend/backend.h"
+#include "backend/cuda/kernels.h"
+
+extern const struct pl_backend_table pl_backend_cuda;
+
+struct pl_cuda_device; /* runtime.c: the device, its streams and events */
+
+struct pl_backend {
+    struct pl_cuda_device *device;
+    struct pl_device_options options;
+    pl_cuda_stream stream;         /* for kernels.h */
+    struct pl_cuda_pass pass;      /* as it is on the device */
+    struct pl_cuda_pass *pass_far; /* device memory */
+    struct pl_cuda_blas *blas;     /* matmul.c; made by the first plan that needs it */
+    struct pl_cuda_dnn *dnn;       /* convolve.c; likewise */
+    void *scratch;                 /* device memory, one for all plans: they run one after the other */
+    size_t scratch_bytes;
+};
+
+struct pl_cuda_kind {
+    bool rectifies;                       /* does op.relu itself, forward and backward */
+    bool any_layout;                      /* takes lx and ly as they are: canonical or channels last; otherwise the inputs
+                                             are brought into canonical order before, and dx back after */
+    pl_status (*plan)(struct pl_plan *p); /* checks, and makes p->state; p->op is set */
+    void (*destroy)(struct pl_plan *p);   /* also after a plan that failed half way */
+    pl_status (*forward)(struct pl_plan *p, const struct pl_io *io);
+    pl_status (*backward)(struct pl_plan *p, const struct pl_io *io);
+};
+
+struct pl_plan {
+    struct pl_op op;
+    struct pl_backend *backend;
+    const struct pl_cuda_kind *kind;
+    void *state;             /* host memory of pl_alloc */
+    void *far;               /* device memory of pl_cuda_alloc */
+    struct pl_cuda_view x[PL_MAX_INPUTS], y; /* how they lie: from op by pl_cuda_view_of */
+};
+
+/* cuda.c */
+pl_status pl_cuda_plan_nothing(struct pl_plan *p);
+void pl_cuda_destroy_state(struct pl_plan *p); /* frees state and far */
+pl_status pl_cuda_refuse(const struct pl_op *op, const char *why); /* PL_ERR_USAGE, names the layer and the backend */
+struct pl_cuda_view pl_cuda_view_of(const struct pl_shape *s, const struct pl_layout *l);
+/* Makes the shared scratch at least this large. At plan time; read b->scratch at run time only. */
+pl_status pl_cuda_scratch(struct pl_backend *b, size_t bytes);
+/* Brings rows and seeds to the device where they differ from those there. */
+pl_status pl_cuda_begin(struct pl_backend *b, const struct pl_io *io);
+
+/* runtime.c; every error is PL_ERR_MEMORY (exit 7) and says which call failed, on which device, and what to do. */
+pl_status pl_cuda_device_open(const struct pl_device_options *o, struct pl_cuda_device **out, pl_cuda_stream *stream);
+void pl_cuda_device_close(struct pl_cuda_device *d);
+void pl_cuda_device_describe(const struct pl_cuda_device *d, char *text, size_t bytes);
+void *pl_cuda_alloc(struct pl_cuda_device *d, size_t bytes, const char *what); /* zeroed */
+void pl_cuda_free(struct pl_cuda_device *d, void *p);
+/* In the stream's order. upload: `host` may be used again on return; download: waits. */
+pl_status pl_cuda_upload(struct pl_cuda_device *d, void *far, const void *host, size_t bytes);
+pl_status pl_cuda_download(struct pl_cuda_device *d, void *host, const void *far, size_t bytes);
+pl_status pl_cuda_finish(struct pl_cuda_device *d);
+pl_status pl_cuda_launched(struct pl_cuda_device *d, const char *what); /* after launches of kernels.h: whether they could be */
+pl_status pl_cuda_memset(struct pl_cuda_device *d, void *far, size_t bytes); /* zeros */
+/* Median ms of work(arg), for choosing algorithms at set-up. */
+pl_status pl_cuda_time(struct pl_cuda_device *d, pl_status (*work)(void *arg), void *arg, double *ms);
+
+/* matmul.c: row-major C[m,n] = op(A) op(B) (+ C); with bias[n] and a rectifier at the end where the plan says so. The
+ * algorithm is chosen by measurement when the plan is made. */
+struct pl_cuda_matmul_shape { bool ta, tb; int64_t m, n, k; bool accumulate, bias, relu; };
+struct pl_cuda_matmul;
+pl_status pl_cuda_matmul_create(struct pl_backend *b, const struct pl_cuda_matmul_shape *s, struct pl_cuda_matmul **out);
+void pl_cuda_matmul_destroy(struct pl_cuda_matmul *m); /* NULL is fine */
+pl_status pl_cuda_matmul_run(struct pl_cuda_matmul *m, const float *a, const float *b, const float *bias, float *c);
+void pl_cuda_blas_close(struct pl_cuda_blas *blas);
+
+/* convolve.c: the three products of a convolution. x and y lie as the views say: both canonical, or both channels last, and
+ * then weights and their gradients are [out, kh, kw, in/groups] (the caller reorders). Deterministic algorithms only, chosen
+ * by measurement when it is made. */
+struct pl_cuda_convolve;
+pl_status pl_cuda_convolve_create(struct pl_backend *b, const struct pl_op *op, bool channels_last, struct pl_cuda_convolve **out);
+void pl_cuda_convolve_destroy(struct pl_cuda_convolve *c); /* NULL is fine */
+pl_status pl_cuda_convolve_forward(struct pl_cuda_convolve *c, const float *x, const float *w, float *y);
+pl_status pl_cuda_convolve_data(struct pl_cuda_convolve *c, const float *dy, const float *w, float *dx);
+pl_status pl_cuda_convolve_weights(struct pl_cuda_convolve *c, const float *x, const float *dy, bool accumulate, float *dw);
+void pl_cuda_dnn_close(struct pl_cuda_dnn *dnn);
+
+extern const struct pl_cuda_kind pl_cuda_dense, pl_cuda_conv, pl_cuda_maxpool, pl_cuda_avgpool, pl_cuda_relu, pl_cuda_sigmoid,
+    pl_cuda_tanh, pl_cuda_dropout, pl_cuda_batchnorm, pl_cuda_lrn, pl_cuda_concat, pl_cuda_add, pl_cuda_softmax_loss,
+    pl_cuda_sigmoid_loss, pl_cuda_euclidean_loss;
+
+#endif
