@@ -101,6 +101,12 @@ struct pl_backend_table {
     pl_status (*upload)(struct pl_backend *b, void *device, const void *host, size_t bytes);
     pl_status (*download)(struct pl_backend *b, void *host, const void *device, size_t bytes);
     pl_status (*finish)(struct pl_backend *b); /* waits for all that was started */
+    /* Of far ones only. fetch: begins a copy to the host of what the work started so far leaves there; fetched: whether it is
+     * there, wait: once it is. Tickets rise by one, and copies end in their order. */
+    pl_status (*fetch)(struct pl_backend *b, void *host, const void *far, size_t bytes, uint64_t *ticket);
+    pl_status (*fetched)(struct pl_backend *b, uint64_t ticket, bool wait, bool *done);
+    void *(*alloc_host)(struct pl_backend *b, size_t bytes, const char *what); /* zeroed, copied from and to fast */
+    void (*free_host)(struct pl_backend *b, void *p);
     /* The layout that the operation's output should have, inputs being laid out as lx says; NULL: the backend
      * knows canonical only. Whatever it answers, a plan takes ly canonical as well. */
     struct pl_layout (*layout)(struct pl_backend *b, const struct pl_op *op);

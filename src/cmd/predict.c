@@ -35,6 +35,8 @@ static pl_status write_rows(struct prediction *p, int64_t first, int64_t rows)
     const struct pl_shape *shape = pl_graph_output_shape(p->t.graph);
     const float *y = pl_graph_output(p->t.graph); /* [rows, ...] */
     int64_t width = pl_shape_row_elems(shape);
+    if (!y)
+        return PL_ERR_MEMORY;
     PL_TRY(pl_h5_write_rows(p->output, first, rows, PL_F32, y));
     if (!p->class)
         return PL_OK;

@@ -76,7 +76,7 @@ void pl_graph_fold_io(const struct pl_graph *g, int i, struct pl_io *io)
 static pl_status fetch(struct pl_graph *g, const struct pl_param *p, float *host)
 {
     size_t bytes = (size_t)pl_shape_elems(&p->shape) * sizeof(float);
-    return g->table->download(g->backend, host, pl_graph_params(g) + p->offset, bytes);
+    return g->table->download(g->backend, host, pl_graph_params_there(g) + p->offset, bytes);
 }
 
 static pl_status fetch_all(struct pl_graph *g, int i, const struct fold *f)
@@ -119,6 +119,7 @@ static pl_status fold_layer(struct pl_graph *g, int i)
 
 pl_status pl_graph_prepare(struct pl_graph *g)
 {
+    PL_TRY(pl_graph_send_params(g));
     for (int i = 0; i < g->layers; i++)
         if (g->node[i].norm)
             PL_TRY(fold_layer(g, i));

@@ -67,12 +67,28 @@ static pl_status allocate(struct pl_graph *g, size_t bytes, const char *what, vo
     return p ? PL_OK : PL_ERR_MEMORY;
 }
 
+/* Slabs are in host memory. */
+static pl_status make_slab(struct pl_graph *g, const char *what, float **out)
+{
+    size_t bytes = (size_t)(g->elems > 0 ? g->elems : PL_ALIGN_ELEMS) * sizeof(float);
+    *out = g->table->alloc_host ? g->table->alloc_host(g->backend, bytes, what) : pl_alloc(bytes, what);
+    return *out ? PL_OK : PL_ERR_MEMORY;
+}
+
+static void free_slab(struct pl_graph *g, float *slab)
+{
+    if (slab && g->table->free_host)
+        g->table->free_host(g->backend, slab);
+    else
+        pl_free(slab);
+}
+
 static pl_status allocate_all(struct pl_graph *g)
 {
-    size_t slab = (size_t)g->elems * sizeof(float);
     PL_TRY(allocate(g, g->arena_bytes, "activations", &g->arena));
     if (!g->share)
-        PL_TRY(allocate(g, slab, "parameters", &g->own_params));
+        PL_TRY(make_slab(g, "parameters", &g->own_params));
+    PL_TRY(pl_graph_far_create(g));
     if (g->folded_elems == 0)
         return PL_OK;
     g->fold_host = pl_alloc((size_t)g->fold_host_elems * sizeof(float), "folded weights");
@@ -85,7 +101,7 @@ pl_status pl_graph_make_grads(struct pl_graph *g)
 {
     if (pl_graph_grads(g))
         return PL_OK;
-    return allocate(g, (size_t)g->elems * sizeof(float), "gradients", &g->own_grads);
+    return make_slab(g, "gradients", &g->own_grads);
 }
 
 /* ---- labels ---------------------------------------------------------------------------------- */
@@ -167,10 +183,9 @@ void pl_graph_destroy(struct pl_graph *g)
     }
     if (g->arena)
         g->table->free(g->backend, g->arena);
-    if (g->own_params)
-        g->table->free(g->backend, g->own_params);
-    if (g->own_grads)
-        g->table->free(g->backend, g->own_grads);
+    free_slab(g, g->own_params);
+    free_slab(g, g->own_grads);
+    pl_graph_far_destroy(g);
     if (g->folded)
         g->table->free(g->backend, g->folded);
     pl_free(g->fold_host);
@@ -185,16 +200,9 @@ void pl_graph_destroy(struct pl_graph *g)
 
 pl_status pl_graph_init(struct pl_graph *g, uint64_t seed)
 {
-    float *host = pl_alloc((size_t)(g->elems + 1) * sizeof(float), "initial parameters");
-    if (!host)
-        return PL_ERR_MEMORY;
     for (int i = 0; i < g->tensors; i++)
-        pl_init_fill(g->tensor[i].param, g->tensor[i].layer, seed,
-                     host + g->tensor[i].param->offset);
-    pl_status s =
-        g->table->upload(g->backend, pl_graph_params(g), host, (size_t)g->elems * sizeof(float));
-    pl_free(host);
-    return s;
+        pl_init_fill(g->tensor[i].param, g->tensor[i].layer, seed, pl_graph_params(g) + g->tensor[i].param->offset);
+    return PL_OK;
 }
 
 /* ---- questions ------------------------------------------------------------------------------- */
@@ -261,10 +269,4 @@ size_t pl_graph_arena_bytes(const struct pl_graph *g) { return g->arena_bytes; }
 const struct pl_shape *pl_graph_output_shape(const struct pl_graph *g)
 {
     return &g->layer[g->output].y;
-}
-
-const float *pl_graph_output(const struct pl_graph *g)
-{
-    int root = g->node[g->output].root;
-    return root == PL_DATA ? g->last_data : pl_span_memory(g, g->node[root].y);
 }

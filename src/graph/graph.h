@@ -28,9 +28,11 @@ int pl_graph_tensors(const struct pl_graph *g, const struct pl_tensor **out);
 int pl_graph_layers(const struct pl_graph *g, const struct pl_layer **out); /* with activations */
 int64_t pl_graph_elems(const struct pl_graph *g); /* of a slab; multiples of 16, 0 in gaps */
 int64_t pl_graph_weights(const struct pl_graph *g); /* trainable numbers */
-float *pl_graph_params(struct pl_graph *g);         /* slab, on the backend */
-float *pl_graph_grads(struct pl_graph *g); /* slab, sums over samples; NULL before there is one */
-/* Uses the caller's slab, on the backend, with the layout of pl_graph_tensors and 0 in the gaps,
+/* Slabs, in host memory: where the backend's is far, every pass of a graph made for training, and every pl_graph_prepare, sends the
+ * parameters there, and a backward pass brings the gradient here. */
+float *pl_graph_params(struct pl_graph *g);
+float *pl_graph_grads(struct pl_graph *g); /* sums over samples; NULL before there is one */
+/* Uses the caller's slab, in host memory, with the layout of pl_graph_tensors and 0 in the gaps,
  * from the next pass on (versions of parameters, a gradient that others read). NULL goes back to the
  * graph's own; that of the gradient is made by the first backward pass that needs it. Not between a forward and its backward. The caller owns it. */
 void pl_graph_set_params(struct pl_graph *g, float *params);
@@ -46,11 +48,11 @@ int pl_graph_losses(const struct pl_graph *g); /* with the main one */
 /* Labels are integers below this; 0: labels are floats, or there is no loss. */
 int64_t pl_graph_classes(const struct pl_graph *g);
 
-/* Fills the parameters with their initial values. PL_ERR_MEMORY. */
+/* Fills the parameters with their initial values. */
 pl_status pl_graph_init(struct pl_graph *g, uint64_t seed);
 
 /* For a graph made without train, before its first pass and whenever the parameters have changed since:
- * folds batch normalisations into a copy of the weights before them. PL_ERR_MEMORY. */
+ * folds batch normalisations into a copy of the weights before them, sends what is far. PL_ERR_MEMORY. */
 pl_status pl_graph_prepare(struct pl_graph *g);
 
 struct pl_graph_batch {
@@ -66,8 +68,9 @@ struct pl_graph_batch {
  * the main one. train: only a graph made for it. */
 pl_status pl_graph_forward(struct pl_graph *g, const struct pl_graph_batch *b, bool train,
                            struct pl_loss_sums *sums);
-/* Of the last forward, until the next: [batch, ...] as pl_graph_output_shape says. */
-const float *pl_graph_output(const struct pl_graph *g);
+/* Of the last forward, until the next: [batch, ...] as pl_graph_output_shape says, in host memory. NULL: it could not be
+ * brought there. */
+const float *pl_graph_output(struct pl_graph *g);
 /* Layers backward, after a forward with train of the same batch. After each layer whose gradient is
  * final calls slice(arg, a, b): elements [a, b) of the gradient slab, from the far end to 0 without
  * a gap. Returns what slice returns when not 0: PL_END abandons the pass. slice may be NULL. */

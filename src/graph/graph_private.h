@@ -58,8 +58,9 @@ struct pl_graph {
     int64_t folded_elems, fold_host_elems;
     float *folded, *fold_host; /* of fold.c, on the backend and on the host; NULL: nothing is folded */
     bool prepared;
+    struct pl_graph_far *far; /* far.c: what lies on a backend whose memory is far; NULL: it is the host's */
     double *layer_ms; /* of pl_graph_time_layers, or NULL */
-    const float *last_data; /* for an output that is a view of the input */
+    const float *last_data; /* in host memory: for an output that is a view of the input */
 };
 
 /* build.c: g->layer in an order in which every layer follows its inputs; checks the network's form.
@@ -86,6 +87,20 @@ extern bool pl_graph_unplanned;
 
 /* graph.c: gradient memory of its own, unless it has that or the caller's. */
 pl_status pl_graph_make_grads(struct pl_graph *g);
+
+/* far.c: where plans find parameters and write gradients, which are the slabs themselves where memory is the host's; and
+ * what is sent and brought. */
+pl_status pl_graph_far_create(struct pl_graph *g);
+void pl_graph_far_destroy(struct pl_graph *g);
+const float *pl_graph_params_there(struct pl_graph *g);
+float *pl_graph_grads_there(struct pl_graph *g);
+pl_status pl_graph_send_params(struct pl_graph *g);
+pl_status pl_graph_send_batch(struct pl_graph *g, const struct pl_graph_batch *b);
+void pl_graph_batch_there(const struct pl_graph *g, const struct pl_graph_batch *b, struct pl_graph_batch *there);
+/* Elements [a, b) of the gradient are final: brings them here, and says so to slice, which may be NULL, once they are; in
+ * order, those before it first. wait: all of them. What slice returns when not 0 ends it. */
+pl_status pl_graph_bring_slice(struct pl_graph *g, int64_t a, int64_t b, pl_slice_fn *slice, void *arg);
+pl_status pl_graph_bring_rest(struct pl_graph *g, pl_slice_fn *slice, void *arg);
 
 enum { PL_ALIGN_ELEMS = 16 }; /* of tensors in slabs: 64 bytes */
 static inline int64_t pl_aligned(int64_t n) { return (n + PL_ALIGN_ELEMS - 1) / PL_ALIGN_ELEMS * PL_ALIGN_ELEMS; }

@@ -18,7 +18,7 @@ static struct pl_io make_io(struct pl_graph *g, const struct pl_graph_batch *b, 
                        .step_key = b->step_key,
                        .layer_key = g->node[i].key,
                        .row_key = b->index};
-    const float *params = pl_graph_params(g);
+    const float *params = pl_graph_params_there(g);
     for (int k = 0; k < l->inputs; k++)
         io.x[k] = value(g, b, pl_input_root(g, i, k));
     for (int k = 0; k < l->params; k++)
@@ -36,16 +36,31 @@ static pl_status check_batch(const struct pl_graph *g, const struct pl_graph_bat
                         (long long)b->rows, (long long)g->batch);
     if (train && !g->train)
         return pl_error(PL_ERR_USAGE, "graph", "training on a graph that was made without");
-    if (g->folded && !g->prepared)
+    if ((g->folded || g->far) && !g->train && !g->prepared)
         return pl_error(PL_ERR_USAGE, "graph", "evaluation before pl_graph_prepare");
     return PL_OK;
 }
 
-pl_status pl_graph_forward(struct pl_graph *g, const struct pl_graph_batch *b, bool train,
+/* For benchmarks: what a layer started is waited for. */
+static pl_status note_time(struct pl_graph *g, int k, double begin)
+{
+    if (!g->layer_ms)
+        return PL_OK;
+    PL_TRY(g->table->finish(g->backend));
+    g->layer_ms[k] += pl_now_ms() - begin;
+    return PL_OK;
+}
+
+pl_status pl_graph_forward(struct pl_graph *g, const struct pl_graph_batch *batch, bool train,
                            struct pl_loss_sums *sums)
 {
-    PL_TRY(check_batch(g, b, train));
-    g->last_data = b->data;
+    struct pl_graph_batch there, *b = &there;
+    PL_TRY(check_batch(g, batch, train));
+    PL_TRY(pl_graph_send_batch(g, batch));
+    pl_graph_batch_there(g, batch, b);
+    if (g->train)
+        PL_TRY(pl_graph_send_params(g));
+    g->last_data = batch->data;
     for (int i = 0; i < g->layers; i++) {
         if (!g->node[i].plan)
             continue;
@@ -57,8 +72,7 @@ pl_status pl_graph_forward(struct pl_graph *g, const struct pl_graph_batch *b, b
             io.sums = i == g->output ? sums : &auxiliary;
         double begin = g->layer_ms ? pl_now_ms() : 0;
         PL_TRY(g->table->forward(g->node[i].plan, &io));
-        if (g->layer_ms)
-            g->layer_ms[2 * i] += pl_now_ms() - begin;
+        PL_TRY(note_time(g, 2 * i, begin));
         if (io.sums == &auxiliary)
             sums->total += auxiliary.total;
     }
@@ -86,7 +100,7 @@ static pl_status backward_layer(struct pl_graph *g, const struct pl_graph_batch 
     for (int k = 0; k < l->inputs; k++)
         io.dx[k] = pl_span_memory(g, n->dx[k]);
     for (int k = 0; k < l->params; k++)
-        io.dp[k] = pl_graph_grads(g) + l->param[k].offset;
+        io.dp[k] = pl_graph_grads_there(g) + l->param[k].offset;
     PL_TRY(g->table->backward(n->plan, &io));
     for (int k = 0; k < l->inputs; k++)
         if (n->adds[k])
@@ -97,8 +111,10 @@ static pl_status backward_layer(struct pl_graph *g, const struct pl_graph_batch 
 pl_status pl_graph_backward(struct pl_graph *g, const struct pl_graph_batch *b, bool accumulate,
                             pl_slice_fn *slice, void *arg)
 {
+    struct pl_graph_batch there;
     PL_TRY(check_batch(g, b, true));
     PL_TRY(pl_graph_make_grads(g));
+    pl_graph_batch_there(g, b, &there);
     int64_t end = g->elems;
     for (int i = g->layers - 1; i >= 0; i--) {
         const struct pl_layer *l = &g->layer[i];
@@ -107,15 +123,14 @@ pl_status pl_graph_backward(struct pl_graph *g, const struct pl_graph_batch *b, 
         if (b->abandoned && b->abandoned(b->arg))
             return PL_END;
         double begin = g->layer_ms ? pl_now_ms() : 0;
-        PL_TRY(backward_layer(g, b, accumulate, i));
-        if (g->layer_ms)
-            g->layer_ms[2 * i + 1] += pl_now_ms() - begin;
-        if (l->params == 0 || !slice)
+        PL_TRY(backward_layer(g, &there, accumulate, i));
+        PL_TRY(note_time(g, 2 * i + 1, begin));
+        if (l->params == 0)
             continue;
-        pl_status s = slice(arg, l->param[0].offset, end);
+        pl_status s = pl_graph_bring_slice(g, l->param[0].offset, end, slice, arg);
         if (s != PL_OK)
             return s;
         end = l->param[0].offset;
     }
-    return PL_OK;
+    return pl_graph_bring_rest(g, slice, arg);
 }

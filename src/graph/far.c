@@ -1,0 +1,180 @@
+/* A backend whose memory is far: parameters and batches are sent there, gradients and outputs brought here. The slabs in host
+ * memory are what everybody else works on. A gradient is brought while the layers before it still compute. */
+#include "graph/graph_private.h"
+
+struct slice { int64_t a, b; uint64_t ticket; };
+
+struct pl_graph_far {
+    float *params, *grads;    /* slabs; params: of the graph that the parameters belong to */
+    float *data;              /* the batch */
+    void *label;
+    int64_t *index;
+    size_t data_bytes, label_bytes, index_bytes;
+    float *output;            /* in host memory; NULL before it was asked for */
+    struct slice *slice;      /* [layers] on their way, in order */
+    int first, slices;
+};
+
+static struct pl_graph *owner(struct pl_graph *g)
+{
+    while (g->share)
+        g = g->share;
+    return g;
+}
+
+/* ---- create, destroy ------------------------------------------------------------------------- */
+
+static size_t label_bytes(const struct pl_graph *g)
+{
+    struct pl_op op = {0};
+    if (!g->has_loss)
+        return 0;
+    const struct pl_layer *l = &g->layer[g->output];
+    l->kind->op(l, &op);
+    return (size_t)g->batch * (op.label_floats > 0 ? (size_t)op.label_floats * sizeof(float) : sizeof(int32_t));
+}
+
+static pl_status take(struct pl_graph *g, size_t bytes, const char *what, void **out)
+{
+    *out = g->table->alloc(g->backend, bytes > 0 ? bytes : 1, what);
+    return *out ? PL_OK : PL_ERR_MEMORY;
+}
+
+pl_status pl_graph_far_create(struct pl_graph *g)
+{
+    if (!g->table->far)
+        return PL_OK;
+    struct pl_graph_far *f = g->far = pl_alloc(sizeof *f, "what is far of a graph");
+    if (!f)
+        return PL_ERR_MEMORY;
+    size_t slab = (size_t)g->elems * sizeof(float);
+    void *at[5] = {NULL};
+    f->data_bytes = (size_t)pl_shape_elems(&g->data) * sizeof(float);
+    f->label_bytes = label_bytes(g);
+    f->index_bytes = (size_t)g->batch * sizeof *f->index;
+    const size_t bytes[] = {g->share ? 0 : slab, g->train ? slab : 0, f->data_bytes, f->label_bytes, f->index_bytes};
+    static const char *const what[] = {"parameters", "gradients", "a batch", "labels", "indices of samples"};
+    pl_status s = PL_OK;
+    for (int i = 0; i < 5 && s == PL_OK; i++)
+        if (bytes[i] > 0)
+            s = take(g, bytes[i], what[i], &at[i]);
+    f->params = at[0];
+    f->grads = at[1];
+    f->data = at[2];
+    f->label = at[3];
+    f->index = at[4];
+    f->slice = pl_alloc((size_t)(g->layers + 1) * sizeof *f->slice, "parts of a gradient");
+    return s == PL_OK && !f->slice ? PL_ERR_MEMORY : s;
+}
+
+void pl_graph_far_destroy(struct pl_graph *g)
+{
+    struct pl_graph_far *f = g->far;
+    if (!f)
+        return;
+    void *const at[] = {f->params, f->grads, f->data, f->label, f->index};
+    for (int i = 0; i < 5; i++)
+        if (at[i])
+            g->table->free(g->backend, at[i]);
+    pl_free(f->output);
+    pl_free(f->slice);
+    pl_free(f);
+    g->far = NULL;
+}
+
+/* ---- there ----------------------------------------------------------------------------------- */
+
+const float *pl_graph_params_there(struct pl_graph *g) { return g->far ? owner(g)->far->params : pl_graph_params(g); }
+float *pl_graph_grads_there(struct pl_graph *g) { return g->far ? g->far->grads : pl_graph_grads(g); }
+
+pl_status pl_graph_send_params(struct pl_graph *g)
+{
+    if (!g->far)
+        return PL_OK;
+    return g->table->upload(g->backend, owner(g)->far->params, pl_graph_params(g), (size_t)g->elems * sizeof(float));
+}
+
+void pl_graph_batch_there(const struct pl_graph *g, const struct pl_graph_batch *b, struct pl_graph_batch *there)
+{
+    const struct pl_graph_far *f = g->far;
+    *there = *b;
+    if (!f)
+        return;
+    there->data = f->data;
+    there->label = b->label ? f->label : NULL;
+    there->index = b->index ? f->index : NULL;
+}
+
+pl_status pl_graph_send_batch(struct pl_graph *g, const struct pl_graph_batch *b)
+{
+    const struct pl_graph_far *f = g->far;
+    if (!f)
+        return PL_OK;
+    PL_TRY(g->table->upload(g->backend, f->data, b->data, f->data_bytes));
+    if (b->label)
+        PL_TRY(g->table->upload(g->backend, f->label, b->label, f->label_bytes));
+    return b->index ? g->table->upload(g->backend, f->index, b->index, f->index_bytes) : PL_OK;
+}
+
+/* ---- here ------------------------------------------------------------------------------------ */
+
+/* Says of those that are here. */
+static pl_status say(struct pl_graph *g, bool wait, pl_slice_fn *slice, void *arg)
+{
+    struct pl_graph_far *f = g->far;
+    for (bool done = true; f->first < f->slices; f->first++) {
+        const struct slice *s = &f->slice[f->first];
+        PL_TRY(g->table->fetched(g->backend, s->ticket, wait, &done));
+        if (!done)
+            return PL_OK;
+        pl_status said = slice ? slice(arg, s->a, s->b) : PL_OK;
+        if (said != PL_OK)
+            return said;
+    }
+    return PL_OK;
+}
+
+/* Nothing comes in behind the back of who gave up. */
+static pl_status settle(struct pl_graph *g, pl_status s)
+{
+    struct pl_graph_far *f = g->far;
+    bool done;
+    pl_status waited = s != PL_OK && f->slices > 0 ? g->table->fetched(g->backend, f->slice[f->slices - 1].ticket, true, &done) : PL_OK;
+    if (s != PL_OK)
+        f->first = f->slices = 0;
+    return s < 0 || waited == PL_OK ? s : waited;
+}
+
+pl_status pl_graph_bring_slice(struct pl_graph *g, int64_t a, int64_t b, pl_slice_fn *slice, void *arg)
+{
+    struct pl_graph_far *f = g->far;
+    if (!f)
+        return slice ? slice(arg, a, b) : PL_OK;
+    struct slice *s = &f->slice[f->slices];
+    *s = (struct slice){.a = a, .b = b};
+    PL_TRY(g->table->fetch(g->backend, pl_graph_grads(g) + a, f->grads + a, (size_t)(b - a) * sizeof(float), &s->ticket));
+    f->slices++;
+    return settle(g, say(g, false, slice, arg));
+}
+
+pl_status pl_graph_bring_rest(struct pl_graph *g, pl_slice_fn *slice, void *arg)
+{
+    if (!g->far)
+        return PL_OK;
+    PL_TRY(settle(g, say(g, true, slice, arg)));
+    g->far->first = g->far->slices = 0;
+    return PL_OK;
+}
+
+const float *pl_graph_output(struct pl_graph *g)
+{
+    int root = g->node[g->output].root;
+    const float *there = root == PL_DATA ? g->last_data : pl_span_memory(g, g->node[root].y);
+    struct pl_graph_far *f = g->far;
+    size_t bytes = (size_t)pl_shape_elems(pl_graph_output_shape(g)) * sizeof(float);
+    if (!f || root == PL_DATA)
+        return there;
+    if (!f->output && !(f->output = pl_alloc(bytes, "an output")))
+        return NULL;
+    return g->table->download(g->backend, f->output, there, bytes) == PL_OK ? f->output : NULL;
+}
