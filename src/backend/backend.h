@@ -6,7 +6,7 @@
 #ifndef PL_BACKEND_H
 #define PL_BACKEND_H
 
-#include "base/base.h"
+#include "job/job.h"
 
 #define PL_MAX_INPUTS 16
 #define PL_MAX_PARAMS 4
@@ -90,6 +90,22 @@ struct pl_device_options {
     bool tf32;                   /* matrix products may round their inputs to tf32, where the device has it */
 };
 
+/* The optimizer's pass over slabs that lie with a far backend; the rules are optim's, by job.optimizer. */
+struct pl_slab_tensor {
+    int64_t offset, elems;
+    double lr_mult, decay_mult;
+    bool statistic;  /* is averaged instead: momentum * before + (1 - momentum) * sum / samples */
+    double momentum;
+};
+struct pl_slab_update {
+    double lr, samples, clip;
+    int64_t step;    /* 0-based */
+    const float *sum;
+    float *params, *slot[2];
+};
+struct pl_slab_optimizer;
+struct pl_recording; /* a pass that was recorded, to be started as one */
+
 struct pl_backend_table {
     const char *name;
     bool far; /* memory of alloc is not the host's: only upload and download reach it */
@@ -107,6 +123,18 @@ struct pl_backend_table {
     pl_status (*fetched)(struct pl_backend *b, uint64_t ticket, bool wait, bool *done);
     void *(*alloc_host)(struct pl_backend *b, size_t bytes, const char *what); /* zeroed, copied from and to fast */
     void (*free_host)(struct pl_backend *b, void *p);
+    /* Of a loss plan, what its last forward found, added to sums. NULL: forward adds it to io->sums itself. */
+    pl_status (*loss_sums)(struct pl_plan *p, struct pl_loss_sums *sums);
+    /* Of far ones, NULL: none can. What work starts is recorded and not run; then it is started as often as wanted, each time
+     * on the same memory, with the rows and keys of io. */
+    pl_status (*record)(struct pl_backend *b, pl_status (*work)(void *arg), void *arg, struct pl_recording **out);
+    pl_status (*replay)(struct pl_backend *b, struct pl_recording *r, const struct pl_io *io);
+    void (*recording_destroy)(struct pl_backend *b, struct pl_recording *r);
+    /* Of far ones, NULL: none can. square_sum: of the trainable gradient, in double, in a fixed order. */
+    pl_status (*optimizer)(struct pl_backend *b, const struct pl_job *job, const struct pl_slab_tensor *t, int n, struct pl_slab_optimizer **out);
+    void (*optimizer_destroy)(struct pl_slab_optimizer *o);
+    pl_status (*square_sum)(struct pl_slab_optimizer *o, const float *sum, double *out);
+    pl_status (*update)(struct pl_slab_optimizer *o, const struct pl_slab_update *u);
     /* The layout that the operation's output should have, inputs being laid out as lx says; NULL: the backend
      * knows canonical only. Whatever it answers, a plan takes ly canonical as well. */
     struct pl_layout (*layout)(struct pl_backend *b, const struct pl_op *op);

@@ -335,6 +335,8 @@ static pl_status bench_training(struct pl_world *w, struct pl_job *job, const st
     job->optimizer.lr = 0; /* noise cannot be learnt, only diverge */
     pl_status s = pl_world_agree(w, pl_graph_init(t.graph, (uint64_t)job->train.seed));
     if (s == PL_OK)
+        s = pl_world_agree(w, pl_trainer_settle(&t));
+    if (s == PL_OK)
         s = bench(&t, w, args, by_layer);
     pl_trainer_close(&t);
     return s;

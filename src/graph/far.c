@@ -13,6 +13,7 @@ struct pl_graph_far {
     float *output;            /* in host memory; NULL before it was asked for */
     struct slice *slice;      /* [layers] on their way, in order */
     int first, slices;
+    bool stays, gradient_stays; /* pl_graph_stay */
 };
 
 static struct pl_graph *owner(struct pl_graph *g)
@@ -87,6 +88,28 @@ void pl_graph_far_destroy(struct pl_graph *g)
 const float *pl_graph_params_there(struct pl_graph *g) { return g->far ? owner(g)->far->params : pl_graph_params(g); }
 float *pl_graph_grads_there(struct pl_graph *g) { return g->far ? g->far->grads : pl_graph_grads(g); }
 
+bool pl_graph_is_far(const struct pl_graph *g) { return g->far; }
+bool pl_graph_gradient_stays(const struct pl_graph *g) { return g->far && g->far->gradient_stays; }
+
+struct pl_graph_slabs pl_graph_there(struct pl_graph *g)
+{
+    return (struct pl_graph_slabs){owner(g)->far->params, g->far->grads};
+}
+
+pl_status pl_graph_stay(struct pl_graph *g, bool gradient)
+{
+    g->far->stays = true;
+    g->far->gradient_stays = gradient;
+    return pl_graph_send_params(g);
+}
+
+pl_status pl_graph_refresh_params(struct pl_graph *g) { return g->far && !owner(g)->far->stays ? pl_graph_send_params(g) : PL_OK; }
+
+pl_status pl_graph_bring_params(struct pl_graph *g)
+{
+    return g->table->download(g->backend, pl_graph_params(g), owner(g)->far->params, (size_t)g->elems * sizeof(float));
+}
+
 pl_status pl_graph_send_params(struct pl_graph *g)
 {
     if (!g->far)
@@ -148,7 +171,7 @@ static pl_status settle(struct pl_graph *g, pl_status s)
 pl_status pl_graph_bring_slice(struct pl_graph *g, int64_t a, int64_t b, pl_slice_fn *slice, void *arg)
 {
     struct pl_graph_far *f = g->far;
-    if (!f)
+    if (!f || f->gradient_stays)
         return slice ? slice(arg, a, b) : PL_OK;
     struct slice *s = &f->slice[f->slices];
     *s = (struct slice){.a = a, .b = b};

@@ -119,7 +119,7 @@ static pl_status fold_layer(struct pl_graph *g, int i)
 
 pl_status pl_graph_prepare(struct pl_graph *g)
 {
-    PL_TRY(pl_graph_send_params(g));
+    PL_TRY(pl_graph_refresh_params(g));
     for (int i = 0; i < g->layers; i++)
         if (g->node[i].norm)
             PL_TRY(fold_layer(g, i));

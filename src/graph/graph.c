@@ -174,6 +174,8 @@ void pl_graph_destroy(struct pl_graph *g)
 {
     if (!g)
         return;
+    if (g->recording)
+        g->table->recording_destroy(g->backend, g->recording);
     for (int i = g->layers - 1; i >= 0; i--) {
         if (g->node[i].add)
             g->table->plan_destroy(g->node[i].add);

@@ -37,6 +37,15 @@ float *pl_graph_grads(struct pl_graph *g); /* sums over samples; NULL before the
  * graph's own; that of the gradient is made by the first backward pass that needs it. Not between a forward and its backward. The caller owns it. */
 void pl_graph_set_params(struct pl_graph *g, float *params);
 void pl_graph_set_grads(struct pl_graph *g, float *grads);
+/* Of a far backend, for a run in which nobody else reads or writes the slabs at every step. Parameters stay there: they are
+ * sent now, are changed there (pl_graph_there) and come here when they are brought. gradient: it stays there too, slices are
+ * said to be final at once, and a training pass is recorded and started as one; not with accumulate. */
+struct pl_graph_slabs { float *params, *grads; };
+bool pl_graph_is_far(const struct pl_graph *g);
+pl_status pl_graph_stay(struct pl_graph *g, bool gradient);
+struct pl_graph_slabs pl_graph_there(struct pl_graph *g);
+pl_status pl_graph_bring_params(struct pl_graph *g);
+pl_status pl_graph_send_params(struct pl_graph *g); /* where they were changed here after all */
 size_t pl_graph_arena_bytes(const struct pl_graph *g);
 double pl_graph_flops(const struct pl_graph *g, int64_t rows); /* forward */
 /* Of names, kinds, shapes and who takes what from whom: "the same model", of graphs made alike. */

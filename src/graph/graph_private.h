@@ -60,6 +60,8 @@ struct pl_graph {
     bool prepared;
     struct pl_graph_far *far; /* far.c: what lies on a backend whose memory is far; NULL: it is the host's */
     double *layer_ms; /* of pl_graph_time_layers, or NULL */
+    struct pl_recording *recording; /* run.c: of a training pass, or NULL */
+    bool passed, started; /* a training pass was made; the backward of this one has been started with its forward */
     const float *last_data; /* in host memory: for an output that is a view of the input */
 };
 
@@ -94,7 +96,8 @@ pl_status pl_graph_far_create(struct pl_graph *g);
 void pl_graph_far_destroy(struct pl_graph *g);
 const float *pl_graph_params_there(struct pl_graph *g);
 float *pl_graph_grads_there(struct pl_graph *g);
-pl_status pl_graph_send_params(struct pl_graph *g);
+pl_status pl_graph_refresh_params(struct pl_graph *g); /* sends them, unless they stay there */
+bool pl_graph_gradient_stays(const struct pl_graph *g);
 pl_status pl_graph_send_batch(struct pl_graph *g, const struct pl_graph_batch *b);
 void pl_graph_batch_there(const struct pl_graph *g, const struct pl_graph_batch *b, struct pl_graph_batch *there);
 /* Elements [a, b) of the gradient are final: brings them here, and says so to slice, which may be NULL, once they are; in

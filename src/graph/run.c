@@ -51,16 +51,28 @@ static pl_status note_time(struct pl_graph *g, int k, double begin)
     return PL_OK;
 }
 
-pl_status pl_graph_forward(struct pl_graph *g, const struct pl_graph_batch *batch, bool train,
-                           struct pl_loss_sums *sums)
+static struct pl_loss_sums *sums_of(const struct pl_graph *g, int i, struct pl_loss_sums *sums, struct pl_loss_sums *auxiliary)
 {
-    struct pl_graph_batch there, *b = &there;
-    PL_TRY(check_batch(g, batch, train));
-    PL_TRY(pl_graph_send_batch(g, batch));
-    pl_graph_batch_there(g, batch, b);
-    if (g->train)
-        PL_TRY(pl_graph_send_params(g));
-    g->last_data = batch->data;
+    return !g->layer[i].kind->loss ? NULL : i == g->output ? sums : auxiliary;
+}
+
+/* Of losses that only leave their sums where they are. */
+static pl_status collect(struct pl_graph *g, const struct pl_graph_batch *b, struct pl_loss_sums *sums)
+{
+    for (int i = 0; i < g->layers && b->label && g->table->loss_sums; i++) {
+        struct pl_loss_sums auxiliary = {0}, *to = sums_of(g, i, sums, &auxiliary);
+        if (!to || !g->node[i].plan)
+            continue;
+        PL_TRY(g->table->loss_sums(g->node[i].plan, to));
+        if (to == &auxiliary)
+            sums->total += auxiliary.total;
+    }
+    return PL_OK;
+}
+
+/* b: with memory of the backend. */
+static pl_status forward_layers(struct pl_graph *g, const struct pl_graph_batch *b, bool train, struct pl_loss_sums *sums)
+{
     for (int i = 0; i < g->layers; i++) {
         if (!g->node[i].plan)
             continue;
@@ -68,8 +80,8 @@ pl_status pl_graph_forward(struct pl_graph *g, const struct pl_graph_batch *batc
             return PL_END;
         struct pl_io io = make_io(g, b, i, train);
         struct pl_loss_sums auxiliary = {0};
-        if (io.label)
-            io.sums = i == g->output ? sums : &auxiliary;
+        if (io.label && !g->table->loss_sums)
+            io.sums = sums_of(g, i, sums, &auxiliary);
         double begin = g->layer_ms ? pl_now_ms() : 0;
         PL_TRY(g->table->forward(g->node[i].plan, &io));
         PL_TRY(note_time(g, 2 * i, begin));
@@ -108,13 +120,8 @@ static pl_status backward_layer(struct pl_graph *g, const struct pl_graph_batch 
     return PL_OK;
 }
 
-pl_status pl_graph_backward(struct pl_graph *g, const struct pl_graph_batch *b, bool accumulate,
-                            pl_slice_fn *slice, void *arg)
+static pl_status backward_layers(struct pl_graph *g, const struct pl_graph_batch *b, bool accumulate, pl_slice_fn *slice, void *arg)
 {
-    struct pl_graph_batch there;
-    PL_TRY(check_batch(g, b, true));
-    PL_TRY(pl_graph_make_grads(g));
-    pl_graph_batch_there(g, b, &there);
     int64_t end = g->elems;
     for (int i = g->layers - 1; i >= 0; i--) {
         const struct pl_layer *l = &g->layer[i];
@@ -123,7 +130,7 @@ pl_status pl_graph_backward(struct pl_graph *g, const struct pl_graph_batch *b, 
         if (b->abandoned && b->abandoned(b->arg))
             return PL_END;
         double begin = g->layer_ms ? pl_now_ms() : 0;
-        PL_TRY(backward_layer(g, &there, accumulate, i));
+        PL_TRY(backward_layer(g, b, accumulate, i));
         PL_TRY(note_time(g, 2 * i + 1, begin));
         if (l->params == 0)
             continue;
@@ -133,4 +140,64 @@ pl_status pl_graph_backward(struct pl_graph *g, const struct pl_graph_batch *b, 
         end = l->param[0].offset;
     }
     return pl_graph_bring_rest(g, slice, arg);
+}
+
+/* ---- a pass that is recorded ------------------------------------------------------------------- */
+
+struct pass { struct pl_graph *graph; const struct pl_graph_batch *batch; };
+
+static pl_status both_ways(void *arg)
+{
+    const struct pass *p = arg;
+    PL_TRY(forward_layers(p->graph, p->batch, true, NULL));
+    return backward_layers(p->graph, p->batch, false, NULL, NULL);
+}
+
+/* The first pass goes layer by layer, so that what a library makes at its first use is there when one is recorded. */
+static bool can_replay(const struct pl_graph *g, bool train)
+{
+    return train && g->passed && g->table->record && !g->layer_ms && pl_graph_gradient_stays(g);
+}
+
+static pl_status replay(struct pl_graph *g, const struct pl_graph_batch *b)
+{
+    struct pass p = {g, b};
+    const struct pl_io io = {.rows = b->rows, .train = true, .seed = b->seed, .step_key = b->step_key};
+    if (!g->recording)
+        PL_TRY(g->table->record(g->backend, both_ways, &p, &g->recording));
+    PL_TRY(g->table->replay(g->backend, g->recording, &io));
+    g->started = true;
+    return PL_OK;
+}
+
+/* ---- passes ------------------------------------------------------------------------------------ */
+
+pl_status pl_graph_forward(struct pl_graph *g, const struct pl_graph_batch *b, bool train, struct pl_loss_sums *sums)
+{
+    struct pl_graph_batch there;
+    PL_TRY(check_batch(g, b, train));
+    PL_TRY(pl_graph_send_batch(g, b));
+    pl_graph_batch_there(g, b, &there);
+    if (g->train)
+        PL_TRY(pl_graph_refresh_params(g));
+    g->last_data = b->data;
+    g->started = false;
+    pl_status s = can_replay(g, train) ? replay(g, &there) : forward_layers(g, &there, train, sums);
+    return s == PL_OK ? collect(g, b, sums) : s;
+}
+
+pl_status pl_graph_backward(struct pl_graph *g, const struct pl_graph_batch *b, bool accumulate,
+                            pl_slice_fn *slice, void *arg)
+{
+    struct pl_graph_batch there;
+    PL_TRY(check_batch(g, b, true));
+    if (g->started) {
+        g->started = false;
+        return slice ? slice(arg, 0, g->elems) : PL_OK;
+    }
+    PL_TRY(pl_graph_make_grads(g));
+    pl_graph_batch_there(g, b, &there);
+    pl_status s = backward_layers(g, &there, accumulate, slice, arg);
+    g->passed = g->passed || s == PL_OK;
+    return s;
 }

@@ -13,12 +13,23 @@ static const struct pl_rule *const rules[] = {
     [PL_ADAGRAD] = &pl_rule_adagrad, [PL_ADADELTA] = &pl_rule_adadelta, [PL_RMSPROP] = &pl_rule_rmsprop,
     [PL_ADAM] = &pl_rule_adam, [PL_ADAMW] = &pl_rule_adamw, [PL_LARS] = &pl_rule_lars};
 
+/* pl_optimizer_stay */
+struct far {
+    const struct pl_backend_table *table;
+    struct pl_backend *backend;
+    struct pl_graph *graph;
+    struct pl_slab_optimizer *pass;
+    float *slot[2], *sum; /* sum: NULL where it is the graph's own gradient */
+    size_t bytes;         /* of a slab */
+};
+
 struct pl_optimizer {
     const struct pl_job *job;
     const struct pl_rule *rule;
     const struct pl_tensor *tensor;
     int tensors;
     float *slot[2];
+    struct far far; /* table NULL: nothing is */
 };
 
 pl_status pl_optimizer_create(const struct pl_job *job, const struct pl_graph *g, struct pl_optimizer **out)
@@ -40,10 +51,22 @@ pl_status pl_optimizer_create(const struct pl_job *job, const struct pl_graph *g
     return PL_OK;
 }
 
+static void leave_far(struct far *f)
+{
+    float *const at[] = {f->slot[0], f->slot[1], f->sum};
+    for (int i = 0; i < 3; i++)
+        if (at[i])
+            f->table->free(f->backend, at[i]);
+    if (f->pass)
+        f->table->optimizer_destroy(f->pass);
+    *f = (struct far){0};
+}
+
 void pl_optimizer_destroy(struct pl_optimizer *o)
 {
     if (!o)
         return;
+    leave_far(&o->far);
     pl_free(o->slot[0]);
     pl_free(o->slot[1]);
     pl_free(o);
@@ -162,4 +185,66 @@ void pl_optimizer_descend(const struct pl_optimizer *o, const struct pl_update *
         if (!p->statistic)
             pl_parallel_for(n, GRAIN, run_range, &pass);
     }
+}
+
+/* ---- far ------------------------------------------------------------------------------------- */
+
+static pl_status make_pass(struct pl_optimizer *o)
+{
+    struct far *f = &o->far;
+    struct pl_slab_tensor *t = pl_alloc((size_t)(o->tensors + 1) * sizeof *t, "the tensors of an optimizer");
+    if (!t)
+        return PL_ERR_MEMORY;
+    for (int i = 0; i < o->tensors; i++) {
+        const struct pl_param *p = o->tensor[i].param;
+        t[i] = (struct pl_slab_tensor){.offset = p->offset, .elems = pl_shape_elems(&p->shape), .lr_mult = p->lr_mult,
+                                       .decay_mult = p->decay_mult, .statistic = p->statistic, .momentum = p->momentum};
+    }
+    pl_status s = f->table->optimizer(f->backend, o->job, t, o->tensors, &f->pass);
+    pl_free(t);
+    return s;
+}
+
+pl_status pl_optimizer_stay(struct pl_optimizer *o, const struct pl_backend_table *table, struct pl_backend *backend, struct pl_graph *g, bool own)
+{
+    struct far *f = &o->far;
+    *f = (struct far){.table = table, .backend = backend, .graph = g, .bytes = (size_t)pl_graph_elems(g) * sizeof(float)};
+    PL_TRY(make_pass(o));
+    if (!own && !(f->sum = table->alloc(backend, f->bytes, "the agreed gradient")))
+        return PL_ERR_MEMORY;
+    for (int i = 0; i < o->rule->slots; i++) {
+        if (!(f->slot[i] = table->alloc(backend, f->bytes, "optimizer state")))
+            return PL_ERR_MEMORY;
+        PL_TRY(table->upload(backend, f->slot[i], o->slot[i], f->bytes));
+    }
+    return PL_OK;
+}
+
+static const float *sum_there(const struct far *f) { return f->sum ? f->sum : pl_graph_there(f->graph).grads; }
+
+pl_status pl_optimizer_send_sum(struct pl_optimizer *o, const float *sum)
+{
+    struct far *f = &o->far;
+    return f->sum ? f->table->upload(f->backend, f->sum, sum, f->bytes) : PL_OK;
+}
+
+pl_status pl_optimizer_square_sum_there(struct pl_optimizer *o, double *squares)
+{
+    return o->far.table->square_sum(o->far.pass, sum_there(&o->far), squares);
+}
+
+pl_status pl_optimizer_update_there(struct pl_optimizer *o, const struct pl_update *u)
+{
+    const struct far *f = &o->far;
+    struct pl_slab_update there = {.lr = u->lr, .samples = u->samples, .clip = u->clip, .step = u->step, .sum = sum_there(f),
+                                   .params = pl_graph_there(f->graph).params, .slot = {f->slot[0], f->slot[1]}};
+    return f->table->update(f->pass, &there);
+}
+
+pl_status pl_optimizer_bring(struct pl_optimizer *o)
+{
+    const struct far *f = &o->far;
+    for (int i = 0; i < o->rule->slots; i++)
+        PL_TRY(f->table->download(f->backend, o->slot[i], f->slot[i], f->bytes));
+    return PL_OK;
 }

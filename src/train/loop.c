@@ -259,6 +259,7 @@ static pl_status save(struct run *r)
     if (wanted == 0)
         return PL_OK;
     PL_TRY(r->writer ? settle(r) : PL_OK);
+    PL_TRY(pl_trainer_bring(t));
     r->saved_step = t->state.step;
     r->lost = false;
     PL_TRY(parts ? survive(r, save_part(r)) : PL_OK);

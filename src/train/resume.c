@@ -133,5 +133,6 @@ pl_status pl_trainer_resume(struct pl_trainer *t, char *path, size_t bytes)
     PL_TRY(pl_world_agree(w, w->rank == 0 ? choose_checkpoint(t, path, bytes) : PL_OK));
     PL_TRY(pl_world_agree(w, pl_world_broadcast(w, path, bytes, 0)));
     PL_TRY(pl_world_agree(w, path[0] ? go_on(t, path) : start_afresh(t)));
-    return pl_world_agree(w, compare_params(t));
+    PL_TRY(pl_world_agree(w, compare_params(t)));
+    return pl_world_agree(w, pl_trainer_settle(t));
 }

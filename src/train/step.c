@@ -56,24 +56,34 @@ pl_status pl_train_micro_batch(struct pl_trainer *t, int64_t micro, bool abandon
     return s;
 }
 
-static double clip_factor(struct pl_trainer *t, const struct pl_agreement *a, struct pl_step_result *out)
+static pl_status clip_factor(struct pl_trainer *t, const struct pl_agreement *a, struct pl_step_result *out, double *clip)
 {
-    double limit = t->job->optimizer.clip_norm;
+    double limit = t->job->optimizer.clip_norm, squares;
+    *clip = 1;
     if (limit <= 0)
-        return 1;
-    double squares = pl_optimizer_square_sum(t->optimizer, a->sum, 0, pl_graph_elems(t->graph));
+        return PL_OK;
+    if (t->stays)
+        PL_TRY(pl_optimizer_square_sum_there(t->optimizer, &squares));
+    else
+        squares = pl_optimizer_square_sum(t->optimizer, a->sum, 0, pl_graph_elems(t->graph));
     out->grad_norm = sqrt(squares) / a->rows;
-    return out->grad_norm > limit ? limit / out->grad_norm : 1;
+    *clip = out->grad_norm > limit ? limit / out->grad_norm : 1;
+    return PL_OK;
 }
 
-static void update(struct pl_trainer *t, const struct pl_agreement *a, struct pl_step_result *out)
+static pl_status update(struct pl_trainer *t, const struct pl_agreement *a, struct pl_step_result *out)
 {
     float *params = pl_graph_params(t->graph);
     struct pl_update u = {.lr = out->lr, .step = out->step, .samples = a->rows};
     if (a->rows == 0)
-        return; /* a local step without samples, at the end of an epoch */
-    u.clip = clip_factor(t, a, out);
+        return PL_OK; /* a local step without samples, at the end of an epoch */
+    if (t->stays)
+        PL_TRY(pl_optimizer_send_sum(t->optimizer, a->sum));
+    PL_TRY(clip_factor(t, a, out, &u.clip));
+    if (t->stays)
+        return pl_optimizer_update_there(t->optimizer, &u);
     pl_optimizer_update(t->optimizer, &u, a->sum, params, params);
+    return PL_OK;
 }
 
 pl_status pl_train_check_finite(const struct pl_agreement *a, int64_t step)
@@ -174,10 +184,10 @@ pl_status pl_trainer_step(struct pl_trainer *t, struct pl_step_result *out)
     int64_t ahead = t->job->train.steps > 0 ? 0 : t->ahead; /* a run of epochs follows the data order */
     out->lr = pl_schedule_lr(t->job, out->step - ahead, t->steps_per_epoch, t->total_steps - ahead);
     pl_trainer_hold(t, true);
-    update(t, &agreed, out);
+    s = update(t, &agreed, out);
     out->update_ms = pl_now_ms() - updating;
     commit(t, out);
-    if (t->sync_table->average)
+    if (s == PL_OK && t->sync_table->average)
         s = t->sync_table->average(t->sync, t->state.step == t->total_steps, &agreed);
     pl_train_take_parts(&agreed, out);
     bool with_it = s == PL_OK && !agreed.ended && !agreed.went_on;

@@ -41,6 +41,7 @@ struct pl_trainer {
     int64_t ahead;                       /* steps done more than epochs of steps_per_epoch have by now: since a change of global batch */
     bool stop_asked;                     /* by a signal seen on this rank */
     bool save_asked;                     /* by this rank's clock */
+    bool stays;                          /* train/far.c: parameters and optimizer state are with the device */
     bool fed, apart;                     /* train/apart.c: the source is fed; this rank is on its way */
     int64_t epoch_before;                /* train/whole.c: before the last step */
     const char *train_file;              /* state.train_file, whichever peer's state this is */
@@ -93,6 +94,11 @@ pl_status pl_trainer_deal(struct pl_trainer *t, int index, int members);
 /* Loads what checkpoint.resume says, or train.init's weights, or draws initial values; deals out the data from there on.
  * path: the checkpoint's, "" for none. Before it: t->source and train_file of t->state. Ranks agree inside. */
 pl_status pl_trainer_resume(struct pl_trainer *t, char *path, size_t bytes);
+
+/* train/far.c, where the device's memory is far: after parameters and optimizer were set in host memory, and before they are
+ * read there. Elsewhere they do nothing. */
+pl_status pl_trainer_settle(struct pl_trainer *t);
+pl_status pl_trainer_bring(struct pl_trainer *t);
 
 /* One step of the design's section 2. PL_ERR_NOT_FINITE is returned on all ranks together; any other
  * error is this rank's alone and ends the job by pl_world_abort. */
