@@ -121,8 +121,9 @@ struct pl_backend_table {
      * there, wait: once it is. Tickets rise by one, and copies end in their order. */
     pl_status (*fetch)(struct pl_backend *b, void *host, const void *far, size_t bytes, uint64_t *ticket);
     pl_status (*fetched)(struct pl_backend *b, uint64_t ticket, bool wait, bool *done);
-    void *(*alloc_host)(struct pl_backend *b, size_t bytes, const char *what); /* zeroed, copied from and to fast */
-    void (*free_host)(struct pl_backend *b, void *p);
+    /* Copies to this host memory, until it is unpinned, go on by themselves. Where it cannot be they are slower. */
+    void (*pin)(struct pl_backend *b, void *host, size_t bytes);
+    void (*unpin)(struct pl_backend *b, void *host);
     /* Of a loss plan, what its last forward found, added to sums. NULL: forward adds it to io->sums itself. */
     pl_status (*loss_sums)(struct pl_plan *p, struct pl_loss_sums *sums);
     /* Of far ones, NULL: none can. What work starts is recorded and not run; then it is started as often as wanted, each time

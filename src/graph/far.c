@@ -13,6 +13,7 @@ struct pl_graph_far {
     float *output;            /* in host memory; NULL before it was asked for */
     struct slice *slice;      /* [layers] on their way, in order */
     int first, slices;
+    float *pinned;            /* the gradient's slab that is */
     bool stays, gradient_stays; /* pl_graph_stay */
 };
 
@@ -68,11 +69,31 @@ pl_status pl_graph_far_create(struct pl_graph *g)
     return s == PL_OK && !f->slice ? PL_ERR_MEMORY : s;
 }
 
+void pl_graph_pin(struct pl_graph *g)
+{
+    struct pl_graph_far *f = g->far;
+    float *grads = pl_graph_grads(g);
+    if (!f || f->gradient_stays || f->pinned == grads || !g->table->pin)
+        return;
+    pl_graph_unpin(g);
+    g->table->pin(g->backend, grads, (size_t)g->elems * sizeof(float));
+    f->pinned = grads;
+}
+
+void pl_graph_unpin(struct pl_graph *g)
+{
+    if (g->far && g->far->pinned)
+        g->table->unpin(g->backend, g->far->pinned);
+    if (g->far)
+        g->far->pinned = NULL;
+}
+
 void pl_graph_far_destroy(struct pl_graph *g)
 {
     struct pl_graph_far *f = g->far;
     if (!f)
         return;
+    pl_graph_unpin(g);
     void *const at[] = {f->params, f->grads, f->data, f->label, f->index};
     for (int i = 0; i < 5; i++)
         if (at[i])

@@ -70,17 +70,8 @@ static pl_status allocate(struct pl_graph *g, size_t bytes, const char *what, vo
 /* Slabs are in host memory. */
 static pl_status make_slab(struct pl_graph *g, const char *what, float **out)
 {
-    size_t bytes = (size_t)(g->elems > 0 ? g->elems : PL_ALIGN_ELEMS) * sizeof(float);
-    *out = g->table->alloc_host ? g->table->alloc_host(g->backend, bytes, what) : pl_alloc(bytes, what);
+    *out = pl_alloc((size_t)(g->elems > 0 ? g->elems : PL_ALIGN_ELEMS) * sizeof(float), what);
     return *out ? PL_OK : PL_ERR_MEMORY;
-}
-
-static void free_slab(struct pl_graph *g, float *slab)
-{
-    if (slab && g->table->free_host)
-        g->table->free_host(g->backend, slab);
-    else
-        pl_free(slab);
 }
 
 static pl_status allocate_all(struct pl_graph *g)
@@ -99,9 +90,10 @@ static pl_status allocate_all(struct pl_graph *g)
 
 pl_status pl_graph_make_grads(struct pl_graph *g)
 {
-    if (pl_graph_grads(g))
-        return PL_OK;
-    return make_slab(g, "gradients", &g->own_grads);
+    if (!pl_graph_grads(g))
+        PL_TRY(make_slab(g, "gradients", &g->own_grads));
+    pl_graph_pin(g);
+    return PL_OK;
 }
 
 /* ---- labels ---------------------------------------------------------------------------------- */
@@ -185,9 +177,9 @@ void pl_graph_destroy(struct pl_graph *g)
     }
     if (g->arena)
         g->table->free(g->backend, g->arena);
-    free_slab(g, g->own_params);
-    free_slab(g, g->own_grads);
     pl_graph_far_destroy(g);
+    pl_free(g->own_params);
+    pl_free(g->own_grads);
     if (g->folded)
         g->table->free(g->backend, g->folded);
     pl_free(g->fold_host);
@@ -262,7 +254,14 @@ float *pl_graph_params(struct pl_graph *g)
 float *pl_graph_grads(struct pl_graph *g) { return g->set_grads ? g->set_grads : g->own_grads; }
 void pl_graph_time_layers(struct pl_graph *g, double *ms) { g->layer_ms = ms; }
 void pl_graph_set_params(struct pl_graph *g, float *params) { g->set_params = params; }
-void pl_graph_set_grads(struct pl_graph *g, float *grads) { g->set_grads = grads; }
+
+void pl_graph_set_grads(struct pl_graph *g, float *grads)
+{
+    if (grads != g->set_grads)
+        pl_graph_unpin(g);
+    g->set_grads = grads;
+}
+
 int64_t pl_graph_elems(const struct pl_graph *g) { return g->elems; }
 int64_t pl_graph_weights(const struct pl_graph *g) { return g->weights; }
 int pl_graph_losses(const struct pl_graph *g) { return g->losses; }

@@ -34,7 +34,8 @@ float *pl_graph_params(struct pl_graph *g);
 float *pl_graph_grads(struct pl_graph *g); /* sums over samples; NULL before there is one */
 /* Uses the caller's slab, in host memory, with the layout of pl_graph_tensors and 0 in the gaps,
  * from the next pass on (versions of parameters, a gradient that others read). NULL goes back to the
- * graph's own; that of the gradient is made by the first backward pass that needs it. Not between a forward and its backward. The caller owns it. */
+ * graph's own; that of the gradient is made by the first backward pass that needs it. Not between a forward and its backward.
+ * The caller owns it, and takes it back before it is freed. */
 void pl_graph_set_params(struct pl_graph *g, float *params);
 void pl_graph_set_grads(struct pl_graph *g, float *grads);
 /* Of a far backend, for a run in which nobody else reads or writes the slabs at every step. Parameters stay there: they are

@@ -98,6 +98,8 @@ const float *pl_graph_params_there(struct pl_graph *g);
 float *pl_graph_grads_there(struct pl_graph *g);
 pl_status pl_graph_refresh_params(struct pl_graph *g); /* sends them, unless they stay there */
 bool pl_graph_gradient_stays(const struct pl_graph *g);
+void pl_graph_pin(struct pl_graph *g); /* the gradient's slab, which slices are brought into */
+void pl_graph_unpin(struct pl_graph *g);
 pl_status pl_graph_send_batch(struct pl_graph *g, const struct pl_graph_batch *b);
 void pl_graph_batch_there(const struct pl_graph *g, const struct pl_graph_batch *b, struct pl_graph_batch *there);
 /* Elements [a, b) of the gradient are final: brings them here, and says so to slice, which may be NULL, once they are; in

@@ -220,6 +220,8 @@ bool pl_trainer_differs(struct pl_trainer *t)
 
 void pl_trainer_close(struct pl_trainer *t)
 {
+    if (t->graph)
+        pl_graph_set_grads(t->graph, NULL);
     if (t->sync)
         t->sync_table->destroy(t->sync);
     pl_exchange_destroy(t->exchange);
