@@ -254,9 +254,22 @@ def made_up(model, outputs, n, seed):
     return data, rng.uniform(0, 1, (n, floats)).astype("f4")
 
 
-def to_torch(data, label):
+def to_torch(data, label, device):
     label = torch.from_numpy(label)
-    return torch.from_numpy(data), label if label.is_floating_point() else label.long()
+    return torch.from_numpy(data).to(device), (label if label.is_floating_point() else label.long()).to(device)
+
+
+def prepare(c):
+    """On a GPU: tf32 where it is asked for, and the fastest of cuDNN's algorithms."""
+    tf32 = c["precision"] == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = True
+    return torch.device(c["device"])
+
+
+def settle(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
@@ -286,7 +299,7 @@ def peak_mb():
         return next(int(line.split()[1]) / 1024 for line in f if line.startswith("VmHWM"))
 
 
-def faster_optimizer(network, layers, hyper, data, label):
+def faster_optimizer(network, layers, hyper, data, label, device):
     """{"fused": True} or {"foreach": True}, whichever updates faster (fused is not in every version)."""
     best = None
     for how in ({"foreach": True}, {"fused": True}):
@@ -295,8 +308,10 @@ def faster_optimizer(network, layers, hyper, data, label):
             step(network, opt, data, label)
             took = []
             for _ in range(7):
+                settle(device)
                 begin = time.perf_counter()
                 opt.step()
+                settle(device)
                 took.append(time.perf_counter() - begin)
         except (TypeError, RuntimeError):
             continue
@@ -311,6 +326,8 @@ class Checker:
         with open(c["model"]) as f:
             self.model = yaml.safe_load(f)
         self.network, self.layers, self.outputs = build(self.model)
+        self.device = prepare(c)
+        self.network.to(self.device)
         self.c = c
 
     def files(self, weights, data, samples):
@@ -324,20 +341,20 @@ class Checker:
     def eval_loss(self):
         self.network.eval()
         with torch.no_grad():
-            return {"loss": self.network(*to_torch(self.data, self.label))[0].item()}
+            return {"loss": self.network(*to_torch(self.data, self.label, self.device))[0].item()}
 
     def train_losses(self, batch, steps):
         self.network.train()
         opt, losses = optimizer(self.layers, self.c["hyper"], {"foreach": True}), []
-        data, label = to_torch(self.data, self.label)
+        data, label = to_torch(self.data, self.label, self.device)
         for i in range(0, steps * batch, batch):
             losses.append([loss.item() for loss in step(self.network, opt, data[i:i + batch], label[i:i + batch])])
         return {"losses": losses}  # of each step the main loss and the total
 
     def optimizer(self):
         self.network.train()
-        data, label = to_torch(self.data, self.label)
-        return {"optimizer": faster_optimizer(self.network, self.layers, self.c["hyper"], data, label)}
+        data, label = to_torch(self.data, self.label, self.device)
+        return {"optimizer": faster_optimizer(self.network, self.layers, self.c["hyper"], data, label, self.device)}
 
 
 class Trainer:
@@ -347,7 +364,9 @@ class Trainer:
             model = yaml.safe_load(f)
         network, layers, outputs = build(model)
         load_weights(c["weights"], layers)
-        self.data, self.label = to_torch(*made_up(model, outputs, c["batch"], 3 + c["rank"]))
+        self.device = prepare(c)
+        network.to(self.device)
+        self.data, self.label = to_torch(*made_up(model, outputs, c["batch"], 3 + c["rank"]), self.device)
         if c["mode"].endswith("-nhwc"):
             network = network.to(memory_format=torch.channels_last)
             self.data = self.data.contiguous(memory_format=torch.channels_last)
@@ -365,9 +384,11 @@ class Trainer:
         if self.ranks > 1:
             torch.distributed.barrier()
         with self.ddp.no_sync() if alone else contextlib.nullcontext():
+            settle(self.device)
             begin = time.perf_counter()
             for _ in range(n):
                 step(self.network, self.optimizer, self.data, self.label)
+            settle(self.device)
             return {"seconds": time.perf_counter() - begin, "peak_mb": peak_mb()}
 
 

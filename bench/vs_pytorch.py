@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Training speed and memory of the same networks in Paceline and in PyTorch on this machine's CPU. First both get the
-same weights and data and must give the same losses. Then, round by round, each contender trains in turn on made-up data
+"""Training speed and memory of the same networks in Paceline and in PyTorch on this machine's CPU, or with --device cuda on
+its GPU. First both get the same weights and data and must give the same losses. Then, round by round, each contender trains in turn on made-up data
 for a while. The ratio is Paceline's samples/s over those of PyTorch's best mode of the same round, the median of rounds.
 
 Modes: eager and compile (torch.compile); for networks of images each brings its -nhwc form (channels_last memory format)
@@ -32,6 +32,7 @@ MODELS = {  # model file, samples of a step on each rank
     "alexnet": ("imagenet/alexnet-model.yaml", 32), "googlenet": ("imagenet/googlenet-model.yaml", 16),
     "vgg-a": ("imagenet/vgg_a-model.yaml", 8), "resnet50": ("imagenet/resnet50-model.yaml", 8),
     "inception-v3": ("imagenet/inception_v3-model.yaml", 4), "overfeat": ("imagenet/overfeat-model.yaml", 32)}
+GPU_BATCH = {"alexnet": 128, "overfeat": 128, "vgg-a": 64, "googlenet": 128, "resnet50": 64, "inception-v3": 64}
 CHECK_BATCH, CHECK_STEPS, TOLERANCE = 4, 2, 1e-4
 NORMALISED_BATCH = 16  # where an auxiliary head normalises one value a sample, four say too little
 CHECK_HYPER = {"lr": 0.001, "momentum": 0.9, "weight_decay": 0.0005}
@@ -176,7 +177,7 @@ class Torch:
     def __init__(self, mode, case, how):
         self.name, self.batch = mode, case.batch
         config = {"mode": mode, "model": case.model, "weights": case.path("weights.h5"), "batch": case.batch, "threads": case.threads,
-                  "hyper": TIMED_HYPER, "optimizer": how, "ranks": case.ranks, "meeting": case.path(f"{mode}.meeting")}
+                  "hyper": TIMED_HYPER, "device": case.device, "precision": case.precision, "optimizer": how, "ranks": case.ranks, "meeting": case.path(f"{mode}.meeting")}
         self.workers = [Worker(dict(config, rank=r), case.path(f"{mode}-{r}.log")) for r in range(case.ranks)]
 
     def warm_up(self):
@@ -248,7 +249,8 @@ class Paceline:
 class Case:
     def __init__(self, name, threads, options, folder):
         file, self.batch = MODELS[name]
-        self.batch = options.batch or self.batch
+        self.device, self.precision = options.device, options.precision
+        self.batch = options.batch or (GPU_BATCH.get(name, self.batch) if self.device == "cuda" else self.batch)
         self.name, self.threads, self.ranks = name, threads, options.ranks
         self.model, self.program, self.folder = os.path.join(ROOT, "models", file), options.program, folder
 
@@ -262,8 +264,9 @@ class Case:
     def write_job(self, file, batch, hyper, model):
         data = {"file": self.path("data.h5"), "shuffle": False}
         job = {"model": model, "data": {"train": data, "test": data},
-               "train": {"steps": CHECK_STEPS, "batch": batch, "threads": self.threads, "eval_every": "never"},
-               "optimizer": dict(hyper, kind="momentum"), "report": {"dir": self.path("run"), "every": 1}}
+               "train": {"steps": CHECK_STEPS, "batch": batch, "threads": self.threads, "eval_every": "never",
+                         "precision": self.precision if hyper is TIMED_HYPER else "fp32"},
+               "optimizer": dict(hyper, kind="momentum"), "device": {"kind": self.device}, "report": {"dir": self.path("run"), "every": 1}}
         with open(self.path(file), "w") as f:
             json.dump(job, f)  # JSON is YAML
         return self.path(file)
@@ -309,7 +312,8 @@ def check(case):
     small = case.normalised() or "imagenet" in case.model
     hyper = dict(CHECK_HYPER, lr=SMALL_LR) if small else CHECK_HYPER
     job = case.write_job("check.yaml", batch, hyper, model)
-    worker = Worker({"mode": "check", "model": model, "threads": case.threads, "hyper": hyper}, case.path("check.log"))
+    worker = Worker({"mode": "check", "model": model, "threads": case.threads, "hyper": hyper, "device": case.device, "precision": "fp32"},
+                    case.path("check.log"))
     try:
         found = {"versions": worker.answer(), **worker.tell("files", weights=weights, data=case.path("data.h5"), samples=batch * CHECK_STEPS)}
         said = paceline(case, "eval", job, "--checkpoint", weights)
@@ -371,10 +375,11 @@ def measure(case, options):
             c.end()
     rivals = [c.name for c in contenders if c.name != "paceline"]
     ratios = [speed["paceline"][r] / max(speed[m][r] for m in rivals) for r in range(options.rounds)] if rivals else []
-    return {"model": case.name, "batch": case.batch, "threads": case.threads, "ranks": case.ranks,
+    memory = {c.name: c.memory if case.device == "cpu" else None for c in contenders}  # of the host, which says little beside a GPU
+    return {"model": case.name, "device": case.device, "precision": case.precision, "batch": case.batch, "threads": case.threads, "ranks": case.ranks,
             "samples_per_s": {name: statistics.median(v) for name, v in speed.items()}, "rounds": speed,
             "ratio": statistics.median(ratios) if ratios else None, "ratios": ratios,
-            "exchange_ms": {name: statistics.median(v) for name, v in exchange.items() if v}, "peak_mb_a_rank": {c.name: c.memory for c in contenders},
+            "exchange_ms": {name: statistics.median(v) for name, v in exchange.items() if v}, "peak_mb_a_rank": memory,
             "losses": found["losses"], "optimizer": next(iter(found["optimizer"])), "versions": found["versions"]}
 
 
@@ -406,6 +411,14 @@ def cpu_name():
         return next((line.split(":", 1)[1].strip() for line in f if line.startswith("model name")), platform.machine())
 
 
+def gpu_name():
+    try:
+        said = subprocess.run(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"], capture_output=True, text=True)
+        return said.stdout.splitlines()[0].replace(", ", ", driver ") if said.returncode == 0 else "a GPU"
+    except (OSError, IndexError):
+        return "a GPU"
+
+
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 def listed(kind, known=None):
@@ -426,6 +439,8 @@ def read_arguments():
     a.add_argument("--threads", type=listed(int), default=[1], help="1,2: of each rank, one row each (1)")
     a.add_argument("--ranks", type=int, choices=(1, 2), default=1, help="2: Paceline with mpirun, PyTorch with DDP over gloo")
     a.add_argument("--batch", type=int, help="of each rank; default: the model's own")
+    a.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    a.add_argument("--precision", choices=("fp32", "tf32"), default="fp32", help="tf32: of matrix products, with --device cuda")
     a.add_argument("--rounds", type=int, default=5)
     a.add_argument("--seconds", type=float, default=2, help="of each contender in a round (2)")
     a.add_argument("--modes", type=listed(str, MODES), default=["eager", "compile"], help="of " + ",".join(MODES))
@@ -435,6 +450,8 @@ def read_arguments():
     options = a.parse_args()
     if options.rounds < 1 or not options.seconds > 0 or (options.batch is not None and options.batch < 1):
         a.error("--rounds, --seconds and --batch must be positive")
+    if options.device == "cpu" and options.precision != "fp32" or options.device == "cuda" and options.ranks > 1:
+        a.error("--precision tf32 is for --device cuda, and that for one rank")
     options.program = os.path.join(os.path.abspath(options.build), "paceline")
     return options
 
@@ -462,7 +479,8 @@ def run(options):
     torch = subprocess.run([sys.executable, "-c", "import torch; print(torch.__version__)"], capture_output=True, text=True)
     if torch.returncode:
         raise Failure(f"{sys.executable}: import torch: {last(torch.stderr)}")
-    print(f"{version} and torch {torch.stdout.strip()} ({sys.executable}) on {cpu_name()}, {os.cpu_count()} CPUs; ranks: {options.ranks}")
+    print(f"{version} and torch {torch.stdout.strip()} ({sys.executable}) on {cpu_name()}, {os.cpu_count()} CPUs; ranks: {options.ranks}"
+          + (f"; {gpu_name()}, {options.precision}" if options.device == "cuda" else ""))
     if debian and any(m.startswith("compile") for m in options.modes):
         print("torch.compile is not measured: Debian's torch does not have it")
     columns = ["paceline", *modes_of(options.modes, True, debian)]
@@ -486,6 +504,8 @@ def run(options):
 
 def write_json(path, version, options, rows):
     machine = {"cpu": cpu_name(), "cpus": os.cpu_count(), "system": platform.platform()}
+    if options.device == "cuda":
+        machine.update(gpu=gpu_name(), precision=options.precision)
     with open(path, "w") as f:
         json.dump({"machine": machine, "paceline": version, "rounds": options.rounds, "seconds": options.seconds, "rows": rows}, f, indent=1)
 

@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Training with device.kind cuda against the cpu backend: a step, many steps, every optimizer, accumulation, clipping,
+# evaluation and prediction, the same bits twice and after a resume, several ranks, and every kind of sync. On a GPU, or over
+# the stand-in of the CUDA runtime that computes on the host (PL_EMULATED).
+. "$PL_SOURCE_DIR/tests/tools/lib.sh"
+cd "$PL_TMPDIR" || exit 1
+why=$("$PACELINE" doctor 2>/dev/null | sed -n 's/^cuda backend *//p')
+[ -n "${PL_EMULATED:-}" ] || grep -q 'device 0' <<<"$why" || { echo "skipped: no GPU (${why:-doctor says nothing})"; exit 77; }
+several=1
+command -v "${PL_MPIRUN[0]}" >/dev/null || several=0
+cp "$tools"/*.yaml .
+"$tools/make_set.py" train.h5 1000 1 12 4 1 && "$tools/make_set.py" test.h5 203 1 12 4 2 || exit 1
+on() { local device=$1; shift; job=(job.yaml device.kind="$device"); run "$@"; } # on DEVICE N DIR KEYS...
+# both N NAME WHOLE TENSOR KEYS...: the same run on both devices, within these limits (of compare.py)
+both() {
+    local n=$1 name=$2 whole=$3 tensor=$4; shift 4
+    on cpu "$n" "$name-cpu" "$@"
+    on cuda "$n" "$name-cuda" "$@"
+    compare "$name-cpu" "$name-cuda" "$whole" "$tensor"
+}
+short=(train.eval_every=never train.steps=12)
+
+for net in net net-bn net-dense; do both 1 one-$net 1e-6 1e-5 model=$net.yaml train.steps=1 train.eval_every=never; done
+for kind in sgd momentum nesterov adagrad adadelta rmsprop adam adamw lars; do
+    both 1 "$kind" 1e-3 1e-2 optimizer.kind=$kind optimizer.lr=0.01 "${short[@]}"
+done
+both 1 bn 1e-3 1e-2 model=net-bn.yaml "${short[@]}"
+both 1 accumulate 1e-4 1e-3 train.accumulate=3 train.steps=4 train.eval_every=never
+both 1 clip 1e-3 1e-2 optimizer.clip_norm=0.5 "${short[@]}"
+grep -q '"grad_norm"' clip-cuda/metrics.jsonl || fail "no gradient norm in the metrics"
+
+# The same job twice; half of it and the rest.
+on cuda 1 twice-a train.steps=20
+on cuda 1 twice-b train.steps=20
+compare twice-a twice-b 0 0 exact
+on cuda 1 resumed train.steps=10
+on cuda 1 resumed train.steps=20
+compare twice-a resumed 0 0 exact
+accuracy() { grep '"eval"' "$1/metrics.jsonl" | tail -n 1 | sed -E 's/.*"accuracy": ([0-9.]+).*/\1/'; }
+on cuda 1 learns train.epochs=6
+awk "BEGIN{exit !($(accuracy learns) > 0.9)}" || fail "accuracy $(accuracy learns), wanted more than 0.9"
+# What was trained there is read here, and the other way.
+for device in cpu cuda; do
+    ranks 1 "$PACELINE" eval job.yaml --checkpoint learns device.kind=$device >$device.eval 2>&1 || fail "eval on $device: $(tail -n 1 $device.eval)"
+    ranks 1 "$PACELINE" predict job.yaml --checkpoint learns --out $device.h5 device.kind=$device >$device.predict 2>&1 || fail "predict on $device: $(tail -n 1 $device.predict)"
+done
+cmp <(grep -oE 'accuracy [0-9.]+' cpu.eval) <(grep -oE 'accuracy [0-9.]+' cuda.eval) || fail "eval differs: $(cat cpu.eval cuda.eval)"
+/usr/bin/env python3 - <<'P' || fail "predictions differ"
+import h5py, numpy as np
+a, b = (h5py.File(d + ".h5")["output"][()] for d in ("cpu", "cuda"))
+worst = float(np.abs(a - b).max())
+print("predictions differ by %.1e at most" % worst)
+raise SystemExit(worst > 1e-4)
+P
+
+if [ $several -eq 1 ]; then
+    for n in 2 3; do both $n ranks-$n 1e-5 1e-4 train.steps=3 train.global_batch=190 train.eval_every=never; done
+    compare ranks-2-cuda ranks-3-cuda 1e-5 1e-4
+    both 2 local 1e-3 1e-2 sync.kind=local_sgd sync.tau=4 "${short[@]}"
+    on cuda 3 late exchange.transport=tcp sync.backup_workers=1 train.steps=20 train.eval_every="10 steps" debug.delay.rank=1 debug.delay.ms=30
+    grep -q 'hold the same parameters' late.log || fail "backup workers: $(tail -n 2 late.log)"
+    on cuda 2 downpour sync.kind=downpour optimizer.kind=sgd train.steps=20
+    on cuda 2 sandblaster sync.kind=sandblaster optimizer.kind=sgd train.steps=3
+fi
+finish
