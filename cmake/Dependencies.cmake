@@ -5,7 +5,7 @@ find_package(Threads REQUIRED)
 find_package(MPI REQUIRED COMPONENTS C)
 find_package(OpenMP REQUIRED COMPONENTS C)
 find_package(ZLIB REQUIRED)
-target_link_libraries(paceline_deps INTERFACE Threads::Threads MPI::MPI_C OpenMP::OpenMP_C ZLIB::ZLIB m)
+target_link_libraries(paceline_deps INTERFACE Threads::Threads MPI::MPI_C OpenMP::OpenMP_C ZLIB::ZLIB ${CMAKE_DL_LIBS} m)
 
 # HDF5's C library, serial or parallel.
 find_package(HDF5 REQUIRED COMPONENTS C)
@@ -100,14 +100,9 @@ if(NOT PACELINE_WITH_VERBS STREQUAL "OFF")
     set(PACELINE_HAVE_VERBS ON)
     target_include_directories(paceline_deps SYSTEM INTERFACE ${VERBS_INCLUDE})
     target_compile_definitions(paceline_deps INTERFACE PL_HAVE_VERBS)
-    target_link_libraries(paceline_deps INTERFACE ${CMAKE_DL_LIBS})
   elseif(PACELINE_WITH_VERBS STREQUAL "ON")
     message(FATAL_ERROR "PACELINE_WITH_VERBS=ON, but libibverbs or libcrypto was not found: install libibverbs-dev libssl-dev")
   endif()
 endif()
 
-# CUDA is not built yet: asked for, it is refused.
-if(PACELINE_WITH_CUDA STREQUAL "ON")
-  message(FATAL_ERROR "PACELINE_WITH_CUDA=ON: this version has no such component yet")
-endif()
 message(STATUS "Paceline: BLAS ${BLAS_LIBRARY}, oneDNN ${PACELINE_HAVE_DNNL}, libdeflate ${PACELINE_HAVE_LIBDEFLATE}, JPEG ${PACELINE_HAVE_JPEG}, libcrypto ${PACELINE_HAVE_CRYPTO}, verbs ${PACELINE_HAVE_VERBS}, HDF5 ${HDF5_C_LIBRARIES}")

@@ -19,9 +19,9 @@ while IFS=: read -r file _ text; do
     elif [ "$header" != "$to/$to.h" ]; then
         echo "$file includes $header: not the room's contract"; bad=1
     fi
-done < <(grep -rnE '#include "' src --include='*.[ch]')
+done < <(grep -rnE '#include "' src --include='*.[ch]' --include='*.cu')
 home() { # home PATTERN ALLOWED-REGEX
-    grep -rnE "#include <($1)" src --include='*.[ch]' | grep -vE "$2" && { echo "a vendor header away from home"; bad=1; }
+    grep -rnE "#include <($1)" src --include='*.[ch]' --include='*.cu' --include='*.cuh' | grep -vE "$2" && { echo "a vendor header away from home"; bad=1; }
 }
 home 'mpi\.h' '^src/(world/|transport/mpi/)'
 home 'hdf5' '^src/base/h5'
@@ -29,8 +29,11 @@ home 'cblas|oneapi|omp\.h' '^src/backend/cpu/'
 home 'turbojpeg' '^src/data/'
 home 'infiniband|rdma/' '^src/transport/verbs/'
 home 'yaml' '^src/job/'
+home 'cuda' '^src/backend/cuda/(runtime\.c|[a-z]*\.cuh?):'
+home 'cublas' '^src/backend/cuda/matmul\.c:'
+home 'cudnn' '^src/backend/cuda/convolve\.c:'
 for room in src/*/; do
     r=$(basename "$room")
-    grep -nE '#include <(mpi|hdf5|cblas|oneapi|yaml|turbojpeg|cuda|infiniband)' "$room$r.h" 2>/dev/null && bad=1
+    grep -nE '#include <(mpi|hdf5|cblas|oneapi|yaml|turbojpeg|cuda|cublas|cudnn|infiniband)' "$room$r.h" 2>/dev/null && bad=1
 done
 exit $bad

@@ -1,5 +1,5 @@
-/* The list of backends in order of preference, and what all of them share. */
-#include "backend/backend.h"
+/* The list of backends in order of preference, and what all of them share. cuda is a module, opened when it is asked for. */
+#include "backend/module.h"
 
 #include <string.h>
 
@@ -14,7 +14,23 @@ const struct pl_backend_table *pl_backend_find(const char *name)
     for (int i = 0; backends[i]; i++)
         if (strcmp(backends[i]->name, name) == 0)
             return backends[i];
+    const char *why = "there is no such backend";
+    const struct pl_module *m = strcmp(name, "cuda") == 0 ? pl_module_cuda(&why) : NULL;
+    if (m)
+        return m->table;
+    pl_error(PL_ERR_MEMORY, "device", "%s cannot be used: %s\n`paceline doctor` shows what this build and machine have", name, why);
     return NULL;
+}
+
+bool pl_backend_cuda_describe(char *text, size_t bytes)
+{
+    const char *why;
+    const struct pl_module *m = pl_module_cuda(&why);
+    if (m)
+        m->describe(text, bytes);
+    else
+        snprintf(text, bytes, "%s", why);
+    return m != NULL;
 }
 
 int64_t pl_shape_elems(const struct pl_shape *s)

@@ -124,11 +124,11 @@ struct pl_backend_table {
     /* Copies to this host memory, until it is unpinned, go on by themselves. Where it cannot be they are slower. */
     void (*pin)(struct pl_backend *b, void *host, size_t bytes);
     void (*unpin)(struct pl_backend *b, void *host);
-    /* Of a loss plan, what its last forward found, added to sums. NULL: forward adds it to io->sums itself. */
-    pl_status (*loss_sums)(struct pl_plan *p, struct pl_loss_sums *sums);
+    /* Of a loss plan, after a forward with the same io but without sums: what it found. NULL: forward alone tells. */
+    pl_status (*loss_sums)(struct pl_plan *p, const struct pl_io *io);
     /* Of far ones, NULL: none can. What work starts is recorded and not run; then it is started as often as wanted, each time
      * on the same memory, with the rows and keys of io. */
-    pl_status (*record)(struct pl_backend *b, pl_status (*work)(void *arg), void *arg, struct pl_recording **out);
+    pl_status (*record)(struct pl_backend *b, const struct pl_io *io, pl_status (*work)(void *arg), void *arg, struct pl_recording **out);
     pl_status (*replay)(struct pl_backend *b, struct pl_recording *r, const struct pl_io *io);
     void (*recording_destroy)(struct pl_backend *b, struct pl_recording *r);
     /* Of far ones, NULL: none can. square_sum: of the trainable gradient, in double, in a fixed order. */
@@ -148,9 +148,12 @@ struct pl_backend_table {
     pl_status (*backward)(struct pl_plan *p, const struct pl_io *io); /* uses what forward left; same x, y, p */
 };
 
-/* By device.kind: auto takes cpu. The array of backends is in backend.c; reference is the oracle. */
-const struct pl_backend_table *pl_backend_find(const char *name); /* NULL: not built */
-const struct pl_backend_table *const *pl_backend_list(void);      /* NULL-terminated, by preference */
+/* By device.kind: auto takes cpu. The array of those built in is in backend.c; reference is the oracle. cuda is a module
+ * (module.c), opened when it is asked for. */
+const struct pl_backend_table *pl_backend_find(const char *name); /* NULL: error recorded */
+const struct pl_backend_table *const *pl_backend_list(void);      /* those built in, NULL-terminated, by preference */
+/* What the cuda module is built with and sees on this machine; false: why there is none. For doctor. */
+bool pl_backend_cuda_describe(char *text, size_t bytes);
 /* What of the cpu backend this build and machine have, for doctor and the start event. */
 void pl_backend_cpu_describe(char *text, size_t bytes);
 /* C[m,n] = A[m,k] B[k,n] with the cpu backend's own matrix product; for bench's peak. */

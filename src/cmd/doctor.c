@@ -7,13 +7,14 @@
 
 static void print_components(void)
 {
-    char text[512];
+    char text[2048];
     pl_backend_cpu_describe(text, sizeof text);
     printf("cpu backend   %s\n", text);
     printf("backends      ");
     for (const struct pl_backend_table *const *b = pl_backend_list(); *b; b++)
         printf("%s ", (*b)->name);
-    printf("(cuda: not built)\n");
+    bool cuda = pl_backend_cuda_describe(text, sizeof text);
+    printf("%s\ncuda          %s\n", cuda ? "cuda" : "", text);
     printf("hdf5          %s\n", pl_h5_version());
     printf("jpeg          %s\n", pl_jpeg_available() ? "TurboJPEG" : "not built: sets of JPEG images are refused (libturbojpeg0-dev)");
 }
@@ -79,6 +80,6 @@ const struct pl_command pl_cmd_doctor = {
     .name = "doctor",
     .usage = "paceline doctor",
     .help = "Shows what this machine and this build offer: MPI, cores and threads, BLAS, oneDNN,\n"
-            "HDF5, transports, how gradients are added up. Run it the way the job is run, say under mpirun -n 2.",
+            "CUDA, HDF5, transports, how gradients are added up. Run it the way the job is run, say under mpirun -n 2.",
     .run = run_doctor,
 };

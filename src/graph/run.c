@@ -56,14 +56,15 @@ static struct pl_loss_sums *sums_of(const struct pl_graph *g, int i, struct pl_l
     return !g->layer[i].kind->loss ? NULL : i == g->output ? sums : auxiliary;
 }
 
-/* Of losses that only leave their sums where they are. */
+/* Of losses that can leave their sums where they are. */
 static pl_status collect(struct pl_graph *g, const struct pl_graph_batch *b, struct pl_loss_sums *sums)
 {
     for (int i = 0; i < g->layers && b->label && g->table->loss_sums; i++) {
         struct pl_loss_sums auxiliary = {0}, *to = sums_of(g, i, sums, &auxiliary);
         if (!to || !g->node[i].plan)
             continue;
-        PL_TRY(g->table->loss_sums(g->node[i].plan, to));
+        const struct pl_io io = {.rows = b->rows, .label = b->label, .sums = to};
+        PL_TRY(g->table->loss_sums(g->node[i].plan, &io));
         if (to == &auxiliary)
             sums->total += auxiliary.total;
     }
@@ -96,8 +97,8 @@ static pl_status add_gradient(struct pl_graph *g, const struct pl_graph_batch *b
 {
     struct pl_node *root = &g->node[pl_input_root(g, i, k)];
     float *sum = pl_span_memory(g, root->dy);
-    struct pl_io io = {
-        .rows = b->rows, .train = true, .x = {sum, pl_span_memory(g, g->node[i].dx[k])}, .y = sum};
+    struct pl_io io = {.rows = b->rows, .train = true, .x = {sum, pl_span_memory(g, g->node[i].dx[k])}, .y = sum,
+                       .seed = b->seed, .step_key = b->step_key};
     return g->table->forward(root->add, &io);
 }
 
@@ -164,7 +165,7 @@ static pl_status replay(struct pl_graph *g, const struct pl_graph_batch *b)
     struct pass p = {g, b};
     const struct pl_io io = {.rows = b->rows, .train = true, .seed = b->seed, .step_key = b->step_key};
     if (!g->recording)
-        PL_TRY(g->table->record(g->backend, both_ways, &p, &g->recording));
+        PL_TRY(g->table->record(g->backend, &io, both_ways, &p, &g->recording));
     PL_TRY(g->table->replay(g->backend, g->recording, &io));
     g->started = true;
     return PL_OK;
@@ -183,7 +184,7 @@ pl_status pl_graph_forward(struct pl_graph *g, const struct pl_graph_batch *b, b
     g->last_data = b->data;
     g->started = false;
     pl_status s = can_replay(g, train) ? replay(g, &there) : forward_layers(g, &there, train, sums);
-    return s == PL_OK ? collect(g, b, sums) : s;
+    return s == PL_OK ? collect(g, &there, sums) : s;
 }
 
 pl_status pl_graph_backward(struct pl_graph *g, const struct pl_graph_batch *b, bool accumulate,

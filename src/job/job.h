@@ -63,10 +63,10 @@ struct pl_job_set { /* one of data.train, data.test */
     int64_t limit;           /* first n samples only; 0: all */
 };
 
-enum { PL_FP32 };
+enum { PL_FP32, PL_TF32 };
 enum { PL_SYNC_ALLREDUCE, PL_SYNC_LOCAL_SGD, PL_SYNC_DOWNPOUR, PL_SYNC_SANDBLASTER };
 enum { PL_TWO_LEVEL_AUTO, PL_TWO_LEVEL_NEVER };
-enum { PL_DEVICE_AUTO, PL_DEVICE_CPU, PL_DEVICE_REFERENCE };
+enum { PL_DEVICE_AUTO, PL_DEVICE_CPU, PL_DEVICE_REFERENCE, PL_DEVICE_CUDA };
 enum pl_optimizer_kind { PL_SGD, PL_MOMENTUM, PL_NESTEROV, PL_ADAGRAD, PL_ADADELTA, PL_RMSPROP, PL_ADAM, PL_ADAMW, PL_LARS };
 enum pl_schedule_kind { PL_FIXED, PL_STEP, PL_MULTISTEP, PL_EXP, PL_INV, PL_POLY, PL_COSINE };
 enum { PL_DELAY_FIXED, PL_DELAY_EXPONENTIAL, PL_DELAY_PARETO };

@@ -13,13 +13,16 @@ static int threads_of(const struct pl_world *w, const struct pl_job *job)
 
 static pl_status open_device(struct pl_trainer *t)
 {
-    static const char *const names[] = {[PL_DEVICE_AUTO] = "cpu", [PL_DEVICE_CPU] = "cpu", [PL_DEVICE_REFERENCE] = "reference"};
-    const char *name = names[t->job->device.kind];
-    t->table = pl_backend_find(name);
+    static const char *const names[] = {[PL_DEVICE_AUTO] = "cpu", [PL_DEVICE_CPU] = "cpu", [PL_DEVICE_REFERENCE] = "reference",
+                                        [PL_DEVICE_CUDA] = "cuda"};
+    t->table = pl_backend_find(names[t->job->device.kind]);
     if (!t->table)
-        return pl_error(PL_ERR_MEMORY, "device", "this build has no backend %s", name);
+        return PL_ERR_MEMORY;
+    if (t->job->train.precision == PL_TF32 && !t->table->far)
+        return pl_error(PL_ERR_USAGE, "train", "train.precision tf32 is of device.kind cuda, this is %s", t->table->name);
     PL_TRY(pl_pool_start(t->threads));
-    struct pl_device_options o = {.threads = t->threads, .local_rank = t->world->local_rank, .local_ranks = t->world->local_ranks};
+    struct pl_device_options o = {.threads = t->threads, .local_rank = t->world->local_rank, .local_ranks = t->world->local_ranks,
+                                  .tf32 = t->job->train.precision == PL_TF32};
     return t->table->open(&o, &t->backend);
 }
 

@@ -29,16 +29,24 @@ struct pl_backend {
     struct pl_cuda_dnn *dnn;       /* convolve.c; likewise */
     void *scratch;                 /* device memory, one for all plans: they run one after the other */
     size_t scratch_bytes;
+    void *copies;                  /* device memory, likewise, for tensors in another layout than they came in: scratch is in use beside it */
+    size_t copies_bytes;
+    int recordings;                /* that are there */
+    struct pl_cuda_retired *retired; /* memory that one of them may use */
 };
+
+struct pl_cuda_retired { void *memory; struct pl_cuda_retired *next; };
 
 struct pl_cuda_kind {
     bool rectifies;                       /* does op.relu itself, forward and backward */
     bool any_layout;                      /* takes lx and ly as they are: canonical or channels last; otherwise the inputs
                                              are brought into canonical order before, and dx back after */
+    bool by_channels;                     /* any_layout, but not of a flattened tensor, whose channels are others */
     pl_status (*plan)(struct pl_plan *p); /* checks, and makes p->state; p->op is set */
     void (*destroy)(struct pl_plan *p);   /* also after a plan that failed half way */
     pl_status (*forward)(struct pl_plan *p, const struct pl_io *io);
     pl_status (*backward)(struct pl_plan *p, const struct pl_io *io);
+    pl_status (*sums)(struct pl_plan *p, const struct pl_io *io); /* of a loss: downloads what its last forward found, adds it to io->sums */
 };
 
 struct pl_plan {
@@ -47,6 +55,8 @@ struct pl_plan {
     const struct pl_cuda_kind *kind;
     void *state;             /* host memory of pl_alloc */
     void *far;               /* device memory of pl_cuda_alloc */
+    bool converts;           /* the input comes channels last, and is brought into canonical order before */
+    struct pl_cuda_view came; /* then: as it came; x is canonical */
     struct pl_cuda_view x[PL_MAX_INPUTS], y; /* how they lie: from op by pl_cuda_view_of */
 };
 
@@ -57,6 +67,7 @@ pl_status pl_cuda_refuse(const struct pl_op *op, const char *why); /* PL_ERR_USA
 struct pl_cuda_view pl_cuda_view_of(const struct pl_shape *s, const struct pl_layout *l);
 /* Makes the shared scratch at least this large. At plan time; read b->scratch at run time only. */
 pl_status pl_cuda_scratch(struct pl_backend *b, size_t bytes);
+pl_status pl_cuda_copies(struct pl_backend *b, size_t bytes); /* the same for b->copies */
 /* Brings rows and seeds to the device where they differ from those there. */
 pl_status pl_cuda_begin(struct pl_backend *b, const struct pl_io *io);
 
@@ -64,12 +75,23 @@ pl_status pl_cuda_begin(struct pl_backend *b, const struct pl_io *io);
 pl_status pl_cuda_device_open(const struct pl_device_options *o, struct pl_cuda_device **out, pl_cuda_stream *stream);
 void pl_cuda_device_close(struct pl_cuda_device *d);
 void pl_cuda_device_describe(const struct pl_cuda_device *d, char *text, size_t bytes);
+void pl_cuda_devices_describe(char *text, size_t bytes); /* all that are visible, or why there is none */
+int pl_cuda_toolkit_version(void); /* 13000: 13.0 */
 void *pl_cuda_alloc(struct pl_cuda_device *d, size_t bytes, const char *what); /* zeroed */
 void pl_cuda_free(struct pl_cuda_device *d, void *p);
 /* In the stream's order. upload: `host` may be used again on return; download: waits. */
 pl_status pl_cuda_upload(struct pl_cuda_device *d, void *far, const void *host, size_t bytes);
 pl_status pl_cuda_download(struct pl_cuda_device *d, void *host, const void *far, size_t bytes);
 pl_status pl_cuda_finish(struct pl_cuda_device *d);
+/* backend.h's fetch and fetched; host memory that is not pinned makes fetch wait. */
+pl_status pl_cuda_fetch(struct pl_cuda_device *d, void *host, const void *far, size_t bytes, uint64_t *ticket);
+pl_status pl_cuda_fetched(struct pl_cuda_device *d, uint64_t ticket, bool wait, bool *done);
+void pl_cuda_pin(struct pl_cuda_device *d, void *host, size_t bytes);
+void pl_cuda_unpin(struct pl_cuda_device *d, void *host);
+/* What work gives to the stream becomes a CUDA graph instead. It may start work and copies within the device, nothing else. */
+pl_status pl_cuda_record(struct pl_cuda_device *d, pl_status (*work)(void *arg), void *arg, struct pl_recording **out);
+pl_status pl_cuda_replay(struct pl_cuda_device *d, struct pl_recording *r);
+void pl_cuda_recording_destroy(struct pl_cuda_device *d, struct pl_recording *r);
 pl_status pl_cuda_launched(struct pl_cuda_device *d, const char *what); /* after launches of kernels.h: whether they could be */
 pl_status pl_cuda_memset(struct pl_cuda_device *d, void *far, size_t bytes); /* zeros */
 /* Median ms of work(arg), for choosing algorithms at set-up. */
@@ -83,6 +105,7 @@ pl_status pl_cuda_matmul_create(struct pl_backend *b, const struct pl_cuda_matmu
 void pl_cuda_matmul_destroy(struct pl_cuda_matmul *m); /* NULL is fine */
 pl_status pl_cuda_matmul_run(struct pl_cuda_matmul *m, const float *a, const float *b, const float *bias, float *c);
 void pl_cuda_blas_close(struct pl_cuda_blas *blas);
+int pl_cuda_blas_version(void); /* 130002: 13.0.2 */
 
 /* convolve.c: the three products of a convolution. x and y lie as the views say: both canonical, or both channels last, and
  * then weights and their gradients are [out, kh, kw, in/groups] (the caller reorders). Deterministic algorithms only, chosen
@@ -94,6 +117,16 @@ pl_status pl_cuda_convolve_forward(struct pl_cuda_convolve *c, const float *x, c
 pl_status pl_cuda_convolve_data(struct pl_cuda_convolve *c, const float *dy, const float *w, float *dx);
 pl_status pl_cuda_convolve_weights(struct pl_cuda_convolve *c, const float *x, const float *dy, bool accumulate, float *dw);
 void pl_cuda_dnn_close(struct pl_cuda_dnn *dnn);
+int pl_cuda_dnn_version(void); /* 91900: 9.19.0 */
+
+/* conv.c: whether it would rather have its tensors channels last */
+bool pl_cuda_conv_wants_last(const struct pl_backend *b, const struct pl_op *op);
+
+/* optimizer.c: backend.h's */
+pl_status pl_cuda_optimizer_create(struct pl_backend *b, const struct pl_job *job, const struct pl_slab_tensor *t, int n, struct pl_slab_optimizer **out);
+void pl_cuda_optimizer_destroy(struct pl_slab_optimizer *o);
+pl_status pl_cuda_optimizer_square_sum(struct pl_slab_optimizer *o, const float *sum, double *out);
+pl_status pl_cuda_optimizer_update(struct pl_slab_optimizer *o, const struct pl_slab_update *u);
 
 extern const struct pl_cuda_kind pl_cuda_dense, pl_cuda_conv, pl_cuda_maxpool, pl_cuda_avgpool, pl_cuda_relu, pl_cuda_sigmoid,
     pl_cuda_tanh, pl_cuda_dropout, pl_cuda_batchnorm, pl_cuda_lrn, pl_cuda_concat, pl_cuda_add, pl_cuda_softmax_loss,

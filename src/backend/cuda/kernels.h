@@ -1,10 +1,12 @@
 /* The kernels of the cuda backend as plain functions: each starts work on the stream and returns at once. Pointers are to
  * device memory, but for what is taken by value. Whether the start failed tells pl_cuda_launched. Numbers of elements are
- * int64_t; everything is in float, sums over many in double or in a fixed order, so that the same run gives the same bits. */
+ * int64_t; everything is in float, sums over many in double or in a fixed order, so that the same run gives the same bits.
+ * A sample has fewer than 2^31 elements (pl_cuda_fits). Views that belong together differ in strides only. */
 #ifndef PL_BACKEND_CUDA_KERNELS_H
 #define PL_BACKEND_CUDA_KERNELS_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #ifdef __cplusplus
@@ -19,6 +21,137 @@ struct pl_cuda_pass { int64_t rows; uint64_t seed, step_key; };
 /* An activation [n, c, plane]: element (i, k, at) is at i * sn + k * sc + at * sp. Canonical: sc = plane, sp = 1; channels
  * last: sc = 1, sp = c. */
 struct pl_cuda_view { int64_t n, c, h, w, sn, sc, sp; };
+
+/* ---- elementwise.cu ---------------------------------------------------------------------------------------------------- */
+
+enum pl_cuda_function { PL_CUDA_RELU, PL_CUDA_SIGMOID, PL_CUDA_TANH };
+void pl_cuda_function(pl_cuda_stream s, enum pl_cuda_function f, const float *x, struct pl_cuda_view vx, float *y, struct pl_cuda_view vy);
+/* dx from y and dy, which lie alike */
+void pl_cuda_function_back(pl_cuda_stream s, enum pl_cuda_function f, const float *y, const float *dy, struct pl_cuda_view vy,
+                           float *dx, struct pl_cuda_view vx);
+void pl_cuda_relu_mask(pl_cuda_stream s, const float *y, float *dy, int64_t n); /* dy = 0 where y is not above 0 */
+void pl_cuda_increase(pl_cuda_stream s, const float *x, float *y, int64_t n);   /* y += x */
+/* y = the sum of x[0 .. count), then a rectifier if relu; all lie alike, y may be one of them. */
+#define PL_CUDA_TERMS 16
+struct pl_cuda_terms { int count; const float *x[PL_CUDA_TERMS]; };
+void pl_cuda_sum(pl_cuda_stream s, struct pl_cuda_terms x, bool relu, float *y, int64_t n);
+/* y += bias of the channel, unless bias is NULL, then a rectifier if relu; in place */
+void pl_cuda_bias(pl_cuda_stream s, float *y, struct pl_cuda_view v, const float *bias, bool relu);
+
+/* ---- copy.cu ----------------------------------------------------------------------------------------------------------- */
+
+/* y = or += x, element by element, whatever their order; views may be of some channels of a tensor. */
+void pl_cuda_copy(pl_cuda_stream s, const float *x, struct pl_cuda_view vx, float *y, struct pl_cuda_view vy, bool add);
+/* Weights [o, c, taps] to [o, taps, c], and back. */
+void pl_cuda_weights_last(pl_cuda_stream s, int64_t o, int64_t c, int64_t taps, const float *w, float *last);
+void pl_cuda_weights_back(pl_cuda_stream s, int64_t o, int64_t c, int64_t taps, const float *last, float *w, bool add);
+/* y = x with zeros around it, as many rows above and columns to the left as said, the rest below and to the right; and y, a
+ * part of x, taken out of it again. */
+void pl_cuda_pad(pl_cuda_stream s, const float *x, struct pl_cuda_view vx, int64_t top, int64_t left, float *y, struct pl_cuda_view vy);
+void pl_cuda_crop(pl_cuda_stream s, const float *x, struct pl_cuda_view vx, int64_t top, int64_t left, float *y, struct pl_cuda_view vy);
+
+/* ---- channel.cu: sums over samples and planes, one a channel -------------------------------------------------------------- */
+
+size_t pl_cuda_channel_scratch(struct pl_cuda_view v); /* bytes that these need */
+/* db = or += the sum of dy of each channel, over all samples: the gradient of a bias */
+void pl_cuda_bias_back(pl_cuda_stream s, const float *dy, struct pl_cuda_view v, bool accumulate, float *db, void *scratch);
+
+/* Batch normalisation of the real rows; see batchnorm.c. `kept` is what forward leaves for backward. */
+struct pl_cuda_batchnorm {
+    struct pl_cuda_view vx, vy;   /* of x, dx; of y, dy */
+    double epsilon;
+    bool relu, train;             /* train: by the batch's own statistics */
+    const struct pl_cuda_pass *pass;
+    const float *scale, *shift, *mean, *variance; /* [c] */
+    double *kept;                 /* [PL_CUDA_BATCHNORM_KEPT * c] */
+    void *scratch;
+};
+#define PL_CUDA_BATCHNORM_KEPT 6
+void pl_cuda_batchnorm_forward(pl_cuda_stream s, struct pl_cuda_batchnorm b, const float *x, float *y);
+/* dp: each [c] or NULL; dx may be NULL */
+void pl_cuda_batchnorm_backward(pl_cuda_stream s, struct pl_cuda_batchnorm b, const float *x, const float *y, const float *dy,
+                                float *dx, float *const dp[4], bool accumulate);
+
+/* ---- dropout.cu --------------------------------------------------------------------------------------------------------- */
+
+struct pl_cuda_dropout {
+    const struct pl_cuda_pass *pass;
+    const int64_t *row_key;       /* [n] */
+    uint32_t layer_key;
+    uint64_t least;               /* an element is kept when its 32 random bits are at least this */
+    float scale;
+};
+/* keep: a byte an element, in y's order */
+void pl_cuda_dropout_forward(pl_cuda_stream s, struct pl_cuda_dropout d, const float *x, struct pl_cuda_view vx, float *y,
+                             struct pl_cuda_view vy, uint8_t *keep);
+void pl_cuda_dropout_backward(pl_cuda_stream s, float scale, const uint8_t *keep, const float *dy, struct pl_cuda_view vy,
+                              float *dx, struct pl_cuda_view vx);
+
+/* ---- pool.cu ------------------------------------------------------------------------------------------------------------ */
+
+struct pl_cuda_window {
+    int64_t kernel[2], stride[2], begin[2], end[2]; /* begin, end: padding; of h and w */
+    bool count_pad;
+};
+/* from: NULL, or where in its plane each maximum was found, in y's order */
+void pl_cuda_pool_largest(pl_cuda_stream s, struct pl_cuda_window w, const float *x, struct pl_cuda_view vx, float *y,
+                          struct pl_cuda_view vy, int32_t *from);
+void pl_cuda_pool_largest_back(pl_cuda_stream s, struct pl_cuda_window w, const float *dy, struct pl_cuda_view vy, const int32_t *from,
+                          float *dx, struct pl_cuda_view vx);
+void pl_cuda_pool_mean(pl_cuda_stream s, struct pl_cuda_window w, const float *x, struct pl_cuda_view vx, float *y, struct pl_cuda_view vy);
+void pl_cuda_pool_mean_back(pl_cuda_stream s, struct pl_cuda_window w, const float *dy, struct pl_cuda_view vy, float *dx,
+                          struct pl_cuda_view vx);
+
+/* ---- lrn.cu ------------------------------------------------------------------------------------------------------------- */
+
+struct pl_cuda_lrn { int64_t before, after; float weight, beta, k; }; /* channels of a window on either side; alpha / size */
+/* base: NULL, or k + weight * the sum of squares, kept for backward; in y's order */
+void pl_cuda_lrn_forward(pl_cuda_stream s, struct pl_cuda_lrn l, const float *x, struct pl_cuda_view vx, float *y,
+                         struct pl_cuda_view vy, float *base);
+void pl_cuda_lrn_backward(pl_cuda_stream s, struct pl_cuda_lrn l, const float *x, struct pl_cuda_view vx, const float *y,
+                          const float *dy, struct pl_cuda_view vy, const float *base, float *dx);
+
+/* ---- loss.cu ------------------------------------------------------------------------------------------------------------ */
+
+/* Of one sample, and of all real rows together. wrong: the first row whose label is no class, or one behind the last. */
+struct pl_cuda_loss { double loss, correct, correct5; int64_t wrong; };
+enum pl_cuda_loss_kind { PL_CUDA_SOFTMAX_LOSS, PL_CUDA_SIGMOID_LOSS, PL_CUDA_EUCLIDEAN_LOSS };
+struct pl_cuda_labels {
+    const struct pl_cuda_pass *pass;
+    const void *label;            /* int32_t[n], or float[n, k] if floats; NULL: y alone */
+    bool floats;
+    double smoothing, weight;
+};
+/* x, y: [n, k]. rows: [n]; sum: [1] */
+void pl_cuda_loss_forward(pl_cuda_stream s, enum pl_cuda_loss_kind kind, struct pl_cuda_labels l, int64_t n, int64_t k,
+                          const float *x, float *y, struct pl_cuda_loss *rows, struct pl_cuda_loss *sum);
+void pl_cuda_loss_backward(pl_cuda_stream s, enum pl_cuda_loss_kind kind, struct pl_cuda_labels l, int64_t n, int64_t k,
+                           const float *y, float *dx);
+
+/* ---- update.cu: the optimizer as one pass over the slabs (optim/) ------------------------------------------------------------ */
+
+enum pl_cuda_rule { /* in the order of the job's kinds */
+    PL_CUDA_SGD, PL_CUDA_MOMENTUM, PL_CUDA_NESTEROV, PL_CUDA_ADAGRAD, PL_CUDA_ADADELTA, PL_CUDA_RMSPROP, PL_CUDA_ADAM, PL_CUDA_ADAMW, PL_CUDA_LARS
+};
+/* One tensor of the slabs; statistic: the momentum of a running statistic, which is averaged, or -1. */
+struct pl_cuda_tensor { int64_t offset, elems; double lr_mult, decay_mult, statistic; };
+struct pl_cuda_tensors { const struct pl_cuda_tensor *at; int count; }; /* in device memory, by offset, not overlapping */
+struct pl_cuda_update {
+    enum pl_cuda_rule rule;
+    double weight_decay, momentum, beta1, beta2, epsilon, rho, trust; /* of the job */
+    double lr, samples, clip;     /* as in struct pl_update, step too: 0-based */
+    int64_t step;
+    struct pl_cuda_tensors tensors;
+    const float *sum, *from;      /* whole slabs: the summed gradient, the parameters */
+    float *to;                    /* may be from */
+    float *slot[2];               /* state, as many as the rule has */
+    void *scratch;                /* for lars; pl_cuda_norm_scratch bytes */
+};
+size_t pl_cuda_norm_scratch(int tensors);
+/* Updates elements [begin, end) of the slabs. lars takes the norms of whole tensors, of which all must be there then. */
+void pl_cuda_update_slabs(pl_cuda_stream s, const struct pl_cuda_update *u, int64_t begin, int64_t end);
+/* out[1]: the sum of squares of the trainable gradient, of tensors that lie within [begin, end) of the slab */
+void pl_cuda_square_sum(pl_cuda_stream s, struct pl_cuda_tensors t, const float *sum, int64_t begin, int64_t end, void *scratch, double *out);
 
 #ifdef __cplusplus
 }

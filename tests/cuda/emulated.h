@@ -1,0 +1,62 @@
+/* emulated: kernels on the host. The .cu files compiled as C++ find here what CUDA gives a kernel. Blocks run one after the
+ * other, at most two in each direction so that loops over the grid go round; a block is one thread, or with
+ * PL_EMULATED_THREADS=n so many real ones, whose barriers then are real too. Device memory (runtime.c) can be touched while a
+ * kernel runs only; a pointer to anything else that a kernel is given ends the program. */
+#ifndef PL_TESTS_CUDA_EMULATED_H
+#define PL_TESTS_CUDA_EMULATED_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+/* runtime.c: device memory may be touched between them; nested calls are fine. */
+void pl_emulated_enter(void);
+void pl_emulated_leave(void);
+void pl_emulated_check(const void *p); /* in device memory, or NULL */
+/* emulated.cc: runs work with a copy of arg, and device memory to touch; or while a pass is recorded keeps it for replays. */
+void pl_emulated_do(void (*run)(const void *arg), const void *arg, size_t bytes);
+struct pl_recording;
+void pl_emulated_record(bool begin, struct pl_recording **out); /* out: at the end */
+bool pl_emulated_records(void);
+void pl_emulated_replay(const struct pl_recording *r);
+void pl_emulated_forget(struct pl_recording *r);
+#ifdef __cplusplus
+}
+
+#include <functional>
+
+#define __global__
+#define __device__
+#define __host__
+#define __shared__ static
+
+struct dim3 {
+    unsigned x, y, z;
+    explicit dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+extern thread_local dim3 blockIdx, threadIdx;
+extern dim3 blockDim, gridDim;
+
+void pl_emulated_barrier();
+void pl_emulated_run(dim3 blocks, const std::function<void()> &kernel);
+
+static inline void __syncthreads() { pl_emulated_barrier(); }
+static inline uint32_t __umulhi(uint32_t a, uint32_t b) { return (uint32_t)(((uint64_t)a * b) >> 32); }
+
+template <class T> static void pl_emulated_check_argument(const T &) {}
+template <class T> static void pl_emulated_check_argument(T *const &p) { pl_emulated_check((const void *)p); }
+
+template <class... P, class... A> static void pl_emulate(void (*kernel)(P...), dim3 blocks, A... a)
+{
+    int each[] = {(pl_emulated_check_argument(a), 0)...};
+    (void)each;
+    pl_emulated_run(blocks, [=] { kernel(static_cast<P>(a)...); });
+}
+
+#define PL_LAUNCH(kernel, blocks, threads, stream, ...) \
+    ((void)(stream), (void)(threads), pl_emulate(kernel, dim3(blocks), __VA_ARGS__))
+#endif
+#endif

@@ -1,0 +1,225 @@
+/* Stands in for backend/cuda/runtime.c: a device whose memory is the host's, but mapped such that nobody can touch it except
+ * while a kernel, a product or a copy runs. Each allocation ends at the end of a page, with a page behind it that nobody
+ * can touch at all. */
+#include "backend/cuda/cuda.h"
+#include "emulated.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+struct block { char *map, *at; size_t map_bytes, bytes; struct block *next; };
+
+struct pl_cuda_device { int unused; };
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* guards what follows */
+static struct block *blocks;
+static int inside; /* enters without a leave */
+
+static void protect(const struct block *b, int how)
+{
+    if (mprotect(b->map, b->map_bytes, how) != 0)
+        abort();
+}
+
+void pl_emulated_enter(void)
+{
+    pthread_mutex_lock(&lock);
+    for (struct block *b = inside == 0 ? blocks : NULL; b; b = b->next)
+        protect(b, PROT_READ | PROT_WRITE);
+    inside++;
+    pthread_mutex_unlock(&lock);
+}
+
+void pl_emulated_leave(void)
+{
+    pthread_mutex_lock(&lock);
+    inside--;
+    for (struct block *b = inside == 0 ? blocks : NULL; b; b = b->next)
+        protect(b, PROT_NONE);
+    pthread_mutex_unlock(&lock);
+}
+
+/* Whether [p, p + bytes) lies in one allocation */
+static bool is_far(const void *p, size_t bytes)
+{
+    bool found = false;
+    pthread_mutex_lock(&lock);
+    for (struct block *b = blocks; b && !found; b = b->next)
+        found = (const char *)p >= b->at && (const char *)p + bytes <= b->at + b->bytes;
+    pthread_mutex_unlock(&lock);
+    return found;
+}
+
+void pl_emulated_check(const void *p)
+{
+    if (p && !is_far(p, 1)) {
+        fprintf(stderr, "a kernel was given %p, which is not device memory\n", p);
+        abort();
+    }
+}
+
+pl_status pl_cuda_device_open(const struct pl_device_options *o, struct pl_cuda_device **out, pl_cuda_stream *stream)
+{
+    (void)o;
+    *stream = NULL;
+    *out = pl_alloc(sizeof **out, "an emulated device");
+    return *out ? PL_OK : PL_ERR_MEMORY;
+}
+
+void pl_cuda_device_close(struct pl_cuda_device *d) { pl_free(d); }
+
+void pl_cuda_device_describe(const struct pl_cuda_device *d, char *text, size_t bytes)
+{
+    (void)d;
+    snprintf(text, bytes, "cuda, emulated on the host, for checking");
+}
+
+void *pl_cuda_alloc(struct pl_cuda_device *d, size_t bytes, const char *what)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), room = (bytes + 15) / 16 * 16, pages = (room + page - 1) / page * page;
+    struct block *b = malloc(sizeof *b);
+    (void)d;
+    char *map = mmap(NULL, pages + page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (!b || map == MAP_FAILED) {
+        free(b);
+        pl_error(PL_ERR_MEMORY, "backend", "no %zu bytes of emulated device memory for %s", bytes, what);
+        return NULL;
+    }
+    pthread_mutex_lock(&lock);
+    *b = (struct block){.map = map, .at = map + pages - room, .map_bytes = pages, .bytes = room, .next = blocks};
+    blocks = b;
+    if (inside)
+        protect(b, PROT_READ | PROT_WRITE);
+    pthread_mutex_unlock(&lock);
+    return b->at;
+}
+
+void pl_cuda_free(struct pl_cuda_device *d, void *p)
+{
+    (void)d;
+    if (!p)
+        return;
+    pthread_mutex_lock(&lock);
+    struct block **at = &blocks, *b;
+    while (*at && (*at)->at != (char *)p)
+        at = &(*at)->next;
+    b = *at;
+    if (!b)
+        abort(); /* not of pl_cuda_alloc, or freed before */
+    *at = b->next;
+    pthread_mutex_unlock(&lock);
+    munmap(b->map, b->map_bytes + (size_t)sysconf(_SC_PAGESIZE));
+    free(b);
+}
+
+static pl_status copy(const void *far, size_t bytes, void *to, const void *from)
+{
+    if (pl_emulated_records()) {
+        fprintf(stderr, "a copy between host and device while a pass is recorded\n");
+        abort();
+    }
+    if (bytes && !is_far(far, bytes))
+        return pl_error(PL_ERR_MEMORY, "backend", "a copy of %zu bytes leaves the emulated device memory", bytes);
+    pl_emulated_enter();
+    if (bytes)
+        memcpy(to, from, bytes);
+    pl_emulated_leave();
+    return PL_OK;
+}
+
+pl_status pl_cuda_upload(struct pl_cuda_device *d, void *far, const void *host, size_t bytes)
+{
+    (void)d;
+    return copy(far, bytes, far, host);
+}
+
+pl_status pl_cuda_download(struct pl_cuda_device *d, void *host, const void *far, size_t bytes)
+{
+    (void)d;
+    return copy(far, bytes, host, far);
+}
+
+struct zeros { void *far; size_t bytes; };
+
+static void clear(const void *arg)
+{
+    const struct zeros *z = arg;
+    memset(z->far, 0, z->bytes);
+}
+
+pl_status pl_cuda_memset(struct pl_cuda_device *d, void *far, size_t bytes)
+{
+    const struct zeros z = {far, bytes};
+    (void)d;
+    pl_emulated_check(far);
+    pl_emulated_do(clear, &z, sizeof z);
+    return PL_OK;
+}
+
+/* A copy is made when it is waited for, or asked after for the second time. */
+enum { FETCHES = 64 };
+static struct { void *host; const void *far; size_t bytes; int asked; } fetched[FETCHES];
+static uint64_t fetches;
+
+pl_status pl_cuda_fetch(struct pl_cuda_device *d, void *host, const void *far, size_t bytes, uint64_t *ticket)
+{
+    (void)d;
+    *ticket = ++fetches;
+    fetched[fetches % FETCHES].host = host;
+    fetched[fetches % FETCHES].far = far;
+    fetched[fetches % FETCHES].bytes = bytes;
+    fetched[fetches % FETCHES].asked = 0;
+    return PL_OK;
+}
+
+pl_status pl_cuda_fetched(struct pl_cuda_device *d, uint64_t ticket, bool wait, bool *done)
+{
+    uint64_t i = ticket % FETCHES;
+    *done = wait || ++fetched[i].asked > 1;
+    return *done ? pl_cuda_download(d, fetched[i].host, fetched[i].far, fetched[i].bytes) : PL_OK;
+}
+
+void pl_cuda_pin(struct pl_cuda_device *d, void *host, size_t bytes) { (void)d, (void)host, (void)bytes; }
+void pl_cuda_unpin(struct pl_cuda_device *d, void *host) { (void)d, (void)host; }
+
+pl_status pl_cuda_record(struct pl_cuda_device *d, pl_status (*work)(void *arg), void *arg, struct pl_recording **out)
+{
+    (void)d;
+    pl_emulated_record(true, NULL);
+    pl_status s = work(arg);
+    pl_emulated_record(false, out);
+    return s;
+}
+
+pl_status pl_cuda_replay(struct pl_cuda_device *d, struct pl_recording *r)
+{
+    (void)d;
+    pl_emulated_replay(r);
+    return PL_OK;
+}
+
+void pl_cuda_recording_destroy(struct pl_cuda_device *d, struct pl_recording *r)
+{
+    (void)d;
+    pl_emulated_forget(r);
+}
+
+pl_status pl_cuda_finish(struct pl_cuda_device *d) { (void)d; return PL_OK; }
+pl_status pl_cuda_launched(struct pl_cuda_device *d, const char *what) { (void)d, (void)what; return PL_OK; }
+
+pl_status pl_cuda_time(struct pl_cuda_device *d, pl_status (*work)(void *arg), void *arg, double *ms)
+{
+    double begin = pl_now_ms();
+    (void)d;
+    PL_TRY(work(arg));
+    *ms = pl_now_ms() - begin;
+    return PL_OK;
+}
+
+/* For export.c */
+void pl_cuda_devices_describe(char *text, size_t bytes) { snprintf(text, bytes, "device 0: emulated on the host, for checking"); }
+int pl_cuda_toolkit_version(void) { return 0; }
+int pl_cuda_blas_version(void) { return 0; }
+int pl_cuda_dnn_version(void) { return 0; }

@@ -1,0 +1,25 @@
+/* Every operation of the cuda backend's module, on a GPU, against `reference`: in fp32, then with products in tf32. */
+#define PL_ON_GPU
+#include "../cuda/test_ops.c"
+
+#define SKIPPED 77
+
+int main(void)
+{
+    const char *given = getenv("PL_TEST_SEED");
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_canonical), cmocka_unit_test(test_channels_last), cmocka_unit_test(test_large),
+                                       cmocka_unit_test(test_few), cmocka_unit_test(test_flattened), cmocka_unit_test(test_wrong_label)};
+    seed = given ? strtoull(given, NULL, 10) : 1;
+    rng = pl_rng_make(seed, 0, 0, 0);
+    cuda = pl_backend_find("cuda");
+    if (!cuda || cuda->open(&(struct pl_device_options){.threads = 1}, &cuda_backend) < 0) {
+        printf("skipped: %s\n", pl_error_text());
+        return SKIPPED;
+    }
+    cuda->close(cuda_backend);
+    tf32 = false;
+    int failures = cmocka_run_group_tests_name("fp32", tests, open_all, close_all);
+    tf32 = true;
+    allowed = 1e-5; /* of squares: inputs have 10 bits of mantissa */
+    return failures + cmocka_run_group_tests_name("tf32", tests, open_all, close_all);
+}
