@@ -201,6 +201,10 @@ pl_status pl_meeting_outcome(struct pl_meeting *m)
         m->noticed = true;
         return say_loss(m);
     }
+    if (m->code > 0 && m->away_ms > 0) { /* for the others it was lost */
+        pl_error((pl_status)-m->code, "sync", "rank %d stood still for %.0f s, and the others have ended the run: it writes nothing", m->me, m->away_ms / 1000);
+        pl_world_say(m->replica.world, (pl_status)-m->code);
+    }
     m->replica.world->reported = true;
     return m->code > 0 ? -m->code : PL_ERR_PEER;
 }
