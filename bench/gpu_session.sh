@@ -50,20 +50,23 @@ part_sanitizer() {
     local tool sanitizer
     sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -n 1)
     [ -n "$sanitizer" ] || { echo "no compute-sanitizer here"; return 0; }
+    local bad=0
     for tool in memcheck racecheck; do
         echo "== $tool"
-        "$sanitizer" --tool $tool --error-exitcode 9 "$here/bin/gpu_ops"
+        "$sanitizer" --tool $tool --error-exitcode 9 "$here/bin/gpu_ops" || bad=1
     done
+    return $bad
 }
 part_accuracy() { # the networks' own jobs, where their sets were packed
-    local job
+    local job bad=0
     for job in lenet/mnist cifar10/quick; do
         local set=${job#*/}
         [ "$set" = quick ] && set=cifar10
         [ -f "$here/data/$set-train.h5" ] || { echo "$job: no data/$set-train.h5"; continue; }
         "$PACELINE" train "$here/models/$job.yaml" device.kind=cuda data.train.file="$here/data/$set-train.h5" \
-            data.test.file="$here/data/$set-test.h5" checkpoint.dir=none report.dir="$OUT/$set"
+            data.test.file="$here/data/$set-test.h5" checkpoint.dir=none report.dir="$OUT/$set" || bad=1
     done
+    return $bad
 }
 part_step() {
     local model batch
@@ -84,7 +87,7 @@ mlp/higgs 64
 mlp/molecular 64
 L
 }
-part_torch() { local precision; for precision in fp32 tf32; do python3 "$here/bench/vs_pytorch.py" --device cuda --precision "$precision" --build "$here/bin" --json "$OUT/vs_pytorch-$precision.json" --venv none; done; }
+part_torch() { local precision bad=0; for precision in fp32 tf32; do python3 "$here/bench/vs_pytorch.py" --device cuda --precision "$precision" --build "$here/bin" --json "$OUT/vs_pytorch-$precision.json" --venv none || bad=1; done; return $bad; }
 part_profile() {
     local model
     for model in imagenet/resnet50 imagenet/alexnet lenet/mnist; do

@@ -178,17 +178,6 @@ static pl_status say(struct pl_graph *g, bool wait, pl_slice_fn *slice, void *ar
     return PL_OK;
 }
 
-/* Nothing comes in behind the back of who gave up. */
-static pl_status settle(struct pl_graph *g, pl_status s)
-{
-    struct pl_graph_far *f = g->far;
-    bool done;
-    pl_status waited = s != PL_OK && f->slices > 0 ? g->table->fetched(g->backend, f->slice[f->slices - 1].ticket, true, &done) : PL_OK;
-    if (s != PL_OK)
-        f->first = f->slices = 0;
-    return s < 0 || waited == PL_OK ? s : waited;
-}
-
 pl_status pl_graph_bring_slice(struct pl_graph *g, int64_t a, int64_t b, pl_slice_fn *slice, void *arg)
 {
     struct pl_graph_far *f = g->far;
@@ -198,16 +187,23 @@ pl_status pl_graph_bring_slice(struct pl_graph *g, int64_t a, int64_t b, pl_slic
     *s = (struct slice){.a = a, .b = b};
     PL_TRY(g->table->fetch(g->backend, pl_graph_grads(g) + a, f->grads + a, (size_t)(b - a) * sizeof(float), &s->ticket));
     f->slices++;
-    return settle(g, say(g, false, slice, arg));
+    return say(g, false, slice, arg);
 }
 
-pl_status pl_graph_bring_rest(struct pl_graph *g, pl_slice_fn *slice, void *arg)
+/* Nothing comes in behind the back of who gave up. */
+pl_status pl_graph_bring_rest(struct pl_graph *g, pl_status s, pl_slice_fn *slice, void *arg)
 {
-    if (!g->far)
-        return PL_OK;
-    PL_TRY(settle(g, say(g, true, slice, arg)));
-    g->far->first = g->far->slices = 0;
-    return PL_OK;
+    struct pl_graph_far *f = g->far;
+    pl_status waited = PL_OK;
+    bool done;
+    if (!f)
+        return s;
+    if (s == PL_OK)
+        s = say(g, true, slice, arg);
+    if (s != PL_OK && f->slices > 0)
+        waited = g->table->fetched(g->backend, f->slice[f->slices - 1].ticket, true, &done);
+    f->first = f->slices = 0;
+    return s < 0 || waited == PL_OK ? s : waited;
 }
 
 const float *pl_graph_output(struct pl_graph *g)

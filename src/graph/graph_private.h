@@ -62,6 +62,7 @@ struct pl_graph {
     double *layer_ms; /* of pl_graph_time_layers, or NULL */
     struct pl_recording *recording; /* run.c: of a training pass, or NULL */
     bool passed, started; /* a training pass was made; the backward of this one has been started with its forward */
+    bool unrecordable;
     const float *last_data; /* in host memory: for an output that is a view of the input */
 };
 
@@ -103,9 +104,10 @@ void pl_graph_unpin(struct pl_graph *g);
 pl_status pl_graph_send_batch(struct pl_graph *g, const struct pl_graph_batch *b);
 void pl_graph_batch_there(const struct pl_graph *g, const struct pl_graph_batch *b, struct pl_graph_batch *there);
 /* Elements [a, b) of the gradient are final: brings them here, and says so to slice, which may be NULL, once they are; in
- * order, those before it first. wait: all of them. What slice returns when not 0 ends it. */
+ * order, those before it first. rest: at the end of a backward pass, however it ended (s); returns what came of it. What
+ * slice returns when not 0 ends it. */
 pl_status pl_graph_bring_slice(struct pl_graph *g, int64_t a, int64_t b, pl_slice_fn *slice, void *arg);
-pl_status pl_graph_bring_rest(struct pl_graph *g, pl_slice_fn *slice, void *arg);
+pl_status pl_graph_bring_rest(struct pl_graph *g, pl_status s, pl_slice_fn *slice, void *arg);
 
 enum { PL_ALIGN_ELEMS = 16 }; /* of tensors in slabs: 64 bytes */
 static inline int64_t pl_aligned(int64_t n) { return (n + PL_ALIGN_ELEMS - 1) / PL_ALIGN_ELEMS * PL_ALIGN_ELEMS; }

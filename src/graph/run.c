@@ -121,7 +121,7 @@ static pl_status backward_layer(struct pl_graph *g, const struct pl_graph_batch 
     return PL_OK;
 }
 
-static pl_status backward_layers(struct pl_graph *g, const struct pl_graph_batch *b, bool accumulate, pl_slice_fn *slice, void *arg)
+static pl_status each_layer_backward(struct pl_graph *g, const struct pl_graph_batch *b, bool accumulate, pl_slice_fn *slice, void *arg)
 {
     int64_t end = g->elems;
     for (int i = g->layers - 1; i >= 0; i--) {
@@ -140,7 +140,12 @@ static pl_status backward_layers(struct pl_graph *g, const struct pl_graph_batch
             return s;
         end = l->param[0].offset;
     }
-    return pl_graph_bring_rest(g, slice, arg);
+    return PL_OK;
+}
+
+static pl_status backward_layers(struct pl_graph *g, const struct pl_graph_batch *b, bool accumulate, pl_slice_fn *slice, void *arg)
+{
+    return pl_graph_bring_rest(g, each_layer_backward(g, b, accumulate, slice, arg), slice, arg);
 }
 
 /* ---- a pass that is recorded ------------------------------------------------------------------- */
@@ -157,15 +162,20 @@ static pl_status both_ways(void *arg)
 /* The first pass goes layer by layer, so that what a library makes at its first use is there when one is recorded. */
 static bool can_replay(const struct pl_graph *g, bool train)
 {
-    return train && g->passed && g->table->record && !g->layer_ms && pl_graph_gradient_stays(g);
+    return train && g->passed && g->table->record && !g->unrecordable && !g->layer_ms && pl_graph_gradient_stays(g);
 }
 
-static pl_status replay(struct pl_graph *g, const struct pl_graph_batch *b)
+/* What cannot be recorded is started layer by layer, which tells whether there is more to it. */
+static pl_status forward_recorded(struct pl_graph *g, const struct pl_graph_batch *b, struct pl_loss_sums *sums)
 {
     struct pass p = {g, b};
     const struct pl_io io = {.rows = b->rows, .train = true, .seed = b->seed, .step_key = b->step_key};
-    if (!g->recording)
-        PL_TRY(g->table->record(g->backend, &io, both_ways, &p, &g->recording));
+    if (!g->recording && g->table->record(g->backend, &io, both_ways, &p, &g->recording) < 0) {
+        pl_log("note: layers are started one by one: %s", pl_error_text());
+        pl_error_clear();
+        g->unrecordable = true;
+        return forward_layers(g, b, true, sums);
+    }
     PL_TRY(g->table->replay(g->backend, g->recording, &io));
     g->started = true;
     return PL_OK;
@@ -183,7 +193,7 @@ pl_status pl_graph_forward(struct pl_graph *g, const struct pl_graph_batch *b, b
         PL_TRY(pl_graph_refresh_params(g));
     g->last_data = b->data;
     g->started = false;
-    pl_status s = can_replay(g, train) ? replay(g, &there) : forward_layers(g, &there, train, sums);
+    pl_status s = can_replay(g, train) ? forward_recorded(g, &there, sums) : forward_layers(g, &there, train, sums);
     return s == PL_OK ? collect(g, &there, sums) : s;
 }
 

@@ -330,6 +330,37 @@ static void check_slices(struct net *n, const struct model *m)
 }
 static void slices(void **state) { (void)state, each(check_slices); }
 
+static int asked, patience;
+static bool gives_up(void *arg) { (void)arg; return asked++ >= patience; }
+
+/* Backward passes that are given up after more and more layers leave nothing behind for the next one. */
+static void check_given_up(struct net *n, const struct model *m)
+{
+    size_t bytes = (size_t)n->g->elems * sizeof(float);
+    float *whole = malloc(bytes);
+    pl_status s = PL_END;
+    forward(n, true);
+    backward(n, false);
+    memcpy(whole, pl_graph_grads(n->g), bytes);
+    for (patience = 1; s == PL_END; patience++) {
+        struct seen some = {n->g->elems, 0, 0};
+        forward(n, true);
+        asked = 0;
+        n->batch.abandoned = gives_up;
+        s = pl_graph_backward(n->g, &n->batch, false, see, &some);
+        n->batch.abandoned = NULL;
+        assert_true(s == PL_OK || (s == PL_END && some.end > 0));
+        assert_in_range(patience, 1, n->g->layers);
+    }
+    assert_int_equal(s, PL_OK);
+    forward(n, true);
+    memset(pl_graph_grads(n->g), 0, bytes);
+    backward(n, false);
+    assert_same(m->name, whole, pl_graph_grads(n->g), n->g->elems, 0);
+    free(whole);
+}
+static void given_up(void **state) { (void)state, each(check_given_up); }
+
 /* ---- evaluation, sharing, versions ----------------------------------------------------------- */
 
 static void check_evaluation(struct net *n, const struct model *m)
@@ -773,6 +804,7 @@ int main(void)
         cmocka_unit_test(no_rows),
         cmocka_unit_test(accumulate_adds),
         cmocka_unit_test(slices),
+        cmocka_unit_test(given_up),
         cmocka_unit_test(evaluation_graph),
         cmocka_unit_test(heads_sums),
         cmocka_unit_test(heads_left_out),

@@ -65,14 +65,12 @@ static pl_status plan_copies(struct pl_plan *p, struct state *s, const struct pl
     return pl_cuda_copies(p->backend, (size_t)s->elems * sizeof(float));
 }
 
-static pl_status plan(struct pl_plan *p)
+static pl_status arrange(struct pl_plan *p, bool last)
 {
     const struct pl_op *op = &p->op;
     struct pl_op inner = *op; /* what cuDNN is to compute */
-    PL_TRY(check(op));
-    struct state *s = p->state = pl_alloc(sizeof *s, "a convolution's plan");
-    if (!s)
-        return PL_ERR_MEMORY;
+    struct state *s = p->state;
+    *s = (struct state){.last = last};
     /* Where a stride does not reach the last rows it does not matter how many are added there. */
     for (int k = 0; k < 2; k++)
         s->pads = s->pads || length(op, k, 2 * op->pad_begin[k]) != op->y.dim[2 + k];
@@ -80,7 +78,6 @@ static pl_status plan(struct pl_plan *p)
         inner.x[0].dim[2 + k] += op->pad_begin[k] + op->pad_end[k];
         inner.pad_begin[k] = inner.pad_end[k] = 0;
     }
-    s->last = pl_cuda_conv_wants_last(p->backend, op) && (op->lx[0].block > 1 || op->ly.block > 1);
     s->x = view_of(&inner.x[0], s->last);
     s->y = view_of(&inner.y, s->last);
     s->copies_x = s->pads || !lies(p->x[0], s->last);
@@ -89,6 +86,23 @@ static pl_status plan(struct pl_plan *p)
     if (op->bias && op->train)
         PL_TRY(pl_cuda_scratch(p->backend, pl_cuda_channel_scratch(p->y)));
     return pl_cuda_convolve_create(p->backend, &inner, s->last, &s->convolve);
+}
+
+/* Where cuDNN has no deterministic algorithm for channels last it is canonical between two copies. */
+static pl_status plan(struct pl_plan *p)
+{
+    const struct pl_op *op = &p->op;
+    bool last = pl_cuda_conv_wants_last(p->backend, op) && (op->lx[0].block > 1 || op->ly.block > 1);
+    PL_TRY(check(op));
+    p->state = pl_alloc(sizeof(struct state), "a convolution's plan");
+    if (!p->state)
+        return PL_ERR_MEMORY;
+    pl_status s = arrange(p, last);
+    if (s == PL_ERR_USAGE && last) {
+        pl_error_clear();
+        s = arrange(p, false);
+    }
+    return s;
 }
 
 static void destroy(struct pl_plan *p)

@@ -9,7 +9,6 @@
 enum { FORWARD, DATA, WEIGHTS, PRODUCTS };
 enum { CANDIDATES = 16 };
 #define WORKSPACE_BYTES ((size_t)512 << 20)
-#define CLEARLY 0.9
 
 struct pl_cuda_dnn {
     cudnnHandle_t handle;
@@ -180,6 +179,21 @@ static pl_status list_ways(struct pl_cuda_convolve *c, int product, struct way *
     return (product == FORWARD ? list_forward : product == DATA ? list_data : list_weights)(c, way, ways);
 }
 
+/* What a way needs with the arithmetic that it is to use, which may differ from what it was reported with. */
+static bool ask_workspace(struct pl_cuda_convolve *c, int product, struct way *way)
+{
+    cudnnHandle_t handle = c->backend->dnn->handle;
+    cudnnConvolutionDescriptor_t how = c->how[product];
+    cudnnStatus_t e = cudnnSetConvolutionMathType(how, way->math);
+    if (e == CUDNN_STATUS_SUCCESS && product == FORWARD)
+        e = cudnnGetConvolutionForwardWorkspaceSize(handle, c->x, c->w, how, c->y, (cudnnConvolutionFwdAlgo_t)way->algorithm, &way->workspace_bytes);
+    else if (e == CUDNN_STATUS_SUCCESS && product == DATA)
+        e = cudnnGetConvolutionBackwardDataWorkspaceSize(handle, c->w, c->y, how, c->x, (cudnnConvolutionBwdDataAlgo_t)way->algorithm, &way->workspace_bytes);
+    else if (e == CUDNN_STATUS_SUCCESS)
+        e = cudnnGetConvolutionBackwardFilterWorkspaceSize(handle, c->x, c->y, how, c->w, (cudnnConvolutionBwdFilterAlgo_t)way->algorithm, &way->workspace_bytes);
+    return e == CUDNN_STATUS_SUCCESS && way->workspace_bytes <= WORKSPACE_BYTES;
+}
+
 static bool measure(struct trial *t, const struct way *way, int ways)
 {
     struct pl_cuda_convolve *c = t->convolve;
@@ -187,7 +201,7 @@ static bool measure(struct trial *t, const struct way *way, int ways)
     for (int i = 0; i < ways; i++) {
         t->way = &way[i];
         if (cudnnSetConvolutionMathType(c->how[t->product], way[i].math) != CUDNN_STATUS_SUCCESS || pl_cuda_time(c->backend->device, try, t, &ms) < 0 ||
-            (best >= 0 && ms >= CLEARLY * best))
+            !pl_cuda_is_faster(ms, best))
             continue;
         best = ms;
         c->way[t->product] = way[i];
@@ -202,8 +216,11 @@ static pl_status choose_product(struct trial *t, const struct pl_op *op)
     struct pl_cuda_device *d = c->backend->device;
     struct way way[CANDIDATES];
     size_t most = 0;
-    int ways;
-    PL_TRY(list_ways(c, t->product, way, &ways));
+    int listed, ways = 0;
+    PL_TRY(list_ways(c, t->product, way, &listed));
+    for (int i = 0; i < listed; i++)
+        if (ask_workspace(c, t->product, &way[i]))
+            way[ways++] = way[i];
     for (int i = 0; i < ways; i++)
         most = way[i].workspace_bytes > most ? way[i].workspace_bytes : most;
     t->workspace = pl_cuda_alloc(d, most, "choosing a convolution's algorithm");

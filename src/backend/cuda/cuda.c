@@ -197,6 +197,9 @@ static struct pl_layout cuda_layout(struct pl_backend *b, const struct pl_op *op
     return l;
 }
 
+/* Of the copy of an input, with which that of its gradient is aligned as memory of its own would be. */
+static int64_t copied_elems(const struct pl_plan *p) { return (pl_shape_elems(&p->op.x[0]) + 63) / 64 * 64; }
+
 /* Kinds that do not take any layout have one input: its copy in canonical order, and behind it that of its gradient. So have
  * those that go by channels where a flattened tensor lies by those of what it looks at. */
 static pl_status plan_conversion(struct pl_plan *p)
@@ -207,7 +210,7 @@ static pl_status plan_conversion(struct pl_plan *p)
         return PL_OK;
     p->came = p->x[0];
     p->x[0] = pl_cuda_view_of(&p->op.x[0], &(struct pl_layout){0});
-    return pl_cuda_copies(p->backend, 2 * (size_t)pl_shape_elems(&p->op.x[0]) * sizeof(float));
+    return pl_cuda_copies(p->backend, 2 * (size_t)copied_elems(p) * sizeof(float));
 }
 
 /* Of a view, the same elements in canonical order. */
@@ -225,13 +228,13 @@ static struct pl_io convert_in(const struct pl_plan *p, const struct pl_io *io)
     pl_cuda_copy(p->backend->stream, io->x[0], p->came, x, canonical(p->came), false);
     in.x[0] = x;
     if (io->dx[0])
-        in.dx[0] = x + pl_shape_elems(&p->op.x[0]);
+        in.dx[0] = x + copied_elems(p);
     return in;
 }
 
 static void convert_out(const struct pl_plan *p, const struct pl_io *io)
 {
-    const float *dx = (float *)p->backend->copies + pl_shape_elems(&p->op.x[0]);
+    const float *dx = (float *)p->backend->copies + copied_elems(p);
     if (p->op.need_dx[0] && io->dx[0])
         pl_cuda_copy(p->backend->stream, dx, canonical(p->came), io->dx[0], p->came, false);
 }

@@ -94,8 +94,10 @@ pl_status pl_cuda_replay(struct pl_cuda_device *d, struct pl_recording *r);
 void pl_cuda_recording_destroy(struct pl_cuda_device *d, struct pl_recording *r);
 pl_status pl_cuda_launched(struct pl_cuda_device *d, const char *what); /* after launches of kernels.h: whether they could be */
 pl_status pl_cuda_memset(struct pl_cuda_device *d, void *far, size_t bytes); /* zeros */
-/* Median ms of work(arg), for choosing algorithms at set-up. */
+/* Median ms of work(arg), for choosing algorithms at set-up. The best so far, negative: none, is left for one that is clearly
+ * faster only, so that two runs, whose measurements differ a little, choose the same. */
 pl_status pl_cuda_time(struct pl_cuda_device *d, pl_status (*work)(void *arg), void *arg, double *ms);
+static inline bool pl_cuda_is_faster(double ms, double best) { return best < 0 || (ms < 0.9 * best && best - ms > 0.02); }
 
 /* matmul.c: row-major C[m,n] = op(A) op(B) (+ C); with bias[n] and a rectifier at the end where the plan says so. The
  * algorithm is chosen by measurement when the plan is made. */

@@ -8,7 +8,6 @@
 
 enum { CANDIDATES = 8 };
 #define WORKSPACE_BYTES ((size_t)32 << 20) /* as NVIDIA recommends for its newer devices */
-#define CLEARLY 0.9
 
 struct pl_cuda_blas {
     cublasLtHandle_t handle;
@@ -139,7 +138,7 @@ static void choose(struct trial *t, const cublasLtMatmulHeuristicResult_t *candi
     double best = -1, ms;
     for (int i = 0; i < candidates; i++) {
         t->candidate = &candidate[i];
-        if (candidate[i].state != CUBLAS_STATUS_SUCCESS || pl_cuda_time(m->backend->device, try, t, &ms) < 0 || (best >= 0 && ms >= CLEARLY * best))
+        if (candidate[i].state != CUBLAS_STATUS_SUCCESS || pl_cuda_time(m->backend->device, try, t, &ms) < 0 || !pl_cuda_is_faster(ms, best))
             continue;
         best = ms;
         m->algorithm = candidate[i].algo;

@@ -11,7 +11,6 @@
 
 enum { PIECES = 4, SAMPLES = 7, FETCHES = 64 };
 #define PIECE_BYTES ((size_t)4 << 20)
-#define SMALL_BYTES ((size_t)64 << 10) /* what the driver takes over at once, whatever the memory */
 #define ENOUGH_MS 50.0                 /* of measuring one piece of work */
 
 /* Pinned memory in pieces that are used in turn; free[i]: the last transfer of piece i is done. */
@@ -178,6 +177,8 @@ void pl_cuda_device_close(struct pl_cuda_device *d)
     if (d->process == getpid()) {
         if (d->stream)
             cudaStreamSynchronize(d->stream);
+        if (d->home)
+            cudaStreamSynchronize(d->home);
         close_staging(&d->there);
         close_staging(&d->back);
         for (int i = 0; i < FETCHES; i++)
@@ -302,10 +303,6 @@ pl_status pl_cuda_upload(struct pl_cuda_device *d, void *far, const void *host, 
     if (bytes == 0)
         return PL_OK;
     CUDA(d, cudaSetDevice(d->ordinal));
-    if (bytes <= SMALL_BYTES) {
-        CUDA(d, cudaMemcpyAsync(far, host, bytes, cudaMemcpyHostToDevice, d->stream));
-        return PL_OK;
-    }
     pthread_mutex_lock(&d->copying);
     pl_status s = upload_pieces(d, far, host, bytes);
     pthread_mutex_unlock(&d->copying);
@@ -458,27 +455,31 @@ static int by_time(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static pl_status sample(struct pl_cuda_device *d, pl_status (*work)(void *arg), void *arg, double *ms)
+static pl_status sample(struct pl_cuda_device *d, int times, pl_status (*work)(void *arg), void *arg, double *ms)
 {
     float took = 0;
     CUDA(d, cudaEventRecord(d->begin, d->stream));
-    PL_TRY(work(arg));
+    for (int i = 0; i < times; i++)
+        PL_TRY(work(arg));
     CUDA(d, cudaEventRecord(d->end, d->stream));
     CUDA(d, cudaEventSynchronize(d->end));
     CUDA(d, cudaEventElapsedTime(&took, d->begin, d->end));
-    *ms = took;
+    *ms = took / times;
     return PL_OK;
 }
 
-/* The first run, which may load code, does not count. */
+/* The first run, which may load code, does not count. Short work is measured many times over, or it would be the host's time to
+ * start it. */
 pl_status pl_cuda_time(struct pl_cuda_device *d, pl_status (*work)(void *arg), void *arg, double *ms)
 {
     double took[SAMPLES], all = 0;
     int n = 0;
-    PL_TRY(sample(d, work, arg, &took[0]));
+    PL_TRY(sample(d, 1, work, arg, &took[0]));
+    PL_TRY(sample(d, 1, work, arg, &took[0]));
+    int times = took[0] < 1 ? 1 + (int)(1 / (took[0] + 0.02)) : 1;
     do {
-        PL_TRY(sample(d, work, arg, &took[n]));
-        all += took[n++];
+        PL_TRY(sample(d, times, work, arg, &took[n]));
+        all += times * took[n++];
     } while (n < SAMPLES && (n < 3 || all < ENOUGH_MS));
     qsort(took, (size_t)n, sizeof *took, by_time);
     *ms = took[n / 2];
