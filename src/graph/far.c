@@ -109,7 +109,11 @@ void pl_graph_far_destroy(struct pl_graph *g)
 const float *pl_graph_params_there(struct pl_graph *g) { return g->far ? owner(g)->far->params : pl_graph_params(g); }
 float *pl_graph_grads_there(struct pl_graph *g) { return g->far ? g->far->grads : pl_graph_grads(g); }
 
-bool pl_graph_is_far(const struct pl_graph *g) { return g->far; }
+static pl_status send_params(struct pl_graph *g)
+{
+    return g->table->upload(g->backend, owner(g)->far->params, pl_graph_params(g), (size_t)g->elems * sizeof(float));
+}
+
 bool pl_graph_gradient_stays(const struct pl_graph *g) { return g->far && g->far->gradient_stays; }
 
 struct pl_graph_slabs pl_graph_there(struct pl_graph *g)
@@ -121,21 +125,14 @@ pl_status pl_graph_stay(struct pl_graph *g, bool gradient)
 {
     g->far->stays = true;
     g->far->gradient_stays = gradient;
-    return pl_graph_send_params(g);
+    return send_params(g);
 }
 
-pl_status pl_graph_refresh_params(struct pl_graph *g) { return g->far && !owner(g)->far->stays ? pl_graph_send_params(g) : PL_OK; }
+pl_status pl_graph_refresh_params(struct pl_graph *g) { return g->far && !owner(g)->far->stays ? send_params(g) : PL_OK; }
 
 pl_status pl_graph_bring_params(struct pl_graph *g)
 {
     return g->table->download(g->backend, pl_graph_params(g), owner(g)->far->params, (size_t)g->elems * sizeof(float));
-}
-
-pl_status pl_graph_send_params(struct pl_graph *g)
-{
-    if (!g->far)
-        return PL_OK;
-    return g->table->upload(g->backend, owner(g)->far->params, pl_graph_params(g), (size_t)g->elems * sizeof(float));
 }
 
 void pl_graph_batch_there(const struct pl_graph *g, const struct pl_graph_batch *b, struct pl_graph_batch *there)

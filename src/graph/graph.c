@@ -192,11 +192,10 @@ void pl_graph_destroy(struct pl_graph *g)
 
 /* ---- initial values -------------------------------------------------------------------------- */
 
-pl_status pl_graph_init(struct pl_graph *g, uint64_t seed)
+void pl_graph_init(struct pl_graph *g, uint64_t seed)
 {
     for (int i = 0; i < g->tensors; i++)
         pl_init_fill(g->tensor[i].param, g->tensor[i].layer, seed, pl_graph_params(g) + g->tensor[i].param->offset);
-    return PL_OK;
 }
 
 /* ---- questions ------------------------------------------------------------------------------- */

@@ -42,11 +42,9 @@ void pl_graph_set_grads(struct pl_graph *g, float *grads);
  * sent now, are changed there (pl_graph_there) and come here when they are brought. gradient: it stays there too, slices are
  * said to be final at once, and a training pass is recorded and started as one; not with accumulate. */
 struct pl_graph_slabs { float *params, *grads; };
-bool pl_graph_is_far(const struct pl_graph *g);
 pl_status pl_graph_stay(struct pl_graph *g, bool gradient);
 struct pl_graph_slabs pl_graph_there(struct pl_graph *g);
 pl_status pl_graph_bring_params(struct pl_graph *g);
-pl_status pl_graph_send_params(struct pl_graph *g); /* where they were changed here after all */
 size_t pl_graph_arena_bytes(const struct pl_graph *g);
 double pl_graph_flops(const struct pl_graph *g, int64_t rows); /* forward */
 /* Of names, kinds, shapes and who takes what from whom: "the same model", of graphs made alike. */
@@ -59,7 +57,7 @@ int pl_graph_losses(const struct pl_graph *g); /* with the main one */
 int64_t pl_graph_classes(const struct pl_graph *g);
 
 /* Fills the parameters with their initial values. */
-pl_status pl_graph_init(struct pl_graph *g, uint64_t seed);
+void pl_graph_init(struct pl_graph *g, uint64_t seed);
 
 /* For a graph made without train, before its first pass and whenever the parameters have changed since:
  * folds batch normalisations into a copy of the weights before them, sends what is far. PL_ERR_MEMORY. */

@@ -33,13 +33,16 @@ void pl_optimizer_update(struct pl_optimizer *o, const struct pl_update *u, cons
  * from, to: [b - a]. Kinds that need norms of whole tensors (lars) take rate 1: for others only. */
 void pl_optimizer_update_range(struct pl_optimizer *o, const struct pl_update *u, int64_t a, int64_t b, const float *sum,
                                const float *from, float *to);
-/* On a backend whose memory is far, and that has an optimizer pass of its own: state stays there, and where own is set the
- * gradient that is updated by is the graph's, which stays there too. Sent now; changed by update_there; brought into the
- * slots. Not with update_range. table, backend and graph must outlive it. PL_ERR_MEMORY. */
+/* A step, wherever parameters and state are: takes the agreed gradient, tells the sum of its squares, and updates the graph's
+ * parameters by it. sum is used until then. */
+pl_status pl_optimizer_take(struct pl_optimizer *o, const float *sum);
+pl_status pl_optimizer_squares(struct pl_optimizer *o, double *squares);
+pl_status pl_optimizer_apply(struct pl_optimizer *o, const struct pl_update *u, struct pl_graph *g);
+/* On a backend whose memory is far, and that has an optimizer pass of its own: state and the graph's parameters (pl_graph_stay)
+ * are there from now on; where own is set the gradient is the graph's, too. bring: copies state into the slots. Not with
+ * update_range. table, backend and graph must outlive it. PL_ERR_MEMORY. */
 pl_status pl_optimizer_stay(struct pl_optimizer *o, const struct pl_backend_table *table, struct pl_backend *backend, struct pl_graph *g, bool own);
-pl_status pl_optimizer_send_sum(struct pl_optimizer *o, const float *sum); /* to update by; nothing where own is set */
-pl_status pl_optimizer_square_sum_there(struct pl_optimizer *o, double *squares);
-pl_status pl_optimizer_update_there(struct pl_optimizer *o, const struct pl_update *u);
+bool pl_optimizer_stays(const struct pl_optimizer *o);
 pl_status pl_optimizer_bring(struct pl_optimizer *o);
 /* A step of plain SGD, whatever the kind, from params to params; statistics stay. */
 void pl_optimizer_descend(const struct pl_optimizer *o, const struct pl_update *u, const float *sum, float *params);

@@ -29,7 +29,8 @@ struct pl_optimizer {
     const struct pl_tensor *tensor;
     int tensors;
     float *slot[2];
-    struct far far; /* table NULL: nothing is */
+    struct far far;   /* table NULL: nothing is */
+    const float *sum; /* taken, where the rest is */
 };
 
 pl_status pl_optimizer_create(const struct pl_job *job, const struct pl_graph *g, struct pl_optimizer **out)
@@ -220,26 +221,7 @@ pl_status pl_optimizer_stay(struct pl_optimizer *o, const struct pl_backend_tabl
     return PL_OK;
 }
 
-static const float *sum_there(const struct far *f) { return f->sum ? f->sum : pl_graph_there(f->graph).grads; }
-
-pl_status pl_optimizer_send_sum(struct pl_optimizer *o, const float *sum)
-{
-    struct far *f = &o->far;
-    return f->sum ? f->table->upload(f->backend, f->sum, sum, f->bytes) : PL_OK;
-}
-
-pl_status pl_optimizer_square_sum_there(struct pl_optimizer *o, double *squares)
-{
-    return o->far.table->square_sum(o->far.pass, sum_there(&o->far), squares);
-}
-
-pl_status pl_optimizer_update_there(struct pl_optimizer *o, const struct pl_update *u)
-{
-    const struct far *f = &o->far;
-    struct pl_slab_update there = {.lr = u->lr, .samples = u->samples, .clip = u->clip, .step = u->step, .sum = sum_there(f),
-                                   .params = pl_graph_there(f->graph).params, .slot = {f->slot[0], f->slot[1]}};
-    return f->table->update(f->pass, &there);
-}
+bool pl_optimizer_stays(const struct pl_optimizer *o) { return o->far.table; }
 
 pl_status pl_optimizer_bring(struct pl_optimizer *o)
 {
@@ -247,4 +229,33 @@ pl_status pl_optimizer_bring(struct pl_optimizer *o)
     for (int i = 0; i < o->rule->slots; i++)
         PL_TRY(f->table->download(f->backend, o->slot[i], f->slot[i], f->bytes));
     return PL_OK;
+}
+
+/* ---- a step ---------------------------------------------------------------------------------- */
+
+pl_status pl_optimizer_take(struct pl_optimizer *o, const float *sum)
+{
+    const struct far *f = &o->far;
+    o->sum = !f->table ? sum : f->sum ? f->sum : pl_graph_there(f->graph).grads;
+    return f->sum ? f->table->upload(f->backend, f->sum, sum, f->bytes) : PL_OK;
+}
+
+pl_status pl_optimizer_squares(struct pl_optimizer *o, double *squares)
+{
+    if (o->far.table)
+        return o->far.table->square_sum(o->far.pass, o->sum, squares);
+    *squares = pl_optimizer_square_sum(o, o->sum, 0, INT64_MAX);
+    return PL_OK;
+}
+
+pl_status pl_optimizer_apply(struct pl_optimizer *o, const struct pl_update *u, struct pl_graph *g)
+{
+    const struct far *f = &o->far;
+    if (!f->table) {
+        pl_optimizer_update(o, u, o->sum, pl_graph_params(g), pl_graph_params(g));
+        return PL_OK;
+    }
+    struct pl_slab_update there = {.lr = u->lr, .samples = u->samples, .clip = u->clip, .step = u->step, .sum = o->sum,
+                                   .params = pl_graph_there(g).params, .slot = {f->slot[0], f->slot[1]}};
+    return f->table->update(f->pass, &there);
 }

@@ -14,14 +14,12 @@ pl_status pl_trainer_settle(struct pl_trainer *t)
     if (!may_stay(t))
         return PL_OK;
     PL_TRY(pl_optimizer_stay(t->optimizer, t->table, t->backend, t->graph, alone));
-    PL_TRY(pl_graph_stay(t->graph, alone));
-    t->stays = true;
-    return PL_OK;
+    return pl_graph_stay(t->graph, alone);
 }
 
 pl_status pl_trainer_bring(struct pl_trainer *t)
 {
-    if (!t->stays)
+    if (!pl_optimizer_stays(t->optimizer))
         return PL_OK;
     PL_TRY(pl_graph_bring_params(t->graph));
     return pl_optimizer_bring(t->optimizer);

@@ -62,10 +62,7 @@ static pl_status clip_factor(struct pl_trainer *t, const struct pl_agreement *a,
     *clip = 1;
     if (limit <= 0)
         return PL_OK;
-    if (t->stays)
-        PL_TRY(pl_optimizer_square_sum_there(t->optimizer, &squares));
-    else
-        squares = pl_optimizer_square_sum(t->optimizer, a->sum, 0, pl_graph_elems(t->graph));
+    PL_TRY(pl_optimizer_squares(t->optimizer, &squares));
     out->grad_norm = sqrt(squares) / a->rows;
     *clip = out->grad_norm > limit ? limit / out->grad_norm : 1;
     return PL_OK;
@@ -73,17 +70,12 @@ static pl_status clip_factor(struct pl_trainer *t, const struct pl_agreement *a,
 
 static pl_status update(struct pl_trainer *t, const struct pl_agreement *a, struct pl_step_result *out)
 {
-    float *params = pl_graph_params(t->graph);
     struct pl_update u = {.lr = out->lr, .step = out->step, .samples = a->rows};
     if (a->rows == 0)
         return PL_OK; /* a local step without samples, at the end of an epoch */
-    if (t->stays)
-        PL_TRY(pl_optimizer_send_sum(t->optimizer, a->sum));
+    PL_TRY(pl_optimizer_take(t->optimizer, a->sum));
     PL_TRY(clip_factor(t, a, out, &u.clip));
-    if (t->stays)
-        return pl_optimizer_update_there(t->optimizer, &u);
-    pl_optimizer_update(t->optimizer, &u, a->sum, params, params);
-    return PL_OK;
+    return pl_optimizer_apply(t->optimizer, &u, t->graph);
 }
 
 pl_status pl_train_check_finite(const struct pl_agreement *a, int64_t step)

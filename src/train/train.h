@@ -41,7 +41,6 @@ struct pl_trainer {
     int64_t ahead;                       /* steps done more than epochs of steps_per_epoch have by now: since a change of global batch */
     bool stop_asked;                     /* by a signal seen on this rank */
     bool save_asked;                     /* by this rank's clock */
-    bool stays;                          /* train/far.c: parameters and optimizer state are with the device */
     bool fed, apart;                     /* train/apart.c: the source is fed; this rank is on its way */
     int64_t epoch_before;                /* train/whole.c: before the last step */
     const char *train_file;              /* state.train_file, whichever peer's state this is */

@@ -141,23 +141,6 @@ pl_status pl_cuda_download(struct pl_cuda_device *d, void *host, const void *far
     return copy(far, bytes, host, far);
 }
 
-struct zeros { void *far; size_t bytes; };
-
-static void clear(const void *arg)
-{
-    const struct zeros *z = arg;
-    memset(z->far, 0, z->bytes);
-}
-
-pl_status pl_cuda_memset(struct pl_cuda_device *d, void *far, size_t bytes)
-{
-    const struct zeros z = {far, bytes};
-    (void)d;
-    pl_emulated_check(far);
-    pl_emulated_do(clear, &z, sizeof z);
-    return PL_OK;
-}
-
 /* A copy is made when it is waited for, or asked after for the second time. */
 enum { FETCHES = 64 };
 static struct { void *host; const void *far; size_t bytes; int asked; } fetched[FETCHES];

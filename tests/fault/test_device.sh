@@ -22,6 +22,7 @@ struct { uint32_t number; char version[28]; } paceline_cuda_module = {77, "0.0.1
 ${CC:-cc} -shared -fPIC -x c -o stale/paceline_cuda.so - <<<"$stale" || fail "no stale module"
 refused stale "is of another build (0.0.1, contract 77)"
 run 1 cpu device.kind=cpu train.steps=2 train.eval_every=never
+expect 2 "train.precision tf32 is of device.kind cuda, this is cpu" 3 job.yaml train.precision=tf32
 
 say=$("$PACELINE" doctor 2>/dev/null | grep '^cuda ')
 case $say in

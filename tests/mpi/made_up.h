@@ -111,7 +111,7 @@ static inline void made_up_open(struct made_up *m, struct pl_world *w, struct pl
     m->seen = pl_alloc((size_t)(m->epochs * m->samples + 1) * sizeof *m->seen, "test");
     m->t.source = (struct pl_source){.deal = made_up_deal, .next = made_up_next, .release = made_up_release, .feed = made_up_feed,
                                      .ask = made_up_ask, .arg = m, .epoch_samples = m->epochs > 0 ? m->samples : INT64_MAX};
-    made_up_end_on(pl_graph_init(m->t.graph, 1), how);
+    pl_graph_init(m->t.graph, 1);
     made_up_end_on(pl_trainer_deal(&m->t, w->rank, w->ranks), how);
 }
 

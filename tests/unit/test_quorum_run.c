@@ -127,8 +127,10 @@ static bool make_trainer(struct rank *r, int me)
     r->t = (struct pl_trainer){.world = &r->world, .job = r->job, .table = table, .backend = r->backend, .batch = BATCH, .train_file = "made-up",
                                .sync_table = w->allreduce ? &pl_sync_allreduce : &pl_sync_quorum,
                                .source = {.deal = deal, .next = next, .release = release, .arg = r, .epoch_samples = EPOCH}};
-    return pl_graph_create(r->job, table, r->backend, BATCH, true, NULL, &r->t.graph) == PL_OK && pl_graph_init(r->t.graph, 7) == PL_OK &&
-           pl_optimizer_create(r->job, r->t.graph, &r->t.optimizer) == PL_OK && pl_trainer_deal(&r->t, me, w->ranks) == PL_OK;
+    if (pl_graph_create(r->job, table, r->backend, BATCH, true, NULL, &r->t.graph) < 0)
+        return false;
+    pl_graph_init(r->t.graph, 7);
+    return pl_optimizer_create(r->job, r->t.graph, &r->t.optimizer) == PL_OK && pl_trainer_deal(&r->t, me, w->ranks) == PL_OK;
 }
 
 static bool open_sync(struct rank *r, const struct pl_group *g)

@@ -99,12 +99,6 @@ static void cuda_recording_destroy(struct pl_backend *b, struct pl_recording *r)
 
 /* ---- what the files of the operations use ------------------------------------------------------- */
 
-pl_status pl_cuda_plan_nothing(struct pl_plan *p)
-{
-    (void)p;
-    return PL_OK;
-}
-
 void pl_cuda_destroy_state(struct pl_plan *p)
 {
     pl_free(p->state);

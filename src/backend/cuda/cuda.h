@@ -61,7 +61,6 @@ struct pl_plan {
 };
 
 /* cuda.c */
-pl_status pl_cuda_plan_nothing(struct pl_plan *p);
 void pl_cuda_destroy_state(struct pl_plan *p); /* frees state and far */
 pl_status pl_cuda_refuse(const struct pl_op *op, const char *why); /* PL_ERR_USAGE, names the layer and the backend */
 struct pl_cuda_view pl_cuda_view_of(const struct pl_shape *s, const struct pl_layout *l);
@@ -93,7 +92,6 @@ pl_status pl_cuda_record(struct pl_cuda_device *d, pl_status (*work)(void *arg),
 pl_status pl_cuda_replay(struct pl_cuda_device *d, struct pl_recording *r);
 void pl_cuda_recording_destroy(struct pl_cuda_device *d, struct pl_recording *r);
 pl_status pl_cuda_launched(struct pl_cuda_device *d, const char *what); /* after launches of kernels.h: whether they could be */
-pl_status pl_cuda_memset(struct pl_cuda_device *d, void *far, size_t bytes); /* zeros */
 /* Median ms of work(arg), for choosing algorithms at set-up. The best so far, negative: none, is left for one that is clearly
  * faster only, so that two runs, whose measurements differ a little, choose the same. */
 pl_status pl_cuda_time(struct pl_cuda_device *d, pl_status (*work)(void *arg), void *arg, double *ms);

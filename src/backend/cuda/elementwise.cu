@@ -92,16 +92,6 @@ void pl_cuda_relu_mask(pl_cuda_stream s, const float *y, float *dy, int64_t n)
     PL_LAUNCH(backward_alike<relu>, pl_blocks(n), PL_THREADS, s, y, dy, dy, n);
 }
 
-static __global__ void increase(const float *x, float *y, int64_t n)
-{
-    PL_EACH(i, n) y[i] += x[i];
-}
-
-void pl_cuda_increase(pl_cuda_stream s, const float *x, float *y, int64_t n)
-{
-    PL_LAUNCH(increase, pl_blocks(n), PL_THREADS, s, x, y, n);
-}
-
 static __global__ void sum_of(pl_cuda_terms t, bool relu, float *y, int64_t n)
 {
     PL_EACH(i, n) {

@@ -30,7 +30,6 @@ void pl_cuda_function(pl_cuda_stream s, enum pl_cuda_function f, const float *x,
 void pl_cuda_function_back(pl_cuda_stream s, enum pl_cuda_function f, const float *y, const float *dy, struct pl_cuda_view vy,
                            float *dx, struct pl_cuda_view vx);
 void pl_cuda_relu_mask(pl_cuda_stream s, const float *y, float *dy, int64_t n); /* dy = 0 where y is not above 0 */
-void pl_cuda_increase(pl_cuda_stream s, const float *x, float *y, int64_t n);   /* y += x */
 /* y = the sum of x[0 .. count), then a rectifier if relu; all lie alike, y may be one of them. */
 #define PL_CUDA_TERMS 16
 struct pl_cuda_terms { int count; const float *x[PL_CUDA_TERMS]; };

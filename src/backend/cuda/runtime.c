@@ -260,13 +260,6 @@ void pl_cuda_free(struct pl_cuda_device *d, void *p)
     cudaGetLastError();
 }
 
-pl_status pl_cuda_memset(struct pl_cuda_device *d, void *far, size_t bytes)
-{
-    if (bytes > 0)
-        CUDA(d, cudaMemsetAsync(far, 0, bytes, d->stream));
-    return PL_OK;
-}
-
 /* ---- copies ------------------------------------------------------------------------------------- */
 
 static pl_status open_staging(struct pl_cuda_device *d, struct staging *s)
