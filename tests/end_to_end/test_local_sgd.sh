@@ -122,7 +122,7 @@ compare unstopped stopped 0 0 exact
 stopped 2 held 4 $local train.steps=20 sync.tau=4 train.eval_every="3 steps" debug.fault=step@step=6:delay=3000
 run 2 held $local train.steps=20 sync.tau=4 train.eval_every="3 steps"
 at held eval "4 8 12 16 20"
-run 2 clock $local train.steps=30 sync.tau=4 checkpoint.every="1 ms" checkpoint.keep=2 checkpoint.background=false
+run 2 clock $local train.steps=30 sync.tau=4 checkpoint.every="1 ms" checkpoint.keep=2 checkpoint.background=false debug.delay.ms=1 # steps alone may take less
 at clock checkpoint "4 8 12 16 20 24 28 30"
 [ -z "$(find . -name '.parts-*')" ] || fail "parts were left: $(find . -name '.parts-*')"
 
