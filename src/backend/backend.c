@@ -41,6 +41,11 @@ int64_t pl_shape_elems(const struct pl_shape *s)
     return n;
 }
 
+size_t pl_layout_bytes(const struct pl_layout *l, const struct pl_shape *s)
+{
+    return (size_t)pl_shape_elems(s) * (l->bf16 ? sizeof(uint16_t) : sizeof(float));
+}
+
 int64_t pl_shape_row_elems(const struct pl_shape *s)
 {
     int64_t n = 1;

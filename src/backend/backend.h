@@ -2,7 +2,7 @@
  * shapes and run every step without allocating, looking up or logging. A layer never names a
  * backend and a backend never names a layer kind: they meet in struct pl_op. Activations, parameters
  * and gradients are float32 in canonical layout (channels first, weights [out, in/groups, kh, kw]),
- * but for activations between two plans of a backend, which may be blocked (struct pl_layout). */
+ * but for activations between two plans of a backend, which may be blocked or bf16 (struct pl_layout). */
 #ifndef PL_BACKEND_H
 #define PL_BACKEND_H
 
@@ -17,8 +17,10 @@ int64_t pl_shape_row_elems(const struct pl_shape *s); /* of one sample */
 
 /* How the channels of a sample lie: canonical, [C, plane], or in blocks beside each other, [C / block,
  * plane, block], as oneDNN's convolutions want them (Georganas et al., SC 2018). The channels fill the
- * blocks, so both take the same memory. A flattened tensor keeps the layout of what it looks at. */
-struct pl_layout { int64_t block, plane; }; /* block 0: canonical; plane: elements of a channel */
+ * blocks, so both take the same memory. A flattened tensor keeps the layout of what it looks at. bf16: an element is the upper
+ * half of a float, uint16_t; the pointers of struct pl_io to it are float's all the same. */
+struct pl_layout { int64_t block, plane; bool bf16; }; /* block 0: canonical; plane: elements of a channel */
+size_t pl_layout_bytes(const struct pl_layout *l, const struct pl_shape *s);
 
 enum pl_op_kind {
     PL_OP_DENSE,          /* y[N,O] = x[N,I] W^T + b; params W [O,I], b [O] (if bias) */
@@ -88,6 +90,7 @@ struct pl_device_options {
     int threads;
     int local_rank, local_ranks; /* among the ranks of this node */
     bool tf32;                   /* matrix products may round their inputs to tf32, where the device has it */
+    bool bf16;                   /* activations and what is multiplied are bf16; sums, statistics, losses and gradients of parameters float32 */
 };
 
 /* The optimizer's pass over slabs that lie with a far backend; the rules are optim's, by job.optimizer. */

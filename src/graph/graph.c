@@ -6,16 +6,15 @@
 
 /* ---- plans ----------------------------------------------------------------------------------- */
 
-static pl_status plan_layer(struct pl_graph *g, int i)
+/* Layouts as far as they are chosen. */
+static struct pl_op operation(const struct pl_graph *g, int i)
 {
     const struct pl_layer *l = &g->layer[i];
-    struct pl_node *n = &g->node[i];
-    n->key = (uint32_t)pl_hash(PL_HASH_START, l->name, strlen(l->name));
-    if (pl_is_view(g, i))
-        return PL_OK;
+    const struct pl_node *n = &g->node[i];
     struct pl_op op = {.name = l->name,
                        .inputs = l->inputs,
                        .y = l->y,
+                       .ly = n->layout,
                        .params = l->params,
                        .train = n->need_grad,
                        .relu = n->relu};
@@ -30,9 +29,35 @@ static pl_status plan_layer(struct pl_graph *g, int i)
         op.p[k] = l->param[k].shape;
     l->kind->op(l, &op);
     pl_graph_fold_op(n, &op);
-    if (g->table->layout && i != g->node[g->output].root) /* the output is for others */
-        op.ly = n->layout = g->table->layout(g->backend, &op);
-    return g->table->plan(g->backend, &op, &n->plan);
+    return op;
+}
+
+/* What others read, and what a loss begins with, is canonical. */
+static bool stays_canonical(const struct pl_graph *g, int i)
+{
+    for (int k = 0; k < g->layers; k++)
+        if (g->layer[k].kind->loss && pl_input_root(g, k, 0) == i)
+            return true;
+    return i == g->node[g->output].root;
+}
+
+static void choose_layouts(struct pl_graph *g)
+{
+    for (int i = 0; i < g->layers && g->table->layout; i++)
+        if (!pl_is_view(g, i) && !stays_canonical(g, i)) {
+            struct pl_op op = operation(g, i);
+            g->node[i].layout = g->table->layout(g->backend, &op);
+        }
+}
+
+static pl_status plan_layer(struct pl_graph *g, int i)
+{
+    const char *name = g->layer[i].name;
+    g->node[i].key = (uint32_t)pl_hash(PL_HASH_START, name, strlen(name));
+    if (pl_is_view(g, i))
+        return PL_OK;
+    struct pl_op op = operation(g, i);
+    return g->table->plan(g->backend, &op, &g->node[i].plan);
 }
 
 /* The sum of gradients of an output with several users. */
@@ -135,7 +160,9 @@ static pl_status create(struct pl_graph *g, const struct pl_job *job)
     PL_TRY(pl_graph_build(g, job));
     PL_TRY(pl_graph_shapes(g, &job->input));
     PL_TRY(check_labels(g));
-    PL_TRY(pl_graph_plan_memory(g));
+    PL_TRY(pl_graph_plan_spans(g));
+    choose_layouts(g);
+    PL_TRY(pl_graph_place_spans(g));
     PL_TRY(allocate_all(g));
     return make_plans(g);
 }

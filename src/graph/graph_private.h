@@ -12,6 +12,7 @@ struct pl_span {
     size_t bytes;
     int begin, end;
     size_t offset;
+    int root; /* the layer whose output or gradient it is */
 };
 enum { PL_NO_SPAN = -1, PL_DATA = -1 };
 
@@ -80,8 +81,10 @@ void pl_graph_find_folds(struct pl_graph *g, const int *users);
 void pl_graph_fold_op(const struct pl_node *n, struct pl_op *op);
 void pl_graph_fold_io(const struct pl_graph *g, int i, struct pl_io *io);
 
-/* plan_memory.c: spans of activations and gradients by the layers' order; arena_bytes. */
-pl_status pl_graph_plan_memory(struct pl_graph *g);
+/* plan_memory.c: spans of activations and gradients by the layers' order; then, once layouts are known, their places,
+ * and arena_bytes. */
+pl_status pl_graph_plan_spans(struct pl_graph *g);
+pl_status pl_graph_place_spans(struct pl_graph *g);
 /* Gives every span its offset such that spans of overlapping times do not overlap; returns the
  * total. */
 size_t pl_spans_place(struct pl_span *span, int n);

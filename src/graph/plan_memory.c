@@ -77,9 +77,7 @@ size_t pl_spans_place(struct pl_span *span, int n)
 
 static int new_span(struct pl_graph *g, int root, int begin, int end)
 {
-    size_t bytes = (size_t)pl_shape_elems(&g->layer[root].y) * sizeof(float);
-    g->span[g->spans] =
-        (struct pl_span){.bytes = (bytes + 63) / 64 * 64, .begin = begin, .end = end};
+    g->span[g->spans] = (struct pl_span){.begin = begin, .end = end, .root = root};
     return g->spans++;
 }
 
@@ -195,7 +193,7 @@ static size_t place_apart(struct pl_graph *g)
     return total;
 }
 
-pl_status pl_graph_plan_memory(struct pl_graph *g)
+pl_status pl_graph_plan_spans(struct pl_graph *g)
 {
     size_t most = 0; /* an output and a gradient each, and one for each further user */
     for (int i = 0; i < g->layers; i++)
@@ -208,6 +206,15 @@ pl_status pl_graph_plan_memory(struct pl_graph *g)
     span_outputs(g);
     if (g->train)
         span_gradients(g);
+    return PL_OK;
+}
+
+pl_status pl_graph_place_spans(struct pl_graph *g)
+{
+    for (int i = 0; i < g->spans; i++) {
+        int root = g->span[i].root;
+        g->span[i].bytes = (pl_layout_bytes(&g->node[root].layout, &g->layer[root].y) + 63) / 64 * 64;
+    }
     g->arena_bytes = pl_graph_unplanned ? place_apart(g) : pl_spans_place(g->span, g->spans);
     return g->arena_bytes == SIZE_MAX ? PL_ERR_MEMORY : PL_OK;
 }

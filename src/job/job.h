@@ -63,7 +63,7 @@ struct pl_job_set { /* one of data.train, data.test */
     int64_t limit;           /* first n samples only; 0: all */
 };
 
-enum { PL_FP32, PL_TF32 };
+enum { PL_FP32, PL_TF32, PL_BF16 };
 enum { PL_SYNC_ALLREDUCE, PL_SYNC_LOCAL_SGD, PL_SYNC_DOWNPOUR, PL_SYNC_SANDBLASTER };
 enum { PL_TWO_LEVEL_AUTO, PL_TWO_LEVEL_NEVER };
 enum { PL_DEVICE_AUTO, PL_DEVICE_CPU, PL_DEVICE_REFERENCE, PL_DEVICE_CUDA };

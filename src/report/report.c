@@ -54,6 +54,7 @@ void pl_report_start(struct pl_report *r, const struct pl_report_start *s)
     pl_metrics_int(&t, "threads", s->threads);
     pl_metrics_text(&t, "device", s->device);
     pl_metrics_text(&t, "backend", s->backend);
+    pl_metrics_text(&t, "precision", s->precision);
     pl_metrics_text(&t, "transport", s->transport);
     pl_metrics_text(&t, "algorithm", s->algorithm);
     pl_metrics_text(&t, "why", s->why);

@@ -155,7 +155,8 @@ static void announce(struct run *r, const char *from)
     char device[256];
     char *trial = pl_trial_describe(t->job);
     t->table->describe(t->backend, device, sizeof device);
-    struct pl_report_start s = {.ranks = t->world->ranks, .threads = t->threads, .device = device,
+    static const char *const precision[] = {[PL_FP32] = "fp32", [PL_TF32] = "tf32", [PL_BF16] = "bf16"};
+    struct pl_report_start s = {.precision = precision[t->job->train.precision], .ranks = t->world->ranks, .threads = t->threads, .device = device,
                                 .backend = t->table->name, .transport = path.transport,
                                 .algorithm = path.algorithm, .why = path.why,
                                 .sync = pl_job_sync_name(t->job), .tau = local_steps(t->job), .average_momentum = t->job->sync.average_momentum,

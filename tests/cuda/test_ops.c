@@ -64,7 +64,7 @@ static void test_canonical(void **state)
         }
 }
 
-static struct pl_layout channels_last(const struct pl_shape *s) { return (struct pl_layout){s->dim[1], s->dim[2] * s->dim[3]}; }
+static struct pl_layout channels_last(const struct pl_shape *s) { return (struct pl_layout){.block = s->dim[1], .plane = s->dim[2] * s->dim[3]}; }
 
 static void test_channels_last(void **state)
 {
@@ -157,8 +157,8 @@ static void test_flattened(void **state)
             t.op.y.dim[1] *= 2;
         fill_trial(&t, true);
         struct pl_op op = t.op;
-        op.lx[i % 2] = op.inputs > 1 || i % 2 == 0 ? (struct pl_layout){12, 5} : (struct pl_layout){0};
-        op.lx[1 - i % 2] = i % 4 > 1 ? (struct pl_layout){12, 5} : (struct pl_layout){0};
+        op.lx[i % 2] = op.inputs > 1 || i % 2 == 0 ? (struct pl_layout){.block = 12, .plane = 5} : (struct pl_layout){0};
+        op.lx[1 - i % 2] = i % 4 > 1 ? (struct pl_layout){.block = 12, .plane = 5} : (struct pl_layout){0};
         check(&t, &op, true);
         free_trial(&t);
     }

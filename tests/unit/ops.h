@@ -266,10 +266,38 @@ static inline void *lend(const struct pl_backend_table *table, struct pl_backend
     return p;
 }
 
+/* To the nearest that bf16 can hold, of equals the even one. */
+static inline void round_floats(float *v, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, v + i, 4);
+        bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
+        memcpy(v + i, &bits, 4);
+    }
+}
+
+/* Between floats and their upper halves, in place. What is cut off is lost: give it what bf16 can hold. */
+static inline void halve(float *v, int64_t n, const struct pl_layout *l)
+{
+    for (int64_t i = 0; l->bf16 && i < n; i++)
+        memcpy((char *)v + 2 * i, (const char *)v + 4 * i + 2, 2);
+}
+static inline void widen(float *v, int64_t n, const struct pl_layout *l)
+{
+    for (int64_t i = n - 1; l->bf16 && i >= 0; i--) {
+        uint16_t half;
+        memcpy(&half, (const char *)v + 2 * i, 2);
+        uint32_t bits = (uint32_t)half << 16;
+        memcpy(v + i, &bits, 4);
+    }
+}
+
 static inline float *lend_laid_out(const struct pl_backend_table *table, struct pl_backend *b, const float *v, const struct pl_shape *s, const struct pl_layout *l)
 {
     float *laid = copy_of(v, pl_shape_elems(s)), *p;
     relay(laid, s, l, true);
+    halve(laid, pl_shape_elems(s), l);
     p = lend(table, b, laid, (size_t)pl_shape_elems(s) * sizeof *v);
     free(laid);
     return p;
@@ -279,7 +307,8 @@ static inline float *lend_laid_out(const struct pl_backend_table *table, struct 
 static inline float *fetch(const struct pl_backend_table *table, struct pl_backend *b, const float *from, const struct pl_shape *s, const struct pl_layout *l)
 {
     float *v = calloc((size_t)pl_shape_elems(s) + 1, sizeof *v);
-    assert_int_equal(table->download(b, v, from, (size_t)pl_shape_elems(s) * sizeof *v), PL_OK);
+    assert_int_equal(table->download(b, v, from, pl_layout_bytes(l, s)), PL_OK);
+    widen(v, pl_shape_elems(s), l);
     relay(v, s, l, false);
     return v;
 }
@@ -287,7 +316,7 @@ static inline float *fetch(const struct pl_backend_table *table, struct pl_backe
 static inline struct pl_io lend_all(const struct pl_backend_table *table, struct pl_backend *b, const struct trial *t, const struct pl_op *op)
 {
     struct pl_io io = t->io;
-    bool in_place = t->in_place && op->lx[0].block == op->ly.block;
+    bool in_place = t->in_place && op->lx[0].block == op->ly.block && op->lx[0].bf16 == op->ly.bf16;
     for (int k = 0; k < op->inputs; k++) {
         io.x[k] = lend_laid_out(table, b, t->x[k], &op->x[k], &op->lx[k]);
         io.dx[k] = lend(table, b, t->dx[k], (size_t)pl_shape_elems(&op->x[k]) * sizeof(float));

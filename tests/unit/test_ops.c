@@ -63,15 +63,15 @@ static void test_finite_differences(void **state)
     table->close(b);
 }
 
-/* The same with blocked inputs or not, and what the backend makes of them or canonical; whether the output was blocked. */
-static int run_blocked(const struct pl_backend_table *table, struct pl_backend *b, const struct trial *t, bool train, bool blocks, bool canonical_y, struct results *r)
+/* The same with inputs that are laid out, and what the backend makes of them or canonical; whether the output was laid out. */
+static int run_laid(const struct pl_backend_table *table, struct pl_backend *b, const struct trial *t, bool train, int64_t block, bool bf16, bool canonical_y, struct results *r)
 {
     struct pl_op op = t->op;
-    for (int k = 0; k < op.inputs && blocks; k++)
-        op.lx[k] = (struct pl_layout){8, op.x[k].dim[2] * op.x[k].dim[3]};
+    for (int k = 0; k < op.inputs; k++)
+        op.lx[k] = (struct pl_layout){.block = block, .plane = block > 0 ? op.x[k].dim[2] * op.x[k].dim[3] : 0, .bf16 = bf16};
     op.ly = canonical_y ? (struct pl_layout){0} : table->layout(b, &op);
     run_as(table, b, t, &op, train, r);
-    return op.ly.block > 1;
+    return op.ly.block > 1 || op.ly.bf16;
 }
 
 static void test_against_reference(void **state)
@@ -105,43 +105,100 @@ static void test_against_reference(void **state)
     reference->close(rb);
 }
 
+/* Everything in a trial that is read, as bf16 can hold it. */
+static void round_all(struct trial *t)
+{
+    for (int k = 0; k < t->op.inputs; k++)
+        round_floats(t->x[k], pl_shape_elems(&t->op.x[k]));
+    for (int k = 0; k < t->op.params; k++)
+        round_floats(t->p[k], pl_shape_elems(&t->op.p[k]));
+    round_floats(t->dy, pl_shape_elems(&t->op.y));
+}
+
+/* Random operations of a kind, their inputs in blocks or not, with or without a rectifier at their end; how many outputs the
+ * backend laid out. */
+static int run_kind(struct pl_backend *rb, struct pl_backend *b, enum pl_op_kind kind, int64_t block, bool bf16)
+{
+    const struct pl_backend_table *reference = pl_backend_find("reference"), *cpu = pl_backend_find("cpu");
+    int stayed = 0;
+    for (int round = 0; round < (kind == PL_OP_CONV ? CONV_ROUNDS : ROUNDS); round++) {
+        struct trial t;
+        struct results wanted, found;
+        bool train = round % 4 != 3;
+        make_trial(&t, kind, round % 2 == 0, block);
+        t.io.accumulate = round % 3 == 2;
+        bool relu = cpu->fuses_relu(kind) && round % 3 != 1, blocks = (!relu || round % 2 == 0) && kind != PL_OP_DROPOUT && (kind != PL_OP_DENSE || !bf16);
+        if (bf16)
+            round_all(&t);
+        if (relu)
+            run_with_relu(reference, rb, &t, train, &wanted);
+        else
+            run_on(reference, rb, &t, train, &wanted);
+        t.op.relu = relu;
+        stayed += run_laid(cpu, b, &t, train, blocks ? block : 0, bf16 && round % 5 != 3, round % 5 == 4, &found);
+        compare_all(&t, bf16 ? "cpu in bf16" : "cpu in blocks", &wanted, &found, train);
+        free_results(&wanted);
+        free_results(&found);
+        free_trial(&t);
+    }
+    return stayed;
+}
+
+static void run_kinds(struct pl_backend *b, int64_t block, bool bf16, int *stayed)
+{
+    const struct pl_backend_table *reference = pl_backend_find("reference");
+    struct pl_backend *rb;
+    assert_int_equal(reference->open(&(struct pl_device_options){.threads = 1}, &rb), PL_OK);
+    for (int kind = 0; kind < PL_OP_SOFTMAX_LOSS; kind++)
+        stayed[kind] = run_kind(rb, b, (enum pl_op_kind)kind, block, bf16);
+    reference->close(rb);
+}
+
 /* What a backend lets pass in blocks between its plans, and rectifiers at the end of a plan. */
 static void test_blocked(void **state)
 {
-    const struct pl_backend_table *reference = pl_backend_find("reference"), *cpu = pl_backend_find("cpu");
-    struct pl_backend *rb, *b;
-    int stayed[PL_OP_EUCLIDEAN_LOSS + 1] = {0};
+    static const enum pl_op_kind through[] = {PL_OP_MAXPOOL, PL_OP_AVGPOOL, PL_OP_RELU, PL_OP_BATCHNORM, PL_OP_LRN, PL_OP_CONCAT, PL_OP_ADD};
+    const struct pl_backend_table *cpu = pl_backend_find("cpu");
+    struct pl_backend *b;
+    int stayed[PL_OP_SOFTMAX_LOSS];
     (void)state;
-    assert_int_equal(reference->open(&(struct pl_device_options){.threads = 1}, &rb), PL_OK);
     assert_int_equal(pl_pool_start(2), PL_OK);
     assert_int_equal(cpu->open(&(struct pl_device_options){.threads = 2}, &b), PL_OK);
-    for (int kind = 0; kind < PL_OP_SOFTMAX_LOSS; kind++)
-        for (int round = 0; round < (kind == PL_OP_CONV ? CONV_ROUNDS : ROUNDS); round++) {
-            struct trial t;
-            struct results wanted, found;
-            bool train = round % 4 != 3;
-            make_trial(&t, (enum pl_op_kind)kind, round % 2 == 0, 8);
-            t.io.accumulate = round % 3 == 2;
-            bool relu = cpu->fuses_relu((enum pl_op_kind)kind) && round % 3 != 1, blocks = !relu || round % 2 == 0;
-            if (relu)
-                run_with_relu(reference, rb, &t, train, &wanted);
-            else
-                run_on(reference, rb, &t, train, &wanted);
-            t.op.relu = relu;
-            stayed[kind] += run_blocked(cpu, b, &t, train, blocks, round % 5 == 4, &found);
-            compare_all(&t, "cpu in blocks", &wanted, &found, train);
-            free_results(&wanted);
-            free_results(&found);
-            free_trial(&t);
-        }
+    for (int64_t block = 8; block <= 16; block *= 2) {
+        run_kinds(b, block, false, stayed);
+        for (size_t i = 0; i < sizeof through / sizeof *through; i++)
+            if (stayed[through[i]] < ROUNDS / 4)
+                fail_msg("op %d: only %d of %d outputs were blocked", (int)through[i], stayed[through[i]], ROUNDS);
+        print_message("convolutions with outputs in blocks of %d: %d of %d\n", (int)block, stayed[PL_OP_CONV], CONV_ROUNDS); /* none without oneDNN */
+    }
     cpu->close(b);
     pl_pool_stop();
-    reference->close(rb);
-    static const enum pl_op_kind through[] = {PL_OP_MAXPOOL, PL_OP_AVGPOOL, PL_OP_RELU, PL_OP_BATCHNORM, PL_OP_LRN, PL_OP_CONCAT, PL_OP_ADD};
+}
+
+/* The same with activations of bf16: from inputs that are, results differ by no more than their rounding. */
+static void test_bf16(void **state)
+{
+    static const enum pl_op_kind through[] = {PL_OP_DENSE, PL_OP_CONV, PL_OP_MAXPOOL, PL_OP_AVGPOOL, PL_OP_RELU, PL_OP_DROPOUT, PL_OP_BATCHNORM, PL_OP_LRN, PL_OP_CONCAT, PL_OP_ADD};
+    const struct pl_backend_table *cpu = pl_backend_find("cpu");
+    struct pl_backend *b;
+    int stayed[PL_OP_SOFTMAX_LOSS];
+    double before = allowed;
+    (void)state;
+    assert_int_equal(pl_pool_start(2), PL_OK);
+    if (cpu->open(&(struct pl_device_options){.threads = 2, .bf16 = true}, &b) < 0) {
+        print_message("skipped: %s\n", pl_error_text());
+        pl_error_clear();
+        pl_pool_stop();
+        skip();
+    }
+    allowed = 1.6e-5; /* the square of half the last of eight bits, 2^-8 */
+    run_kinds(b, 16, true, stayed);
+    allowed = before;
     for (size_t i = 0; i < sizeof through / sizeof *through; i++)
         if (stayed[through[i]] < ROUNDS / 4)
-            fail_msg("op %d: only %d of %d outputs were blocked", (int)through[i], stayed[through[i]], ROUNDS);
-    print_message("convolutions with blocked outputs: %d of %d\n", stayed[PL_OP_CONV], CONV_ROUNDS); /* none without oneDNN */
+            fail_msg("op %d: only %d outputs were bf16", (int)through[i], stayed[through[i]]);
+    cpu->close(b);
+    pl_pool_stop();
 }
 
 /* cpu against reference on operations of given shapes; shape_of fills the one numbered i, false: there are no more. */
@@ -162,7 +219,7 @@ static void check_shapes(bool (*shape_of)(size_t i, struct pl_op *op))
         t.io.accumulate = i % 3 == 1;
         bool blocks = t.op.kind == PL_OP_CONV && i % 4 != 3 && t.op.x[0].dim[1] % 8 == 0;
         run_on(reference, rb, &t, true, &wanted);
-        run_blocked(cpu, b, &t, true, blocks, false, &found);
+        run_laid(cpu, b, &t, true, blocks ? 8 : 0, false, false, &found);
         compare_all(&t, blocks ? "cpu in blocks" : "cpu", &wanted, &found, true);
         check_largest(i, &t, &wanted, &found);
         free_results(&wanted);
@@ -213,6 +270,6 @@ int main(void)
     const char *given = getenv("PL_TEST_SEED");
     seed = given ? strtoull(given, NULL, 10) : 1;
     rng = pl_rng_make(seed, 0, 0, 0);
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_finite_differences), cmocka_unit_test(test_against_reference), cmocka_unit_test(test_blocked), cmocka_unit_test(test_convolutions), cmocka_unit_test(test_narrow_dense)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_finite_differences), cmocka_unit_test(test_against_reference), cmocka_unit_test(test_blocked), cmocka_unit_test(test_bf16), cmocka_unit_test(test_convolutions), cmocka_unit_test(test_narrow_dense)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

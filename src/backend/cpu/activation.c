@@ -1,6 +1,6 @@
 /* activation: relu, sigmoid, tanh, element by element. The gradients need y alone. Not a number
  * stays not a number, so that the loss shows it. */
-#include "backend/cpu/cpu.h"
+#include "backend/cpu/bf16.h"
 #include "backend/cpu/vmath.h"
 
 struct job {
@@ -26,6 +26,27 @@ static void relu_backward(void *arg, int part, int64_t begin, int64_t end) {
     float *dx = j->out;
     for (int64_t i = begin; i < end; i++)
         dx[i] = y[i] > 0.0f ? dy[i] : 0.0f;
+}
+
+/* Of bf16, by the bits: below zero is what the sign says and is a number. */
+PL_HALVES
+static void relu_forward_half(void *arg, int part, int64_t begin, int64_t end) {
+    (void)part;
+    const struct job *j = arg;
+    const int16_t *x = (const int16_t *)(const void *)j->x;
+    int16_t *y = (int16_t *)(void *)j->out;
+    for (int64_t i = begin; i < end; i++)
+        y[i] = x[i] < 0 && (x[i] & 0x7fff) <= 0x7f80 ? 0 : x[i];
+}
+
+PL_HALVES
+static void relu_backward_half(void *arg, int part, int64_t begin, int64_t end) {
+    (void)part;
+    const struct job *j = arg;
+    const int16_t *y = (const int16_t *)(const void *)j->y, *dy = (const int16_t *)(const void *)j->dy;
+    int16_t *dx = (int16_t *)(void *)j->out;
+    for (int64_t i = begin; i < end; i++)
+        dx[i] = y[i] > 0 ? dy[i] : 0;
 }
 
 PL_CLONES
@@ -66,18 +87,20 @@ static void tanh_backward(void *arg, int part, int64_t begin, int64_t end) {
         dx[i] = dy[i] * (1.0f - y[i] * y[i]);
 }
 
-void pl_cpu_relu_end(const struct pl_backend *b, float *y, int64_t n) {
+void pl_cpu_relu_end(const struct pl_backend *b, void *y, bool half, int64_t n) {
     struct job j = {.x = y, .out = y};
-    pl_cpu_parts(b, n, PL_CPU_GRAIN, relu_forward, &j);
+    pl_cpu_parts(b, n, PL_CPU_GRAIN, half ? relu_forward_half : relu_forward, &j);
 }
 
-void pl_cpu_relu_mask(const struct pl_backend *b, const float *y, float *dy, int64_t n) {
+void pl_cpu_relu_mask(const struct pl_backend *b, const void *y, void *dy, bool half, int64_t n) {
     struct job j = {.y = y, .dy = dy, .out = dy};
-    pl_cpu_parts(b, n, PL_CPU_GRAIN, relu_backward, &j);
+    pl_cpu_parts(b, n, PL_CPU_GRAIN, half ? relu_backward_half : relu_backward, &j);
 }
+
+static bool half(const struct pl_plan *p) { return p->op.ly.bf16; } /* then x, too */
 
 static pl_status forward(struct pl_plan *p, const struct pl_io *io) {
-    pl_cpu_part_fn *body = p->op.kind == PL_OP_RELU      ? relu_forward
+    pl_cpu_part_fn *body = p->op.kind == PL_OP_RELU      ? half(p) ? relu_forward_half : relu_forward
                            : p->op.kind == PL_OP_SIGMOID ? sigmoid_forward
                                                          : tanh_forward;
     struct job j = {.x = io->x[0], .out = io->y};
@@ -86,7 +109,7 @@ static pl_status forward(struct pl_plan *p, const struct pl_io *io) {
 }
 
 static pl_status backward(struct pl_plan *p, const struct pl_io *io) {
-    pl_cpu_part_fn *body = p->op.kind == PL_OP_RELU      ? relu_backward
+    pl_cpu_part_fn *body = p->op.kind == PL_OP_RELU      ? half(p) ? relu_backward_half : relu_backward
                            : p->op.kind == PL_OP_SIGMOID ? sigmoid_backward
                                                          : tanh_backward;
     struct job j = {.dy = io->dy, .y = io->y, .out = io->dx[0]};
@@ -95,9 +118,9 @@ static pl_status backward(struct pl_plan *p, const struct pl_io *io) {
     return PL_OK;
 }
 
-const struct pl_cpu_kind pl_cpu_relu = {PL_CPU_SAME, false, pl_cpu_plan_nothing, pl_cpu_destroy_state, forward,
-                                        backward};
-const struct pl_cpu_kind pl_cpu_sigmoid = {PL_CPU_SAME, false, pl_cpu_plan_nothing, pl_cpu_destroy_state, forward,
-                                           backward};
-const struct pl_cpu_kind pl_cpu_tanh = {PL_CPU_SAME, false, pl_cpu_plan_nothing, pl_cpu_destroy_state, forward,
-                                        backward};
+const struct pl_cpu_kind pl_cpu_relu = {.layouts = PL_CPU_SAME, .halves = PL_CPU_HALVES, .plan = pl_cpu_plan_nothing,
+                                        .destroy = pl_cpu_destroy_state, .forward = forward, .backward = backward};
+const struct pl_cpu_kind pl_cpu_sigmoid = {.layouts = PL_CPU_SAME, .plan = pl_cpu_plan_nothing, .destroy = pl_cpu_destroy_state,
+                                           .forward = forward, .backward = backward};
+const struct pl_cpu_kind pl_cpu_tanh = {.layouts = PL_CPU_SAME, .plan = pl_cpu_plan_nothing, .destroy = pl_cpu_destroy_state,
+                                        .forward = forward, .backward = backward};

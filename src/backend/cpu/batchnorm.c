@@ -3,14 +3,18 @@
  * are those of the batch's own statistics; in evaluation the running ones are constants.
  * Channels are cut over the threads, by whole blocks; the loops run along what lies beside each other:
  * a plane, in blocked layouts the channels of a block, without planes ([N, C]) all channels. */
-#include "backend/cpu/cpu.h"
+#include "backend/cpu/bf16.h"
 
 #include <math.h>
 #include <string.h>
 
+#define HALVES 16 /* channels of a block of bf16 */
+#define RUN 64
+
 struct state {
     int64_t channels, plane, capacity;
     int64_t block;             /* channels beside each other; 1: canonical */
+    bool half;                 /* these are bf16 */
     double *sum, *sum2;        /* [C] scratch of the sums */
     double *mean, *var, *inv;  /* [C] of the last forward; var biased, inv = 1 / sqrt(var + eps) */
     double *a, *b, *c;         /* [C] scratch: factors of the last loop */
@@ -41,6 +45,7 @@ static pl_status plan(struct pl_plan *p) {
     s->plane = d.h * d.w;
     s->capacity = d.n;
     s->block = p->op.lx[0].block > 1 && p->op.ly.block > 1 ? p->op.lx[0].block : 1;
+    s->half = s->block == HALVES && p->op.lx[0].bf16;
     s->epsilon = p->op.epsilon;
     s->relu = p->op.relu;
     s->sum = (double *)(void *)(s + 1);
@@ -87,19 +92,17 @@ PL_WITHIN void plane_sums(const float *y, const float *u, const float *v, int64_
     *sum2 = ((l2[0] + l2[1]) + (l2[2] + l2[3])) + ((l2[4] + l2[5]) + (l2[6] + l2[7]));
 }
 
-/* The same of a block's channels, which lie beside each other. */
-PL_WITHIN void block_sums(const float *y, const float *u, const float *v, int64_t rows, int64_t row, int64_t plane, int64_t block,
-                              double *sum, double *sum2) {
+/* The same of a block's channels, which lie beside each other, from element `at` of a sample on. */
+PL_WITHIN void block_sums(const struct state *s, int64_t block, const float *y, const float *u, const float *v, int64_t rows, int64_t at,
+                          double *sum, double *sum2) {
     double l1[16] = {0}, l2[16] = {0};
-    for (int64_t n = 0; n < rows; n++) {
-        mask(y == NULL ? NULL : y + n * row, u + n * row, plane * block);
-        for (int64_t i = 0; i < plane; i++) {
-            const float *a = u + n * row + i * block, *b = v + n * row + i * block;
+    for (int64_t n = 0; n < rows; n++, at += s->channels * s->plane) {
+        mask(y == NULL ? NULL : y + at, u + at, s->plane * block);
+        for (int64_t i = at; i < at + s->plane * block; i += block)
             for (int64_t k = 0; k < block; k++) {
-                l1[k] += (double)a[k];
-                l2[k] += (double)a[k] * (double)b[k];
+                l1[k] += (double)u[i + k];
+                l2[k] += (double)u[i + k] * (double)v[i + k];
             }
-        }
     }
     for (int64_t k = 0; k < block; k++) {
         sum[k] = l1[k];
@@ -107,16 +110,43 @@ PL_WITHIN void block_sums(const float *y, const float *u, const float *v, int64_
     }
 }
 
+/* The same of bf16. Their products are exact in float, and RUN of them are added in float. */
+PL_WITHIN void block_sums_half(const struct state *s, const uint16_t *y, const uint16_t *u, const uint16_t *v, int64_t rows, int64_t at,
+                               double *sum, double *sum2) {
+    double l1[HALVES] = {0}, l2[HALVES] = {0};
+    for (int64_t n = 0; n < rows; n++, at += s->channels * s->plane)
+        for (int64_t i = at, end = at + s->plane * HALVES; i < end;) {
+            pl_floats run1 = {0}, run2 = {0};
+            for (int64_t last = end - i > RUN * HALVES ? i + RUN * HALVES : end; i < last; i += HALVES) {
+                pl_floats a = PL_WIDEN(u + i);
+                if (y != NULL) {
+                    a = (pl_floats)((pl_words)a & (pl_words)(PL_WIDEN(y + i) > 0.0f));
+                    PL_ROUND((uintptr_t)(u + i), a); /* backward may overwrite dy */
+                }
+                run1 += a;
+                run2 += a * PL_WIDEN(v + i);
+            }
+            for (int k = 0; k < HALVES; k++) {
+                l1[k] += (double)run1[k];
+                l2[k] += (double)run2[k];
+            }
+        }
+    memcpy(sum, l1, sizeof l1);
+    memcpy(sum2, l2, sizeof l2);
+}
+
 /* s->sum, s->sum2 of channels [begin, end); y: u is to be masked by it, or NULL */
-PL_WITHIN void sums(struct state *s, const float *y, const float *u, const float *v, int64_t rows,
-                        int64_t begin, int64_t end) {
+PL_WITHIN void sums(struct state *s, bool half, const float *y, const float *u, const float *v, int64_t rows,
+                    int64_t begin, int64_t end) {
     int64_t row = s->channels * s->plane;
     if (s->block > 1) {
         for (int64_t c = begin; c < end; c += s->block)
-            if (s->block == 8)
-                block_sums(y == NULL ? NULL : y + c * s->plane, u + c * s->plane, v + c * s->plane, rows, row, s->plane, 8, &s->sum[c], &s->sum2[c]);
+            if (half)
+                block_sums_half(s, (const void *)y, (const void *)u, (const void *)v, rows, c * s->plane, &s->sum[c], &s->sum2[c]);
+            else if (s->block == 8)
+                block_sums(s, 8, y, u, v, rows, c * s->plane, &s->sum[c], &s->sum2[c]);
             else
-                block_sums(y == NULL ? NULL : y + c * s->plane, u + c * s->plane, v + c * s->plane, rows, row, s->plane, s->block, &s->sum[c], &s->sum2[c]);
+                block_sums(s, 16, y, u, v, rows, c * s->plane, &s->sum[c], &s->sum2[c]);
         return;
     }
     if (s->plane > 1) {
@@ -137,7 +167,7 @@ PL_WITHIN void sums(struct state *s, const float *y, const float *u, const float
 }
 
 /* What is below `low` becomes it: 0 with a rectifier, otherwise nothing. Not a number stays. */
-static inline float end_of(float v, float low) { return v < low ? low : v; }
+PL_WITHIN float end_of(float v, float low) { return v < low ? low : v; }
 
 /* y = a (x - b) + c of one sample's block */
 PL_WITHIN void forward_block(const struct state *s, int64_t c, int64_t block, const float *x, float *y) {
@@ -152,24 +182,41 @@ PL_WITHIN void forward_block(const struct state *s, int64_t c, int64_t block, co
             y[i * block + k] = end_of((x[i * block + k] - b[k]) * a[k] + add[k], low);
 }
 
+PL_WITHIN void forward_block_half(const struct state *s, int64_t c, const uint16_t *x, uint16_t *y) {
+    pl_floats a, b, add, low = (pl_floats){0} + (s->relu ? 0.0f : -INFINITY);
+    for (int k = 0; k < HALVES; k++) {
+        a[k] = (float)s->a[c + k];
+        b[k] = (float)s->b[c + k];
+        add[k] = (float)s->c[c + k];
+    }
+    for (int64_t i = 0; i < s->plane * HALVES; i += HALVES) {
+        pl_floats v = (PL_WIDEN(x + i) - b) * a + add;
+        pl_words below = (pl_words)(v < low);
+        v = (pl_floats)((below & (pl_words)low) | (~below & (pl_words)v));
+        PL_ROUND(y + i, v);
+    }
+}
+
 /* y = a (x - b) + c for rows [0, rows), 0 behind them. The mean b is taken off before anything is
  * scaled, as it may be much larger than what is left. */
-static inline void forward_rows(const struct state *s, const float *x, float *y, int64_t rows,
+PL_WITHIN void forward_rows(const struct state *s, bool half, const float *x, float *y, int64_t rows,
                                 int64_t begin, int64_t end) {
     int64_t row = s->channels * s->plane;
     float low = s->relu ? 0.0f : -INFINITY;
     for (int64_t n = 0; n < s->capacity; n++) {
         if (n >= rows) {
-            memset(y + n * row + begin * s->plane, 0,
-                   (size_t)((end - begin) * s->plane) * sizeof *y);
+            memset(pl_from(y, n * row + begin * s->plane, s->half), 0,
+                   (size_t)((end - begin) * s->plane) * pl_element_bytes(s->half));
             continue;
         }
         if (s->block > 1) {
             for (int64_t c = begin; c < end; c += s->block)
-                if (s->block == 8)
+                if (half)
+                    forward_block_half(s, c, pl_from(x, n * row + c * s->plane, true), pl_from(y, n * row + c * s->plane, true));
+                else if (s->block == 8)
                     forward_block(s, c, 8, x + n * row + c * s->plane, y + n * row + c * s->plane);
                 else
-                    forward_block(s, c, s->block, x + n * row + c * s->plane, y + n * row + c * s->plane);
+                    forward_block(s, c, 16, x + n * row + c * s->plane, y + n * row + c * s->plane);
             continue;
         }
         if (s->plane == 1) {
@@ -207,17 +254,26 @@ static void statistics(const struct job *j, int64_t begin, int64_t end) {
     }
 }
 
-PL_CLONES
-static void forward_channels(void *arg, int part, int64_t begin, int64_t end) {
-    (void)part;
-    const struct job *j = arg;
+PL_WITHIN void forward_of(const struct job *j, bool half, int64_t begin, int64_t end) {
     struct state *s = j->s;
     begin *= s->block;
     end *= s->block;
     if (s->batch)
-        sums(s, NULL, j->io->x[0], j->io->x[0], j->io->rows, begin, end);
+        sums(s, half, NULL, j->io->x[0], j->io->x[0], j->io->rows, begin, end);
     statistics(j, begin, end);
-    forward_rows(s, j->io->x[0], j->io->y, j->io->rows, begin, end);
+    forward_rows(s, half, j->io->x[0], j->io->y, j->io->rows, begin, end);
+}
+
+PL_CLONES
+static void forward_channels(void *arg, int part, int64_t begin, int64_t end) {
+    (void)part;
+    forward_of(arg, false, begin, end);
+}
+
+PL_HALVES
+static void forward_channels_half(void *arg, int part, int64_t begin, int64_t end) {
+    (void)part;
+    forward_of(arg, true, begin, end);
 }
 
 static void put(float *dp, bool accumulate, int64_t c, double v) {
@@ -261,24 +317,40 @@ PL_WITHIN void backward_block(const struct state *s, int64_t c, int64_t block, c
             dx[i * block + k] = (float)(a[k] * ((double)dy[i * block + k] - less[k] - b[k] * (double)x[i * block + k]));
 }
 
+/* In float, which has more digits than what is read and written. */
+PL_WITHIN void backward_block_half(const struct state *s, int64_t c, const uint16_t *x, const uint16_t *dy, uint16_t *dx) {
+    pl_floats a, b, mean, less;
+    for (int k = 0; k < HALVES; k++) {
+        a[k] = (float)s->a[c + k];
+        b[k] = (float)s->b[c + k];
+        mean[k] = (float)s->mean[c + k];
+        less[k] = (float)s->c[c + k];
+    }
+    for (int64_t i = 0; i < s->plane * HALVES; i += HALVES) {
+        pl_floats v = a * (PL_WIDEN(dy + i) - less - b * (PL_WIDEN(x + i) - mean));
+        PL_ROUND(dx + i, v);
+    }
+}
+
 /* In double: with few elements a channel dx is a small difference of large terms. */
-static inline void backward_rows(const struct state *s, const struct pl_io *io, int64_t begin,
-                                 int64_t end) {
+PL_WITHIN void backward_rows(const struct state *s, bool half, const struct pl_io *io, int64_t begin, int64_t end) {
     int64_t row = s->channels * s->plane;
     float *dx = io->dx[0];
     for (int64_t n = 0; n < s->capacity; n++) {
         if (n >= s->rows) {
-            memset(dx + n * row + begin * s->plane, 0,
-                   (size_t)((end - begin) * s->plane) * sizeof *dx);
+            memset(pl_from(dx, n * row + begin * s->plane, s->half), 0,
+                   (size_t)((end - begin) * s->plane) * pl_element_bytes(s->half));
             continue;
         }
         if (s->block > 1) {
             for (int64_t c = begin; c < end; c += s->block) {
                 int64_t at = n * row + c * s->plane;
-                if (s->block == 8)
+                if (half)
+                    backward_block_half(s, c, pl_from(io->x[0], at, true), pl_from(io->dy, at, true), pl_from(dx, at, true));
+                else if (s->block == 8)
                     backward_block(s, c, 8, io->x[0] + at, io->dy + at, dx + at);
                 else
-                    backward_block(s, c, s->block, io->x[0] + at, io->dy + at, dx + at);
+                    backward_block(s, c, 16, io->x[0] + at, io->dy + at, dx + at);
             }
             continue;
         }
@@ -299,16 +371,25 @@ static inline void backward_rows(const struct state *s, const struct pl_io *io, 
     }
 }
 
+PL_WITHIN void backward_of(const struct job *j, bool half, int64_t begin, int64_t end) {
+    begin *= j->s->block;
+    end *= j->s->block;
+    sums(j->s, half, j->s->relu ? j->io->y : NULL, j->io->dy, j->io->x[0], j->s->rows, begin, end);
+    gradients(j, begin, end);
+    if (j->need_dx)
+        backward_rows(j->s, half, j->io, begin, end);
+}
+
 PL_CLONES
 static void backward_channels(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
-    const struct job *j = arg;
-    begin *= j->s->block;
-    end *= j->s->block;
-    sums(j->s, j->s->relu ? j->io->y : NULL, j->io->dy, j->io->x[0], j->s->rows, begin, end);
-    gradients(j, begin, end);
-    if (j->need_dx)
-        backward_rows(j->s, j->io, begin, end);
+    backward_of(arg, false, begin, end);
+}
+
+PL_HALVES
+static void backward_channels_half(void *arg, int part, int64_t begin, int64_t end) {
+    (void)part;
+    backward_of(arg, true, begin, end);
 }
 
 static int64_t grain(const struct state *s) {
@@ -320,16 +401,16 @@ static pl_status forward(struct pl_plan *p, const struct pl_io *io) {
     struct job j = {s, io, false};
     s->batch = io->train;
     s->rows = io->rows;
-    pl_cpu_parts(p->backend, s->channels / s->block, grain(s), forward_channels, &j);
+    pl_cpu_parts(p->backend, s->channels / s->block, grain(s), s->half ? forward_channels_half : forward_channels, &j);
     return PL_OK;
 }
 
 static pl_status backward(struct pl_plan *p, const struct pl_io *io) {
     struct state *s = p->state;
     struct job j = {s, io, p->op.need_dx[0] && io->dx[0] != NULL};
-    pl_cpu_parts(p->backend, s->channels / s->block, grain(s), backward_channels, &j);
+    pl_cpu_parts(p->backend, s->channels / s->block, grain(s), s->half ? backward_channels_half : backward_channels, &j);
     return PL_OK;
 }
 
 const struct pl_cpu_kind pl_cpu_batchnorm = {
-    .layouts = PL_CPU_SAME, .rectifies = true, .plan = plan, .destroy = pl_cpu_destroy_state, .forward = forward, .backward = backward};
+    .layouts = PL_CPU_SAME, .halves = PL_CPU_HALF_BLOCKS, .rectifies = true, .plan = plan, .destroy = pl_cpu_destroy_state, .forward = forward, .backward = backward};

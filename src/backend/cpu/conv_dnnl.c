@@ -47,7 +47,7 @@ struct pl_cpu_conv_dnnl {
 
 struct shape {
     dnnl_memory_desc_t x, w, b, y;             /* any layout */
-    dnnl_memory_desc_t plain_w;
+    dnnl_memory_desc_t dw, plain_w;
     dnnl_memory_desc_t outside_x, outside_y;   /* as others see them */
     dnnl_dims_t stride, dilate, pad_begin, pad_end;
 };
@@ -61,8 +61,9 @@ static dnnl_format_tag_t tag_of(int64_t block) {
     return block == 16 ? dnnl_aBcd16b : block == 8 ? dnnl_aBcd8b : block <= 1 ? dnnl_abcd : dnnl_format_tag_undef;
 }
 
-/* What is blocked outside is taken as it is, what is canonical the primitive may want otherwise. */
-static void describe(const struct pl_op *op, const struct pl_layout *lx, const struct pl_layout *ly, struct shape *s) {
+/* What is blocked outside is taken as it is, what is canonical the primitive may want otherwise. half: what is multiplied is
+ * bf16, whatever it is outside. */
+static void describe(const struct pl_op *op, const struct pl_layout *lx, const struct pl_layout *ly, bool half, struct shape *s) {
     struct pl_cpu_dims x = pl_cpu_dims(&op->x[0]), y = pl_cpu_dims(&op->y);
     int64_t g = op->groups;
     int wd = g > 1 ? 5 : 4;
@@ -70,13 +71,14 @@ static void describe(const struct pl_op *op, const struct pl_layout *lx, const s
     if (g == 1)
         memcpy(w, (dnnl_dims_t){y.c, x.c, op->kernel[0], op->kernel[1]}, sizeof w);
     dnnl_dims_t xd = {x.n, x.c, x.h, x.w}, yd = {y.n, y.c, y.h, y.w};
-    const dnnl_data_type_t f = dnnl_f32;
-    dnnl_memory_desc_init_by_tag(&s->x, 4, xd, f, lx->block > 1 ? tag_of(lx->block) : dnnl_format_tag_any);
-    dnnl_memory_desc_init_by_tag(&s->y, 4, yd, f, ly->block > 1 ? tag_of(ly->block) : dnnl_format_tag_any);
-    dnnl_memory_desc_init_by_tag(&s->w, wd, w, f, dnnl_format_tag_any);
+    const dnnl_data_type_t f = dnnl_f32, t = half ? dnnl_bf16 : dnnl_f32;
+    dnnl_memory_desc_init_by_tag(&s->x, 4, xd, t, lx->block > 1 ? tag_of(lx->block) : dnnl_format_tag_any);
+    dnnl_memory_desc_init_by_tag(&s->y, 4, yd, t, ly->block > 1 ? tag_of(ly->block) : dnnl_format_tag_any);
+    dnnl_memory_desc_init_by_tag(&s->w, wd, w, t, dnnl_format_tag_any);
+    dnnl_memory_desc_init_by_tag(&s->dw, wd, w, f, dnnl_format_tag_any);
     dnnl_memory_desc_init_by_tag(&s->b, 1, (dnnl_dims_t){y.c}, f, dnnl_a);
-    dnnl_memory_desc_init_by_tag(&s->outside_x, 4, xd, f, tag_of(lx->block));
-    dnnl_memory_desc_init_by_tag(&s->outside_y, 4, yd, f, tag_of(ly->block));
+    dnnl_memory_desc_init_by_tag(&s->outside_x, 4, xd, lx->bf16 ? dnnl_bf16 : f, tag_of(lx->block));
+    dnnl_memory_desc_init_by_tag(&s->outside_y, 4, yd, ly->bf16 ? dnnl_bf16 : f, tag_of(ly->block));
     dnnl_memory_desc_init_by_tag(&s->plain_w, wd, w, f, g > 1 ? dnnl_abcde : dnnl_abcd);
     for (int i = 0; i < 2; i++) {
         s->stride[i] = op->stride[i];
@@ -197,7 +199,7 @@ static bool describe_forward(const struct pl_cpu_dnnl *d, const struct pl_op *op
 static bool describe_weights(const struct pl_cpu_dnnl *d, const struct pl_op *op, const struct shape *s, const_dnnl_primitive_desc_t hint, struct pass *b) {
     dnnl_convolution_desc_t c;
     return good(dnnl_dilated_convolution_backward_weights_desc_init(
-               &c, dnnl_convolution_direct, &s->x, &s->w, op->bias ? &s->b : NULL, &s->y,
+               &c, dnnl_convolution_direct, &s->x, &s->dw, op->bias ? &s->b : NULL, &s->y,
                s->stride, s->dilate, s->pad_begin, s->pad_end)) &&
            choose(d, &c, hint, DNNL_ARG_DIFF_WEIGHTS, b);
 }
@@ -241,7 +243,7 @@ static bool plan_data(const struct pl_plan *p, const struct shape *s,
 static int64_t block_of(const dnnl_memory_desc_t *d) {
     for (int64_t block = 8; block <= 16; block *= 2) {
         dnnl_memory_desc_t same;
-        if (d->dims[1] % block == 0 && good(dnnl_memory_desc_init_by_tag(&same, 4, d->dims, dnnl_f32, tag_of(block))) &&
+        if (d->dims[1] % block == 0 && good(dnnl_memory_desc_init_by_tag(&same, 4, d->dims, d->data_type, tag_of(block))) &&
             dnnl_memory_desc_equal(d, &same))
             return block;
     }
@@ -259,35 +261,47 @@ static bool takes(const struct pl_cpu_dnnl *d, const struct pl_op *op, const str
     return all;
 }
 
-struct pl_layout pl_cpu_conv_dnnl_layout(struct pl_backend *b, const struct pl_op *op) {
+/* Multiplying these; canonical: none. */
+static struct pl_layout layout_of(struct pl_backend *b, const struct pl_op *op, bool half) {
     struct pl_layout l = {0};
     struct shape s;
     struct pass forward = {0};
+    describe(op, &op->lx[0], &l, half, &s);
+    if (describe_forward(b->dnnl, op, &s, &forward))
+        l.block = block_of(wanted(&forward, DNNL_ARG_DST));
+    destroy_pass(&forward);
+    if (l.block == 0)
+        return l;
+    l.plane = op->y.dim[2] * op->y.dim[3];
+    l.bf16 = b->bf16 && l.block == 16; /* other blocks of bf16 nobody knows */
+    describe(op, &op->lx[0], &l, half, &s);
+    if ((half && !l.bf16) || !describe_forward(b->dnnl, op, &s, &forward) || !takes(b->dnnl, op, &s, forward.desc))
+        l = (struct pl_layout){0};
+    destroy_pass(&forward);
+    return l;
+}
+
+/* A first convolution, of three channels, would be padded too much in bf16: it multiplies floats and rounds what it writes. */
+struct pl_layout pl_cpu_conv_dnnl_layout(struct pl_backend *b, const struct pl_op *op) {
+    struct pl_layout l = {0};
     bool pointwise = op->kernel[0] == 1 && op->kernel[1] == 1;
     if (b->dnnl == NULL || (pointwise && op->lx[0].block <= 1))
         return l;
     pl_cpu_dnnl_threads(b->threads); /* it chooses by them */
-    describe(op, &op->lx[0], &l, &s);
-    if (describe_forward(b->dnnl, op, &s, &forward))
-        l.block = block_of(wanted(&forward, DNNL_ARG_DST));
-    destroy_pass(&forward);
-    if (l.block > 0) {
-        l.plane = op->y.dim[2] * op->y.dim[3];
-        describe(op, &op->lx[0], &l, &s);
-        if (!describe_forward(b->dnnl, op, &s, &forward) || !takes(b->dnnl, op, &s, forward.desc))
-            l = (struct pl_layout){0};
-        destroy_pass(&forward);
-    }
+    if (b->bf16)
+        l = layout_of(b, op, true);
+    if (l.block == 0)
+        l = layout_of(b, op, false);
     pl_cpu_dnnl_threads(1);
     return l;
 }
 
 /* Plans what is worth it; the forward description goes last, as the others are made from it. Without a
  * blocked output the inputs come canonical too. */
-static void plan_passes(const struct pl_plan *p, struct pl_cpu_conv_dnnl *c) {
+static void plan_passes(const struct pl_plan *p, struct pl_cpu_conv_dnnl *c, bool half) {
     struct shape s;
     struct pl_layout canonical = {0};
-    describe(&p->op, p->op.ly.block > 1 ? &p->op.lx[0] : &canonical, &p->op.ly, &s);
+    describe(&p->op, p->op.ly.block > 1 ? &p->op.lx[0] : &canonical, &p->op.ly, half, &s);
     bool forward = plan_forward(p, &s, &c->forward);
     const_dnnl_primitive_desc_t hint = c->forward.desc;
     if (!p->op.train || hint == NULL || !plan_weights(p, &s, hint, &c->weights))
@@ -296,6 +310,17 @@ static void plan_passes(const struct pl_plan *p, struct pl_cpu_conv_dnnl *c) {
         destroy_pass(&c->data);
     if (!forward)
         destroy_pass(&c->forward);
+}
+
+static void plan_all(const struct pl_plan *p, struct pl_cpu_conv_dnnl *c) {
+    if (p->op.ly.bf16)
+        plan_passes(p, c, true);
+    if (pl_cpu_conv_dnnl_whole(c, &p->op))
+        return;
+    destroy_pass(&c->weights);
+    destroy_pass(&c->data);
+    destroy_pass(&c->forward);
+    plan_passes(p, c, false);
 }
 
 struct pl_cpu_conv_dnnl *pl_cpu_conv_dnnl_create(const struct pl_plan *p) {
@@ -310,7 +335,7 @@ struct pl_cpu_conv_dnnl *pl_cpu_conv_dnnl_create(const struct pl_plan *p) {
     c->weight_elems = pl_shape_elems(&p->op.p[0]);
     c->bias_elems = p->op.bias ? p->op.y.dim[1] : 0;
     pl_cpu_dnnl_threads(p->backend->threads);
-    plan_passes(p, c);
+    plan_all(p, c);
     pl_cpu_dnnl_threads(1);
     c->sum_offset = take(&c->weights, (size_t)(c->weight_elems + c->bias_elems) * sizeof(float));
     size_t most = c->forward.bytes > c->weights.bytes ? c->forward.bytes : c->weights.bytes;

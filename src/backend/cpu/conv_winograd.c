@@ -59,6 +59,8 @@ struct pass {
 
 /* With a canonical output the inputs come canonical as well. */
 static bool fits(const struct pl_op *op, const struct pl_cpu_dims *x, const struct pl_cpu_dims *y) {
+    if (op->ly.bf16 || (op->ly.block > 1 && op->lx[0].bf16))
+        return false;
     int64_t r = op->kernel[0], lx = op->ly.block > 1 ? op->lx[0].block : 0;
     return pl_cpu_eight_lanes() && (lx <= 1 || lx == LANES) && (op->ly.block <= 1 || op->ly.block == LANES) && x->c >= LANES && y->c >= LANES &&
            op->groups == 1 && (r == 3 || r == 5) && op->kernel[1] == r && op->stride[0] == 1 && op->stride[1] == 1 &&

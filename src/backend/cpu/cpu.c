@@ -6,12 +6,15 @@
 #include <string.h>
 
 static pl_status cpu_open(const struct pl_device_options *o, struct pl_backend **out) {
+    if (o->bf16 && !pl_cpu_dnnl_bf16())
+        return pl_error(PL_ERR_USAGE, "backend", "train.precision bf16 on CPUs needs AVX512-BF16 or AMX, and oneDNN: `paceline doctor` shows what is here");
     struct pl_backend *b = pl_alloc(sizeof *b, "the cpu backend");
     if (b == NULL)
         return PL_ERR_MEMORY;
     b->threads = o->threads < 1 ? 1 : o->threads;
     b->blas_parallel = pl_cpu_blas_open(b->threads);
     b->dnnl = pl_cpu_dnnl_open();
+    b->bf16 = o->bf16 && b->dnnl != NULL;
     *out = b;
     return PL_OK;
 }
@@ -131,13 +134,13 @@ static pl_status cpu_forward(struct pl_plan *p, const struct pl_io *io) {
     struct pl_io in = p->converts ? pl_cpu_convert_in(p, io) : *io;
     PL_TRY(p->kind->forward(p, &in));
     if (p->op.relu && !p->kind->rectifies)
-        pl_cpu_relu_end(p->backend, io->y, pl_shape_elems(&p->op.y));
+        pl_cpu_relu_end(p->backend, io->y, p->op.ly.bf16, pl_shape_elems(&p->op.y));
     return PL_OK;
 }
 
 static pl_status cpu_backward(struct pl_plan *p, const struct pl_io *io) {
     if (p->op.relu && !p->kind->rectifies)
-        pl_cpu_relu_mask(p->backend, io->y, (float *)(uintptr_t)io->dy, pl_shape_elems(&p->op.y));
+        pl_cpu_relu_mask(p->backend, io->y, (void *)(uintptr_t)io->dy, p->op.ly.bf16, pl_shape_elems(&p->op.y));
     if (!p->converts)
         return p->kind->backward(p, io);
     struct pl_io in = pl_cpu_convert_in(p, io);

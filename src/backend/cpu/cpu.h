@@ -23,14 +23,18 @@ struct pl_backend {
     size_t canonical_bytes;
     struct pl_cpu_dnnl *dnnl; /* NULL: not built in */
     bool team;                /* a plan uses oneDNN: our parts run on its OpenMP team too */
+    bool bf16;                /* activations, where they have blocks or are rows, and what is multiplied */
 };
 
 /* What a kind of operation makes of blocked inputs: it has them brought into canonical order; it goes
  * through them as they lie, if they all lie alike; or it says itself. */
 enum pl_cpu_layouts { PL_CPU_CANONICAL, PL_CPU_SAME, PL_CPU_OWN };
+/* Where it goes through bf16, inputs and output alike: nowhere, in blocks, everywhere. Mixed: in canonical order each may be either. */
+enum pl_cpu_halves { PL_CPU_FLOATS, PL_CPU_HALF_BLOCKS, PL_CPU_HALVES, PL_CPU_MIXED };
 
 struct pl_cpu_kind {
     enum pl_cpu_layouts layouts;
+    enum pl_cpu_halves halves;
     bool rectifies; /* does op.relu in its own loops */
     pl_status (*plan)(struct pl_plan *p); /* checks, and makes p->state; p->op is set */
     void (*destroy)(struct pl_plan *p);   /* also after a plan that failed half way */
@@ -43,7 +47,7 @@ struct pl_plan {
     struct pl_backend *backend;
     const struct pl_cpu_kind *kind;
     void *state; /* the kind's own, of pl_alloc */
-    bool converts; /* its inputs come blocked, and it wants them canonical */
+    bool converts; /* its inputs come blocked or bf16, and it wants them canonical */
 };
 
 /* cpu.c: for kinds without state, or whose state is one allocation. */
@@ -68,10 +72,12 @@ struct pl_io pl_cpu_convert_in(struct pl_plan *p, const struct pl_io *io);
 /* A tensor from canonical order into blocks, the last one filled up with zeros, or back. */
 void pl_cpu_copy_blocks(const struct pl_backend *b, const struct pl_cpu_dims *d, int64_t block, const float *from, float *to, bool into_blocks);
 void pl_cpu_convert_out(struct pl_plan *p, const struct pl_io *io); /* dx back into its blocks */
+/* n elements between float and bf16, or from one to the same. */
+void pl_cpu_copy_elements(const struct pl_backend *b, const void *from, bool from_half, void *to, bool to_half, int64_t n);
 
 /* activation.c: of a plan that ends with a rectifier: y itself, and dy where y is 0. */
-void pl_cpu_relu_end(const struct pl_backend *b, float *y, int64_t n);
-void pl_cpu_relu_mask(const struct pl_backend *b, const float *y, float *dy, int64_t n);
+void pl_cpu_relu_end(const struct pl_backend *b, void *y, bool half, int64_t n);
+void pl_cpu_relu_mask(const struct pl_backend *b, const void *y, void *dy, bool half, int64_t n);
 
 /* parts.c: n items in at most `threads` parts of at least `grain`, part p from n*p/parts on. */
 typedef void pl_cpu_part_fn(void *arg, int part, int64_t begin, int64_t end);
@@ -98,10 +104,12 @@ pl_status pl_cpu_gemm_check(const struct pl_op *op, int64_t m, int64_t n, int64_
 bool pl_cpu_blas_open(int threads); /* true: several threads may be inside BLAS at once */
 bool pl_cpu_eight_lanes(void); /* the processor's widest products are of eight floats: our kernels (kernel.h) are at home */
 void pl_cpu_blas_describe(char *text, size_t bytes);
+const char *pl_cpu_instructions(void); /* the widest vectors of this processor that our own loops know, by name */
 
 /* dnnl.c and conv_dnnl.c; without PL_HAVE_DNNL none of them exists. */
 struct pl_cpu_dnnl *pl_cpu_dnnl_open(void); /* NULL with the error recorded */
 void pl_cpu_dnnl_close(struct pl_cpu_dnnl *d);
+bool pl_cpu_dnnl_bf16(void); /* the processor multiplies bf16, and oneDNN knows how */
 /* Which of a convolution's three passes oneDNN takes; the others are im2col's. */
 struct pl_cpu_conv_dnnl;
 /* The blocked layout in which it takes all passes of op, or canonical. */
@@ -118,6 +126,13 @@ bool pl_cpu_conv_dnnl_data(struct pl_cpu_conv_dnnl *d, const struct pl_io *io, p
 pl_status pl_cpu_dense_narrow_plan(const struct pl_plan *p, bool *narrow);
 void pl_cpu_dense_narrow_forward(struct pl_plan *p, const struct pl_io *io);
 void pl_cpu_dense_narrow_weights(struct pl_plan *p, const struct pl_io *io);
+
+/* dense_bf16.c; NULL: the backend's precision is another. forward and backward: but for the gradient of the bias. */
+struct pl_cpu_dense_bf16;
+pl_status pl_cpu_dense_bf16_create(const struct pl_plan *p, struct pl_cpu_dense_bf16 **out);
+void pl_cpu_dense_bf16_destroy(struct pl_cpu_dense_bf16 *d);
+pl_status pl_cpu_dense_bf16_forward(struct pl_cpu_dense_bf16 *d, const struct pl_io *io);
+pl_status pl_cpu_dense_bf16_backward(struct pl_cpu_dense_bf16 *d, const struct pl_io *io);
 
 /* conv_winograd.c */
 struct pl_cpu_winograd;

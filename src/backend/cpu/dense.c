@@ -1,16 +1,17 @@
 /* dense: y = x W^T + b and its gradients, three matrix products (cuBLAS and Caffe do the same), by the
- * library or, where the batch is narrow, two of them by our own (dense_narrow.c). All rows up to the capacity are
+ * library or, where the batch is narrow, two of them by our own (dense_narrow.c), or with bf16 factors (dense_bf16.c). All rows up to the capacity are
  * computed: padding rows are finite and their dy is 0. */
-#include "backend/cpu/cpu.h"
+#include "backend/cpu/bf16.h"
 
 struct state {
     bool narrow;
+    struct pl_cpu_dense_bf16 *bf16; /* NULL: float */
 };
 
 struct sum_job {
     int64_t rows, columns;
-    const float *dy; /* [N, O] */
-    float *db;       /* [O] */
+    const void *dy; /* [N, O] */
+    float *db;      /* [O] */
     bool accumulate;
 };
 
@@ -22,8 +23,17 @@ static pl_status plan(struct pl_plan *p) {
     struct state *s = p->state = pl_alloc(sizeof *s, "a dense layer's plan");
     if (s == NULL)
         return PL_ERR_MEMORY;
-    PL_TRY(pl_cpu_dense_narrow_plan(p, &s->narrow));
+    PL_TRY(pl_cpu_dense_bf16_create(p, &s->bf16));
+    if (s->bf16 == NULL)
+        PL_TRY(pl_cpu_dense_narrow_plan(p, &s->narrow));
     return pl_cpu_gemm_check(op, op->x[0].dim[0], op->p[0].dim[0], op->p[0].dim[1]);
+}
+
+static void destroy(struct pl_plan *p) {
+    struct state *s = p->state;
+    if (s != NULL)
+        pl_cpu_dense_bf16_destroy(s->bf16);
+    pl_free(s);
 }
 
 struct bias_job {
@@ -43,6 +53,8 @@ static void bias_rows(void *arg, int part, int64_t begin, int64_t end) {
 
 static pl_status forward(struct pl_plan *p, const struct pl_io *io) {
     const struct state *s = p->state;
+    if (s->bf16 != NULL)
+        return pl_cpu_dense_bf16_forward(s->bf16, io);
     if (s->narrow) {
         pl_cpu_dense_narrow_forward(p, io);
         return PL_OK;
@@ -59,16 +71,27 @@ static pl_status forward(struct pl_plan *p, const struct pl_io *io) {
     return PL_OK;
 }
 
+PL_WITHIN void sum_rows(const struct sum_job *j, bool half, int64_t begin, int64_t end) {
+    const void *restrict dy = j->dy;
+    float *restrict db = j->db;
+    if (!j->accumulate)
+        for (int64_t o = begin; o < end; o++)
+            db[o] = 0.0f;
+    for (int64_t n = 0; n < j->rows; n++)
+        for (int64_t o = begin; o < end; o++)
+            db[o] += pl_element(dy, n * j->columns + o, half);
+}
+
 PL_CLONES
 static void bias_gradient(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
-    const struct sum_job *j = arg;
-    if (!j->accumulate)
-        for (int64_t o = begin; o < end; o++)
-            j->db[o] = 0.0f;
-    for (int64_t n = 0; n < j->rows; n++)
-        for (int64_t o = begin; o < end; o++)
-            j->db[o] += j->dy[n * j->columns + o];
+    sum_rows(arg, false, begin, end);
+}
+
+PL_HALVES
+static void bias_gradient_half(void *arg, int part, int64_t begin, int64_t end) {
+    (void)part;
+    sum_rows(arg, true, begin, end);
 }
 
 static void weight_gradient(struct pl_plan *p, const struct pl_io *io) {
@@ -85,16 +108,18 @@ static void data_gradient(struct pl_plan *p, const struct pl_io *io) {
 static pl_status backward(struct pl_plan *p, const struct pl_io *io) {
     const struct state *s = p->state;
     int64_t n = p->op.x[0].dim[0], out = p->op.p[0].dim[0];
-    if (io->dp[0])
+    if (io->dp[0] && s->bf16 == NULL)
         (s->narrow ? pl_cpu_dense_narrow_weights : weight_gradient)(p, io);
     if (p->op.bias && io->dp[1]) {
         struct sum_job j = {n, out, io->dy, io->dp[1], io->accumulate};
-        pl_cpu_parts(p->backend, out, PL_CPU_GRAIN / n + 1, bias_gradient, &j);
+        pl_cpu_parts(p->backend, out, PL_CPU_GRAIN / n + 1, p->op.ly.bf16 ? bias_gradient_half : bias_gradient, &j);
     }
+    if (s->bf16 != NULL)
+        return pl_cpu_dense_bf16_backward(s->bf16, io);
     if (p->op.need_dx[0] && io->dx[0])
         data_gradient(p, io);
     return PL_OK;
 }
 
 const struct pl_cpu_kind pl_cpu_dense = {
-    .plan = plan, .destroy = pl_cpu_destroy_state, .forward = forward, .backward = backward};
+    .halves = PL_CPU_MIXED, .plan = plan, .destroy = destroy, .forward = forward, .backward = backward};

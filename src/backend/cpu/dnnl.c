@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-static const char *instructions(void) {
+const char *pl_cpu_instructions(void) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f"))
@@ -40,6 +40,10 @@ void pl_cpu_dnnl_close(struct pl_cpu_dnnl *d) {
     pl_free(d);
 }
 
+bool pl_cpu_dnnl_bf16(void) {
+    return (dnnl_get_effective_cpu_isa() & dnnl_cpu_isa_avx512_core_bf16) == dnnl_cpu_isa_avx512_core_bf16;
+}
+
 void pl_cpu_dnnl_threads(int threads) {
     omp_set_num_threads(threads);
 }
@@ -59,6 +63,10 @@ void pl_cpu_dnnl_close(struct pl_cpu_dnnl *d) {
     (void)d;
 }
 
+bool pl_cpu_dnnl_bf16(void) {
+    return false;
+}
+
 static void dnnl_text(char *text, size_t bytes) {
     snprintf(text, bytes, "no oneDNN");
 }
@@ -69,5 +77,5 @@ void pl_backend_cpu_describe(char *text, size_t bytes) {
     char blas[128], dnnl[64];
     pl_cpu_blas_describe(blas, sizeof blas);
     dnnl_text(dnnl, sizeof dnnl);
-    snprintf(text, bytes, "%s, %s, %s", instructions(), blas, dnnl);
+    snprintf(text, bytes, "%s, %s, %s, %s", pl_cpu_instructions(), blas, dnnl, pl_cpu_dnnl_bf16() ? "bf16" : "no bf16");
 }

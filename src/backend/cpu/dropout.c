@@ -1,7 +1,7 @@
 /* dropout: Srivastava et al. 2014, scaled in training ("inverted"). Whether an element is kept is a
  * function of seed, step, sample and layer alone, never of rank, thread or place in the batch. The
  * pattern is kept as bytes for backward. */
-#include "backend/cpu/cpu.h"
+#include "backend/cpu/bf16.h"
 
 #include <math.h>
 #include <string.h>
@@ -11,6 +11,7 @@ struct state {
     uint64_t least; /* an element is kept when its 32 random bits are at least this */
     float scale;
     int64_t row;
+    bool half;    /* x and y are bf16 */
     bool dropped; /* the last forward was in training */
 };
 
@@ -30,6 +31,7 @@ static pl_status plan(struct pl_plan *p) {
     s->least = (uint64_t)ceil(op->rate * 4294967296.0);
     s->scale = (float)(1.0 / (1.0 - op->rate));
     s->row = pl_shape_row_elems(&op->y);
+    s->half = op->ly.bf16;
     s->keep = pl_alloc((size_t)pl_shape_elems(&op->y), "a dropout pattern");
     return s->keep == NULL ? PL_ERR_MEMORY : PL_OK;
 }
@@ -42,9 +44,23 @@ static void destroy(struct pl_plan *p) {
 }
 
 PL_CLONES
-static void mask_row(const uint8_t *keep, float scale, int64_t n, const float *in, float *out) {
+static void mask_floats(const uint8_t *keep, float scale, int64_t n, const float *in, float *out) {
     for (int64_t i = 0; i < n; i++)
         out[i] = keep[i] ? in[i] * scale : 0.0f;
+}
+
+PL_HALVES
+static void mask_halves(const uint8_t *keep, float scale, int64_t n, const uint16_t *in, uint16_t *out) {
+    for (int64_t i = 0; i < n; i++)
+        out[i] = keep[i] ? pl_bf16_round(pl_bf16_widen(in[i]) * scale) : 0;
+}
+
+static void mask_row(const struct state *s, int64_t row, const void *in, void *out) {
+    const uint8_t *keep = s->keep + row * s->row;
+    if (s->half)
+        mask_halves(keep, s->scale, s->row, pl_from(in, row * s->row, true), pl_from(out, row * s->row, true));
+    else
+        mask_floats(keep, s->scale, s->row, pl_from(in, row * s->row, false), pl_from(out, row * s->row, false));
 }
 
 static void forward_rows(void *arg, int part, int64_t begin, int64_t end) {
@@ -58,7 +74,7 @@ static void forward_rows(void *arg, int part, int64_t begin, int64_t end) {
                                       j->io->layer_key);
         for (int64_t i = 0; i < s->row; i++)
             keep[i] = pl_rng_u32(&r) >= s->least;
-        mask_row(keep, s->scale, s->row, j->io->x[0] + n * s->row, j->io->y + n * s->row);
+        mask_row(s, n, j->io->x[0], j->io->y);
     }
 }
 
@@ -67,8 +83,7 @@ static void backward_rows(void *arg, int part, int64_t begin, int64_t end) {
     const struct job *j = arg;
     const struct state *s = j->s;
     for (int64_t n = begin; n < end; n++)
-        mask_row(s->keep + n * s->row, s->scale, s->row, j->io->dy + n * s->row,
-                 j->io->dx[0] + n * s->row);
+        mask_row(s, n, j->io->dy, j->io->dx[0]);
 }
 
 static pl_status forward(struct pl_plan *p, const struct pl_io *io) {
@@ -77,7 +92,7 @@ static pl_status forward(struct pl_plan *p, const struct pl_io *io) {
     s->dropped = io->train;
     if (!io->train) {
         if (io->y != io->x[0])
-            memcpy(io->y, io->x[0], (size_t)pl_shape_elems(&p->op.y) * sizeof *io->y);
+            memcpy(io->y, io->x[0], (size_t)pl_shape_elems(&p->op.y) * pl_element_bytes(s->half));
         return PL_OK;
     }
     pl_cpu_parts(p->backend, p->op.y.dim[0], PL_CPU_GRAIN / 8 / s->row + 1, forward_rows, &j);
@@ -90,11 +105,11 @@ static pl_status backward(struct pl_plan *p, const struct pl_io *io) {
     if (!p->op.need_dx[0] || io->dx[0] == NULL)
         return PL_OK;
     if (!s->dropped)
-        memcpy(io->dx[0], io->dy, (size_t)pl_shape_elems(&p->op.y) * sizeof *io->dy);
+        memcpy(io->dx[0], io->dy, (size_t)pl_shape_elems(&p->op.y) * pl_element_bytes(s->half));
     else
         pl_cpu_parts(p->backend, p->op.y.dim[0], PL_CPU_GRAIN / s->row + 1, backward_rows, &j);
     return PL_OK;
 }
 
 const struct pl_cpu_kind pl_cpu_dropout = {
-    .plan = plan, .destroy = destroy, .forward = forward, .backward = backward};
+    .halves = PL_CPU_HALVES, .plan = plan, .destroy = destroy, .forward = forward, .backward = backward};

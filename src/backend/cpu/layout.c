@@ -1,46 +1,68 @@
 /* layout: which plans exchange activations in blocks, and the copies for those that cannot read them.
  * Blocks begin at a convolution whose oneDNN primitives want them, go through all that works channel
  * by channel or element by element, and end at what knows canonical only (dense, losses). */
-#include "backend/cpu/cpu.h"
+#include "backend/cpu/bf16.h"
 
 #include <string.h>
 
 static bool blocked(const struct pl_layout *l) { return l->block > 1; }
 
-/* All inputs lie in blocks of the same size. */
+/* All inputs lie in blocks of the same size, or in none, with the same elements. */
 static bool alike(const struct pl_op *op) {
     for (int i = 1; i < op->inputs; i++)
-        if (op->lx[i].block != op->lx[0].block)
+        if (op->lx[i].block != op->lx[0].block || op->lx[i].bf16 != op->lx[0].bf16)
             return false;
-    return blocked(&op->lx[0]);
+    return true;
 }
+
+/* Whether the kind reads inputs that are alike as they lie: blocks, or rows of bf16. */
+static bool reads(const struct pl_cpu_kind *kind, const struct pl_op *op) {
+    const struct pl_layout *x = &op->lx[0];
+    bool halves = kind->halves == PL_CPU_HALVES || (kind->halves == PL_CPU_HALF_BLOCKS && blocked(x));
+    return alike(op) && (x->bf16 ? halves : blocked(x));
+}
+
+static bool is_loss(enum pl_op_kind kind) { return kind >= PL_OP_SOFTMAX_LOSS; }
 
 struct pl_layout pl_cpu_layout(struct pl_backend *b, const struct pl_op *op) {
     struct pl_layout l = {0};
     struct pl_cpu_dims y = pl_cpu_dims(&op->y);
-    enum pl_cpu_layouts how = pl_cpu_kinds[op->kind]->layouts;
-    if (op->y.dims != 4 || y.h * y.w == 1) /* one element a channel: both are the same */
+    const struct pl_cpu_kind *kind = pl_cpu_kinds[op->kind];
+    bool planes = op->y.dims == 4 && y.h * y.w > 1; /* with one element a channel both orders are the same */
+    if (is_loss(op->kind))
         return l;
-    if (how == PL_CPU_OWN)
-        return pl_cpu_conv_dnnl_layout(b, op);
-    if (how == PL_CPU_SAME && alike(op))
-        l = (struct pl_layout){op->lx[0].block, y.h * y.w};
+    if (kind->halves == PL_CPU_MIXED)
+        l.bf16 = b->bf16;
+    else if (kind->layouts == PL_CPU_OWN && planes)
+        l = pl_cpu_conv_dnnl_layout(b, op);
+    else if ((kind->layouts == PL_CPU_SAME || !blocked(&op->lx[0])) && reads(kind, op))
+        l = (struct pl_layout){.block = planes ? op->lx[0].block : 0, .plane = planes && blocked(&op->lx[0]) ? y.h * y.w : 0, .bf16 = op->lx[0].bf16};
     return l;
 }
 
 /* A pooling to one element a channel reads blocks, and what it writes is both. */
-static bool goes_through(const struct pl_op *op) {
+static bool goes_through(const struct pl_cpu_kind *kind, const struct pl_op *op) {
     struct pl_cpu_dims y = pl_cpu_dims(&op->y);
-    return alike(op) && op->x[0].dims == 4 && (blocked(&op->ly) || y.h * y.w == 1);
+    bool same = op->ly.block == op->lx[0].block || y.h * y.w == 1 || (!blocked(&op->ly) && !blocked(&op->lx[0]));
+    return reads(kind, op) && same && op->ly.bf16 == op->lx[0].bf16 && (!blocked(&op->lx[0]) || op->x[0].dims == 4);
 }
+
+static bool as_it_lies(const struct pl_plan *p) {
+    if (p->kind->layouts == PL_CPU_OWN)
+        return blocked(&p->op.ly);
+    if (p->kind->layouts == PL_CPU_CANONICAL && blocked(&p->op.lx[0]))
+        return false;
+    return p->kind->halves == PL_CPU_MIXED || goes_through(p->kind, &p->op);
+}
+
+static bool plain(const struct pl_layout *l) { return !blocked(l) && !l->bf16; }
 
 pl_status pl_cpu_convert_plan(struct pl_plan *p) {
     size_t elems = 0;
-    bool as_it_lies = p->kind->layouts == PL_CPU_OWN ? blocked(&p->op.ly) : p->kind->layouts == PL_CPU_SAME && goes_through(&p->op);
-    if (as_it_lies)
+    if (as_it_lies(p))
         return PL_OK;
     for (int i = 0; i < p->op.inputs; i++)
-        if (blocked(&p->op.lx[i])) {
+        if (!plain(&p->op.lx[i])) {
             p->converts = true;
             elems += 2 * (size_t)pl_shape_elems(&p->op.x[i]);
         }
@@ -57,33 +79,34 @@ pl_status pl_cpu_convert_plan(struct pl_plan *p) {
 }
 
 struct copy {
-    const float *from;
-    float *to;
+    const void *from;
+    void *to;
     int64_t block, plane, channels, blocks; /* blocks of a sample; the last may be filled up with zeros */
-    bool out; /* canonical to blocks */
+    bool out;  /* canonical to blocks */
+    bool half; /* the blocks are of bf16 */
 };
 
 /* [plane, block] to [block, plane] or back, items [begin, end) of samples x blocks of channels */
-static inline void copy_blocks(const struct copy *c, int64_t block, int64_t begin, int64_t end) {
+PL_WITHIN void copy_blocks(const struct copy *c, int64_t block, bool half, int64_t begin, int64_t end) {
     for (int64_t u = begin; u < end; u++) {
         int64_t first = u % c->blocks * block, there = c->channels - first < block ? c->channels - first : block;
         int64_t canonical = (u / c->blocks * c->channels + first) * c->plane, blocked_at = u * block * c->plane;
-        const float *from = c->from + (c->out ? canonical : blocked_at);
-        float *to = c->to + (c->out ? blocked_at : canonical);
+        const void *from = c->out ? pl_from(c->from, canonical, false) : pl_from(c->from, blocked_at, half);
+        void *to = c->out ? pl_from(c->to, blocked_at, half) : pl_from(c->to, canonical, false);
         if (c->out && there < block)
-            memset(to, 0, (size_t)(block * c->plane) * sizeof *to);
+            memset(to, 0, (size_t)(block * c->plane) * pl_element_bytes(half));
         if (c->out && there == block)
             for (int64_t i = 0; i < c->plane; i++)
                 for (int64_t k = 0; k < block; k++)
-                    to[i * block + k] = from[k * c->plane + i];
+                    pl_set_element(to, i * block + k, half, ((const float *)from)[k * c->plane + i]);
         else if (c->out)
             for (int64_t i = 0; i < c->plane; i++)
                 for (int64_t k = 0; k < there; k++)
-                    to[i * block + k] = from[k * c->plane + i];
+                    pl_set_element(to, i * block + k, half, ((const float *)from)[k * c->plane + i]);
         else
             for (int64_t k = 0; k < there; k++)
                 for (int64_t i = 0; i < c->plane; i++)
-                    to[k * c->plane + i] = from[i * block + k];
+                    ((float *)to)[k * c->plane + i] = pl_element(from, i * block + k, half);
     }
 }
 
@@ -92,27 +115,74 @@ static void copy_part(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const struct copy *c = arg;
     if (c->block == 8)
-        copy_blocks(c, 8, begin, end);
+        copy_blocks(c, 8, false, begin, end);
     else
-        copy_blocks(c, c->block, begin, end);
+        copy_blocks(c, c->block, false, begin, end);
+}
+
+PL_HALVES
+static void copy_part_half(void *arg, int part, int64_t begin, int64_t end) {
+    (void)part;
+    const struct copy *c = arg;
+    copy_blocks(c, c->block, true, begin, end);
+}
+
+static void run_copy(const struct pl_backend *b, const struct pl_cpu_dims *d, struct copy *c) {
+    c->plane = d->h * d->w;
+    c->channels = d->c;
+    c->blocks = (d->c + c->block - 1) / c->block;
+    pl_cpu_parts(b, d->n * c->blocks, PL_CPU_GRAIN / (c->block * c->plane) + 1, c->half ? copy_part_half : copy_part, c);
 }
 
 void pl_cpu_copy_blocks(const struct pl_backend *b, const struct pl_cpu_dims *d, int64_t block, const float *from, float *to, bool into_blocks) {
-    struct copy c = {from, to, block, d->h * d->w, d->c, (d->c + block - 1) / block, into_blocks};
-    pl_cpu_parts(b, d->n * c.blocks, PL_CPU_GRAIN / (block * c.plane) + 1, copy_part, &c);
+    run_copy(b, d, &(struct copy){.from = from, .to = to, .block = block, .out = into_blocks});
 }
 
-static void copy(struct pl_plan *p, int i, const float *from, float *to, bool out) {
+struct elements {
+    const void *from;
+    void *to;
+    bool from_half, to_half;
+};
+
+PL_WITHIN void copy_elements(const struct elements *e, bool from_half, bool to_half, int64_t begin, int64_t end) {
+    const void *restrict from = e->from;
+    void *restrict to = e->to;
+    for (int64_t i = begin; i < end; i++)
+        pl_set_element(to, i, to_half, pl_element(from, i, from_half));
+}
+
+PL_HALVES
+static void elements_part(void *arg, int part, int64_t begin, int64_t end) {
+    (void)part;
+    const struct elements *e = arg;
+    if (e->from_half && !e->to_half)
+        copy_elements(e, true, false, begin, end);
+    else if (e->to_half && !e->from_half)
+        copy_elements(e, false, true, begin, end);
+    else
+        memcpy(pl_from(e->to, begin, e->to_half), pl_from(e->from, begin, e->to_half), (size_t)(end - begin) * pl_element_bytes(e->to_half));
+}
+
+void pl_cpu_copy_elements(const struct pl_backend *b, const void *from, bool from_half, void *to, bool to_half, int64_t n) {
+    struct elements e = {from, to, from_half, to_half};
+    pl_cpu_parts(b, n, PL_CPU_GRAIN, elements_part, &e);
+}
+
+static void copy(struct pl_plan *p, int i, const void *from, void *to, bool out) {
     const struct pl_layout *l = &p->op.lx[i];
+    if (!blocked(l)) {
+        pl_cpu_copy_elements(p->backend, from, !out && l->bf16, to, out && l->bf16, pl_shape_elems(&p->op.x[i]));
+        return;
+    }
     struct pl_cpu_dims d = {p->op.x[i].dim[0], pl_shape_row_elems(&p->op.x[i]) / l->plane, 1, l->plane};
-    pl_cpu_copy_blocks(p->backend, &d, l->block, from, to, out);
+    run_copy(p->backend, &d, &(struct copy){.from = from, .to = to, .block = l->block, .out = out, .half = l->bf16});
 }
 
 /* The place of input i's copy, and behind it of its gradient's. */
 static float *place(const struct pl_plan *p, int i) {
     float *at = (float *)(void *)p->backend->canonical;
     for (int k = 0; k < i; k++)
-        if (blocked(&p->op.lx[k]))
+        if (!plain(&p->op.lx[k]))
             at += 2 * pl_shape_elems(&p->op.x[k]);
     return at;
 }
@@ -120,7 +190,7 @@ static float *place(const struct pl_plan *p, int i) {
 struct pl_io pl_cpu_convert_in(struct pl_plan *p, const struct pl_io *io) {
     struct pl_io in = *io;
     for (int i = 0; i < p->op.inputs; i++)
-        if (blocked(&p->op.lx[i])) {
+        if (!plain(&p->op.lx[i])) {
             float *x = place(p, i);
             copy(p, i, io->x[i], x, false);
             in.x[i] = x;
@@ -132,6 +202,6 @@ struct pl_io pl_cpu_convert_in(struct pl_plan *p, const struct pl_io *io) {
 
 void pl_cpu_convert_out(struct pl_plan *p, const struct pl_io *io) {
     for (int i = 0; i < p->op.inputs; i++)
-        if (blocked(&p->op.lx[i]) && p->op.need_dx[i] && io->dx[i] != NULL)
+        if (!plain(&p->op.lx[i]) && p->op.need_dx[i] && io->dx[i] != NULL)
             copy(p, i, place(p, i) + pl_shape_elems(&p->op.x[i]), io->dx[i], true);
 }

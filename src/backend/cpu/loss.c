@@ -192,6 +192,6 @@ static pl_status backward(struct pl_plan *p, const struct pl_io *io) {
     return PL_OK;
 }
 
-const struct pl_cpu_kind pl_cpu_softmax_loss = {PL_CPU_CANONICAL, false, plan, pl_cpu_destroy_state, forward, backward};
-const struct pl_cpu_kind pl_cpu_sigmoid_loss = {PL_CPU_CANONICAL, false, plan, pl_cpu_destroy_state, forward, backward};
-const struct pl_cpu_kind pl_cpu_euclidean_loss = {PL_CPU_CANONICAL, false, plan, pl_cpu_destroy_state, forward, backward};
+const struct pl_cpu_kind pl_cpu_softmax_loss = {.plan = plan, .destroy = pl_cpu_destroy_state, .forward = forward, .backward = backward};
+const struct pl_cpu_kind pl_cpu_sigmoid_loss = {.plan = plan, .destroy = pl_cpu_destroy_state, .forward = forward, .backward = backward};
+const struct pl_cpu_kind pl_cpu_euclidean_loss = {.plan = plan, .destroy = pl_cpu_destroy_state, .forward = forward, .backward = backward};

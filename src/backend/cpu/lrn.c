@@ -2,7 +2,7 @@
  * y = x / s^beta, s = k + alpha / size * (sum of x^2 over `size` channels around this one).
  * Worked on in strips of neighbouring pixels of one sample, all channels of a strip staying in the
  * cache, or where the channels of a block lie beside each other pixel by pixel; s is kept for backward. */
-#include "backend/cpu/cpu.h"
+#include "backend/cpu/bf16.h"
 #include "backend/cpu/vmath.h"
 
 #include <math.h>
@@ -17,6 +17,7 @@ struct state {
     int64_t before, after;           /* channels of a window on either side */
     float weight, beta, k;           /* weight: alpha / size */
     int64_t block;                   /* of channels that lie beside each other; 1: canonical */
+    bool half;                       /* these are bf16 */
     int64_t line;                    /* floats of scratch a part: a pixel's channels and a window's overhang */
     float *s;                        /* training: [N, C, H, W], of blocks [N, H, W, C] */
 };
@@ -45,6 +46,7 @@ static pl_status plan(struct pl_plan *p) {
     l->beta = (float)op->beta;
     l->k = (float)op->k;
     l->block = op->lx[0].block > 1 && op->ly.block > 1 ? op->lx[0].block : 1;
+    l->half = op->lx[0].bf16 && op->ly.bf16;
     l->line = (d.c + op->size + LANES - 1) / LANES * LANES;
     int64_t part = l->block > 1 ? LINES * l->line : op->train ? d.c * STRIP : 0;
     PL_TRY(pl_cpu_scratch(p->backend, (size_t)(p->backend->threads * part) * sizeof(float)));
@@ -62,7 +64,7 @@ static void destroy(struct pl_plan *p) {
 }
 
 /* s^-beta; AlexNet's beta by roots */
-static inline void powers(const struct state *l, const float *s, int64_t n, float *out) {
+PL_WITHIN void powers(const struct state *l, const float *s, int64_t n, float *out) {
     if (l->beta == 0.75f)
         for (int64_t i = 0; i < n; i++)
             out[i] = 1.0f / sqrtf(s[i] * sqrtf(s[i]));
@@ -143,19 +145,20 @@ static void backward_strips(void *arg, int part, int64_t begin, int64_t end) {
 }
 
 /* Between a pixel's channels in blocks and in a line. */
-static inline int64_t pixel_at(const struct state *l, int64_t t) { return t / l->plane * l->channels * l->plane + t % l->plane * l->block; }
-static inline int64_t channel_at(const struct state *l, int64_t c) { return c / l->block * l->plane * l->block + c % l->block; }
-static inline void gather(const struct state *l, const float *x, float *line) {
+PL_WITHIN int64_t pixel_at(const struct state *l, int64_t t) { return t / l->plane * l->channels * l->plane + t % l->plane * l->block; }
+PL_WITHIN int64_t channel_at(const struct state *l, int64_t c) { return c / l->block * l->plane * l->block + c % l->block; }
+PL_WITHIN void gather(const struct state *l, bool half, const void *x, int64_t t, float *line) {
     for (int64_t c = 0; c < l->channels; c += LANES)
-        memcpy(line + c, x + channel_at(l, c), LANES * sizeof *line);
+        for (int k = 0; k < LANES; k++)
+            line[c + k] = pl_element(x, pixel_at(l, t) + channel_at(l, c) + k, half);
 }
-static inline void scatter(const struct state *l, const float *line, float *x) {
+PL_WITHIN void scatter(const struct state *l, bool half, const float *line, void *x, int64_t t) {
     for (int64_t c = 0; c < l->channels; c += LANES)
-        memcpy(x + channel_at(l, c), line + c, LANES * sizeof *line);
+        for (int k = 0; k < LANES; k++)
+            pl_set_element(x, pixel_at(l, t) + channel_at(l, c) + k, half, line[c + k]);
 }
-
 /* sum[c] of the elements c .. c + size - 1 of a line with an overhang */
-static inline void sums_of(const struct state *l, const float *line, float *sum) {
+PL_WITHIN void sums_of(const struct state *l, const float *line, float *sum) {
     int64_t size = l->before + 1 + l->after;
     for (int64_t c = 0; c < l->channels; c++)
         sum[c] = line[c];
@@ -164,14 +167,12 @@ static inline void sums_of(const struct state *l, const float *line, float *sum)
             sum[c] += line[c + q];
 }
 
-PL_CLONES
-static void forward_pixels(void *arg, int part, int64_t begin, int64_t end) {
-    const struct job *j = arg;
+PL_WITHIN void forward_lines(const struct job *j, bool half, int part, int64_t begin, int64_t end) {
     const struct state *l = j->l;
     float *x = j->scratch + LINES * part * l->line, *square = x + l->line, *sum = square + l->line;
     memset(square, 0, (size_t)l->line * sizeof *square);
     for (int64_t t = begin; t < end; t++) {
-        gather(l, j->io->x[0] + pixel_at(l, t), x);
+        gather(l, half, j->io->x[0], t, x);
         for (int64_t c = 0; c < l->channels; c++)
             square[l->before + c] = x[c] * x[c];
         sums_of(l, square, sum);
@@ -182,34 +183,51 @@ static void forward_pixels(void *arg, int part, int64_t begin, int64_t end) {
         powers(l, sum, l->channels, sum);
         for (int64_t c = 0; c < l->channels; c++)
             x[c] *= sum[c];
-        scatter(l, x, j->io->y + pixel_at(l, t));
+        scatter(l, half, x, j->io->y, t);
     }
 }
 
-PL_CLONES
-static void backward_pixels(void *arg, int part, int64_t begin, int64_t end) {
-    const struct job *j = arg;
+PL_WITHIN void backward_lines(const struct job *j, bool half, int part, int64_t begin, int64_t end) {
     const struct state *l = j->l;
     float *power = j->scratch + LINES * part * l->line, *ratio = power + l->line, *line = ratio + l->line, *more = line + l->line;
     const float factor = 2.0f * l->beta * l->weight;
     memset(ratio, 0, (size_t)l->line * sizeof *ratio);
     for (int64_t t = begin; t < end; t++) {
-        int64_t at = pixel_at(l, t);
         const float *s = l->s + t * l->channels;
-        gather(l, j->io->y + at, line);
-        gather(l, j->io->dy + at, power);
+        gather(l, half, j->io->y, t, line);
+        gather(l, half, j->io->dy, t, power);
         for (int64_t c = 0; c < l->channels; c++)
             ratio[l->after + c] = power[c] * line[c] / s[c];
         sums_of(l, ratio, line);
         powers(l, s, l->channels, power);
-        gather(l, j->io->x[0] + at, more);
+        gather(l, half, j->io->x[0], t, more);
         for (int64_t c = 0; c < l->channels; c++)
             line[c] *= factor * more[c];
-        gather(l, j->io->dy + at, more);
+        gather(l, half, j->io->dy, t, more);
         for (int64_t c = 0; c < l->channels; c++)
             line[c] = more[c] * power[c] - line[c];
-        scatter(l, line, j->io->dx[0] + at);
+        scatter(l, half, line, j->io->dx[0], t);
     }
+}
+
+PL_CLONES
+static void forward_pixels(void *arg, int part, int64_t begin, int64_t end) {
+    forward_lines(arg, false, part, begin, end);
+}
+
+PL_CLONES
+static void backward_pixels(void *arg, int part, int64_t begin, int64_t end) {
+    backward_lines(arg, false, part, begin, end);
+}
+
+PL_HALVES
+static void forward_pixels_half(void *arg, int part, int64_t begin, int64_t end) {
+    forward_lines(arg, true, part, begin, end);
+}
+
+PL_HALVES
+static void backward_pixels_half(void *arg, int part, int64_t begin, int64_t end) {
+    backward_lines(arg, true, part, begin, end);
 }
 
 static void run(struct pl_plan *p, const struct pl_io *io, pl_cpu_part_fn *body) {
@@ -222,16 +240,16 @@ static void run(struct pl_plan *p, const struct pl_io *io, pl_cpu_part_fn *body)
 
 static pl_status forward(struct pl_plan *p, const struct pl_io *io) {
     const struct state *l = p->state;
-    run(p, io, l->block > 1 ? forward_pixels : forward_strips);
+    run(p, io, l->half ? forward_pixels_half : l->block > 1 ? forward_pixels : forward_strips);
     return PL_OK;
 }
 
 static pl_status backward(struct pl_plan *p, const struct pl_io *io) {
     const struct state *l = p->state;
     if (p->op.need_dx[0] && io->dx[0] != NULL)
-        run(p, io, l->block > 1 ? backward_pixels : backward_strips);
+        run(p, io, l->half ? backward_pixels_half : l->block > 1 ? backward_pixels : backward_strips);
     return PL_OK;
 }
 
 const struct pl_cpu_kind pl_cpu_lrn = {
-    .layouts = PL_CPU_SAME, .plan = plan, .destroy = destroy, .forward = forward, .backward = backward};
+    .layouts = PL_CPU_SAME, .halves = PL_CPU_HALF_BLOCKS, .plan = plan, .destroy = destroy, .forward = forward, .backward = backward};

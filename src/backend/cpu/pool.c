@@ -75,6 +75,8 @@ static pl_status plan(struct pl_plan *p) {
     s->w = w;
     s->planes = p->op.x[0].dim[0] * w.c;
     s->block = pl_cpu_pool_block(&p->op);
+    if (s->block > 1)
+        PL_TRY(pl_cpu_pool_blocked_plan(p, &s->w, s->block));
     s->tap = (struct range *)(void *)(s + 1);
     for (int64_t j = 0; j < w.kw; j++)
         pl_cpu_window_range(w.w, w.ow, w.sw, j * w.dw - w.left, &s->tap[j].first,
@@ -427,6 +429,6 @@ static pl_status backward(struct pl_plan *p, const struct pl_io *io) {
 }
 
 const struct pl_cpu_kind pl_cpu_maxpool = {
-    .layouts = PL_CPU_SAME, .plan = plan_max, .destroy = destroy, .forward = forward, .backward = backward};
+    .layouts = PL_CPU_SAME, .halves = PL_CPU_HALF_BLOCKS, .plan = plan_max, .destroy = destroy, .forward = forward, .backward = backward};
 const struct pl_cpu_kind pl_cpu_avgpool = {
-    .layouts = PL_CPU_SAME, .plan = plan_average, .destroy = destroy, .forward = forward, .backward = backward};
+    .layouts = PL_CPU_SAME, .halves = PL_CPU_HALF_BLOCKS, .plan = plan_average, .destroy = destroy, .forward = forward, .backward = backward};

@@ -1,6 +1,7 @@
 /* pool_blocked: pooling where the channels of a block lie beside each other: tap by tap, eight channels
  * at once as one vector (the compiler's own type; it becomes what the processor has). Maximum remembers the number of the tap (of equals the first, not-a-number before
  * all numbers), as pool.c does the place. */
+#include "backend/cpu/bf16.h"
 #include "backend/cpu/pool.h"
 
 #include <string.h>
@@ -12,12 +13,26 @@ typedef int32_t mask __attribute__((vector_size(LANES * sizeof(int32_t)), aligne
 /* Not functions: how a vector is handed over depends on the instruction set. */
 #define LOAD(p) (*(const vec *)(const void *)(p))
 #define STORE(p, v) (*(vec *)(void *)(p) = (v))
+/* Of floats or bf16 (bf16.h), from element i of t on. */
+typedef uint32_t bits __attribute__((vector_size(LANES * sizeof(uint32_t)), may_alias));
+typedef uint16_t halves __attribute__((vector_size(LANES * sizeof(uint16_t)), aligned(2), may_alias));
+#define WIDEN(p) ((vec)(__builtin_convertvector(*(const halves *)(const void *)(p), bits) << 16))
+#define READ(t, i, half) ((half) ? WIDEN((const uint16_t *)(t) + (i)) : LOAD((const float *)(t) + (i)))
+#define ROUND(v) ((((bits)(v) + 0x7fff + ((bits)(v) >> 16 & 1)) >> 16 & ~(bits)((v) != (v))) | (((bits)(v) >> 16 | 0x40) & (bits)((v) != (v))))
+#define WRITE(t, i, half, v)                                                                             \
+    do {                                                                                                 \
+        if (half)                                                                                        \
+            *(halves *)(void *)((uint16_t *)(t) + (i)) = __builtin_convertvector(ROUND(v), halves);      \
+        else                                                                                             \
+            STORE((float *)(t) + (i), v);                                                                \
+    } while (0)
 #define CHOOSE(take, a, b) ((vec)(((take) & (mask)(a)) | (~(take) & (mask)(b))))
 
 struct job {
     const struct pl_cpu_window *w;
-    const float *x, *dy;
-    float *y, *dx;
+    const void *x, *dy;
+    void *y, *dx;
+    float *planes; /* of bf16, backward: of each part, a block's gradient while it is summed */
     int32_t *from;
     const float *inverse;
     int64_t block;
@@ -27,7 +42,7 @@ struct job {
 int64_t pl_cpu_pool_block(const struct pl_op *op) {
     struct pl_cpu_dims y = pl_cpu_dims(&op->y);
     bool through = op->lx[0].block > 1 && op->lx[0].block % LANES == 0 && op->x[0].dims == 4 &&
-                   (op->ly.block > 1 || y.h * y.w == 1);
+                   (op->ly.block > 1 || y.h * y.w == 1) && op->lx[0].bf16 == op->ly.bf16;
     return through ? op->lx[0].block : 1;
 }
 
@@ -39,96 +54,125 @@ static inline void inside(int64_t start, int64_t dilation, int64_t taps, int64_t
         *hi = taps;
 }
 
-/* One output of eight channels; x is the plane, row and column where the window starts. */
-static inline void max_one(const struct pl_cpu_window *w, const float *x, int64_t block, int64_t row, int64_t column,
-                           float *y, int32_t *from) {
+/* One output of eight channels: element `to` of y, from the plane that begins at element `plane` of x, and from the row and
+ * column where the window starts. */
+PL_WITHIN void max_one(const struct job *j, bool half, int64_t plane, int64_t row, int64_t column, int64_t to) {
+    const struct pl_cpu_window *w = j->w;
     int64_t i0, i1, j0, j1;
     inside(row, w->dh, w->kh, w->h, &i0, &i1);
     inside(column, w->dw, w->kw, w->w, &j0, &j1);
-    vec best = LOAD(x + ((row + i0 * w->dh) * w->w + column + j0 * w->dw) * block);
+    vec best = READ(j->x, plane + ((row + i0 * w->dh) * w->w + column + j0 * w->dw) * j->block, half);
     mask at = (mask){0} + (int32_t)(i0 * w->kw + j0);
     for (int64_t i = i0; i < i1; i++)
-        for (int64_t j = j0; j < j1; j++) {
-            vec v = LOAD(x + ((row + i * w->dh) * w->w + column + j * w->dw) * block);
-            mask take = (v > best) | ((v != v) & (best == best)), tap = (mask){0} + (int32_t)(i * w->kw + j);
+        for (int64_t t = j0; t < j1; t++) {
+            vec v = READ(j->x, plane + ((row + i * w->dh) * w->w + column + t * w->dw) * j->block, half);
+            mask take = (v > best) | ((v != v) & (best == best)), tap = (mask){0} + (int32_t)(i * w->kw + t);
             best = CHOOSE(take, v, best);
             at = (take & tap) | (~take & at);
         }
-    STORE(y, best);
-    if (from != NULL)
-        *(mask *)(void *)from = at;
+    WRITE(j->y, to, half, best);
+    if (j->from != NULL)
+        *(mask *)(void *)(j->from + to) = at;
 }
 
-static inline void average_one(const struct pl_cpu_window *w, const float *x, int64_t block, int64_t row, int64_t column,
-                               float inverse, float *y) {
+PL_WITHIN void average_one(const struct job *j, bool half, int64_t plane, int64_t row, int64_t column, float inverse, int64_t to) {
+    const struct pl_cpu_window *w = j->w;
     int64_t i0, i1, j0, j1;
     vec sum = {0};
     inside(row, w->dh, w->kh, w->h, &i0, &i1);
     inside(column, w->dw, w->kw, w->w, &j0, &j1);
     for (int64_t i = i0; i < i1; i++)
-        for (int64_t j = j0; j < j1; j++)
-            sum += LOAD(x + ((row + i * w->dh) * w->w + column + j * w->dw) * block);
-    STORE(y, sum * inverse);
+        for (int64_t t = j0; t < j1; t++)
+            sum += READ(j->x, plane + ((row + i * w->dh) * w->w + column + t * w->dw) * j->block, half);
+    vec mean = sum * inverse;
+    WRITE(j->y, to, half, mean);
 }
 
-/* Adds what one output's gradient gives to each tap: all of it to the tap that was taken, or a share. */
-static inline void spread_one(const struct job *j, const float *gradient, const int32_t *from, float inverse, int64_t row, int64_t column,
-                              float *dx) {
+/* Adds what the gradient of output `at` gives to each tap: all of it to the tap that was taken, or a share. dx: the plane. */
+PL_WITHIN void spread_one(const struct job *j, bool half, int64_t at, const int32_t *from, float inverse, int64_t row, int64_t column,
+                          float *dx) {
     const struct pl_cpu_window *w = j->w;
     int64_t i0, i1, j0, j1;
     inside(row, w->dh, w->kh, w->h, &i0, &i1);
     inside(column, w->dw, w->kw, w->w, &j0, &j1);
-    mask at = from == NULL ? (mask){0} : *(const mask *)(const void *)from;
-    vec dy = LOAD(gradient), share = dy * inverse;
+    mask tap = from == NULL ? (mask){0} : *(const mask *)(const void *)from;
+    vec dy = READ(j->dy, at, half), share = dy * inverse;
     for (int64_t i = i0; i < i1; i++)
         for (int64_t t = j0; t < j1; t++) {
             float *to = dx + ((row + i * w->dh) * w->w + column + t * w->dw) * j->block;
-            mask taken = at == (int32_t)(i * w->kw + t);
+            mask taken = tap == (int32_t)(i * w->kw + t);
             STORE(to, LOAD(to) + (from == NULL ? share : (vec)(taken & (mask)dy)));
         }
 }
 
 /* Blocks [begin, end) of samples x blocks of channels, eight channels after eight. */
-PL_CLONES
-static void forward_part(void *arg, int part, int64_t begin, int64_t end) {
-    (void)part;
-    const struct job *j = arg;
+PL_WITHIN void forward_units(const struct job *j, bool half, int64_t begin, int64_t end) {
     const struct pl_cpu_window *w = j->w;
     for (int64_t u = begin; u < end; u++)
         for (int64_t o = 0; o < w->oh * w->ow; o++)
             for (int64_t k = 0; k < j->block; k += LANES) {
-                const float *x = j->x + u * w->h * w->w * j->block + k;
-                int64_t at = (u * w->oh * w->ow + o) * j->block + k;
+                int64_t plane = u * w->h * w->w * j->block + k, at = (u * w->oh * w->ow + o) * j->block + k;
                 int64_t row = o / w->ow * w->sh - w->top, column = o % w->ow * w->sw - w->left;
                 if (j->maximum)
-                    max_one(w, x, j->block, row, column, j->y + at, j->from == NULL ? NULL : j->from + at);
+                    max_one(j, half, plane, row, column, at);
                 else
-                    average_one(w, x, j->block, row, column, j->inverse[o], j->y + at);
+                    average_one(j, half, plane, row, column, j->inverse[o], at);
             }
+}
+
+PL_CLONES
+static void forward_part(void *arg, int part, int64_t begin, int64_t end) {
+    (void)part;
+    forward_units(arg, false, begin, end);
+}
+
+PL_HALVES
+static void forward_part_half(void *arg, int part, int64_t begin, int64_t end) {
+    (void)part;
+    forward_units(arg, true, begin, end);
+}
+
+PL_WITHIN void backward_units(const struct job *j, bool half, float *sums, int64_t begin, int64_t end) {
+    const struct pl_cpu_window *w = j->w;
+    int64_t elems = w->h * w->w * j->block;
+    for (int64_t u = begin; u < end; u++) {
+        float *dx = half ? sums : (float *)j->dx + u * elems;
+        memset(dx, 0, (size_t)elems * sizeof *dx);
+        for (int64_t o = 0; o < w->oh * w->ow; o++)
+            for (int64_t k = 0; k < j->block; k += LANES) {
+                int64_t at = (u * w->oh * w->ow + o) * j->block + k;
+                spread_one(j, half, at, j->maximum ? j->from + at : NULL, j->maximum ? 0.0f : j->inverse[o],
+                           o / w->ow * w->sh - w->top, o % w->ow * w->sw - w->left, dx + k);
+            }
+        for (int64_t i = 0; half && i < elems; i++)
+            pl_set_element(j->dx, u * elems + i, true, sums[i]);
+    }
 }
 
 PL_CLONES
 static void backward_part(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
+    backward_units(arg, false, NULL, begin, end);
+}
+
+PL_HALVES
+static void backward_part_half(void *arg, int part, int64_t begin, int64_t end) {
     const struct job *j = arg;
-    const struct pl_cpu_window *w = j->w;
-    for (int64_t u = begin; u < end; u++) {
-        float *dx = j->dx + u * w->h * w->w * j->block;
-        memset(dx, 0, (size_t)(w->h * w->w * j->block) * sizeof *dx);
-        for (int64_t o = 0; o < w->oh * w->ow; o++)
-            for (int64_t k = 0; k < j->block; k += LANES) {
-                int64_t at = (u * w->oh * w->ow + o) * j->block + k;
-                spread_one(j, j->dy + at, j->maximum ? j->from + at : NULL, j->maximum ? 0.0f : j->inverse[o],
-                           o / w->ow * w->sh - w->top, o % w->ow * w->sw - w->left, dx + k);
-            }
-    }
+    backward_units(j, true, j->planes + part * (j->w->h * j->w->w * j->block), begin, end);
+}
+
+pl_status pl_cpu_pool_blocked_plan(struct pl_plan *p, const struct pl_cpu_window *w, int64_t block) {
+    if (!p->op.lx[0].bf16 || !p->op.train)
+        return PL_OK;
+    return pl_cpu_scratch(p->backend, (size_t)(p->backend->threads * w->h * w->w * block) * sizeof(float));
 }
 
 pl_status pl_cpu_pool_blocked(struct pl_plan *p, const struct pl_io *io, const struct pl_cpu_window *w, int64_t block,
                               int32_t *from, const float *inverse, bool backward) {
-    struct job j = {.w = w, .x = io->x[0], .dy = io->dy, .y = io->y, .dx = io->dx[0], .from = from, .inverse = inverse,
-                    .block = block, .maximum = p->op.kind == PL_OP_MAXPOOL};
+    struct job j = {.w = w, .x = io->x[0], .dy = io->dy, .y = io->y, .dx = io->dx[0], .planes = (float *)(void *)p->backend->scratch, .from = from,
+                    .inverse = inverse, .block = block, .maximum = p->op.kind == PL_OP_MAXPOOL};
+    pl_cpu_part_fn *floats = backward ? backward_part : forward_part, *of_halves = backward ? backward_part_half : forward_part_half;
     int64_t units = p->op.x[0].dim[0] * w->c / block;
-    pl_cpu_parts(p->backend, units, PL_CPU_GRAIN / (w->h * w->w * block) + 1, backward ? backward_part : forward_part, &j);
+    pl_cpu_parts(p->backend, units, PL_CPU_GRAIN / (w->h * w->w * block) + 1, p->op.lx[0].bf16 ? of_halves : floats, &j);
     return PL_OK;
 }

@@ -41,7 +41,7 @@ static bool lies(struct pl_cuda_view v, bool last) { return v.c == 1 || v.h * v.
 
 static struct pl_cuda_view view_of(const struct pl_shape *s, bool last)
 {
-    struct pl_layout l = last ? (struct pl_layout){s->dim[1], s->dim[2] * s->dim[3]} : (struct pl_layout){0};
+    struct pl_layout l = last ? (struct pl_layout){.block = s->dim[1], .plane = s->dim[2] * s->dim[3]} : (struct pl_layout){0};
     return pl_cuda_view_of(s, &l);
 }
 

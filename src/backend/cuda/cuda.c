@@ -187,7 +187,7 @@ static struct pl_layout cuda_layout(struct pl_backend *b, const struct pl_op *op
     if (op->y.dims != 4 || op->y.dim[2] * op->y.dim[3] == 1) /* one element a channel: both are the same */
         return l;
     if (op->kind == PL_OP_CONV ? pl_cuda_conv_wants_last(b, op) : kinds[op->kind]->any_layout && all_last(op))
-        l = (struct pl_layout){op->y.dim[1], op->y.dim[2] * op->y.dim[3]};
+        l = (struct pl_layout){.block = op->y.dim[1], .plane = op->y.dim[2] * op->y.dim[3]};
     return l;
 }
 
