@@ -267,6 +267,11 @@ def prepare(c):
     return torch.device(c["device"])
 
 
+def rounded(c):
+    """bf16: what PyTorch has for it with float32 parameters."""
+    return torch.autocast(c["device"], dtype=torch.bfloat16, enabled=c["precision"] == "bf16")
+
+
 def settle(device):
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -286,9 +291,10 @@ def optimizer(layers, hyper, how):
                             for (lr, decay), p in groups.items()], lr=hyper["lr"], momentum=hyper["momentum"], **how)
 
 
-def step(network, opt, data, label):
+def step(network, opt, data, label, context=contextlib.nullcontext()):
     opt.zero_grad(set_to_none=True)
-    loss, total = network(data, label)
+    with context:
+        loss, total = network(data, label)
     total.backward()
     opt.step()
     return loss, total
@@ -338,9 +344,9 @@ class Checker:
         load_weights(weights, self.layers)
         return {"images": any(layer["kind"] == "conv" for layer, _ in self.layers.values())}
 
-    def eval_loss(self):
+    def eval_loss(self, precision):
         self.network.eval()
-        with torch.no_grad():
+        with torch.no_grad(), rounded(dict(self.c, precision=precision)):
             return {"loss": self.network(*to_torch(self.data, self.label, self.device))[0].item()}
 
     def train_losses(self, batch, steps):
@@ -378,6 +384,7 @@ class Trainer:
         self.ddp = network
         self.network = torch.compile(network) if c["mode"].startswith("compile") else network
         self.ranks = c["ranks"]
+        self.context = rounded(c)
 
     def steps(self, n, alone=False):
         """alone: without the exchange of gradients."""
@@ -387,7 +394,7 @@ class Trainer:
             settle(self.device)
             begin = time.perf_counter()
             for _ in range(n):
-                step(self.network, self.optimizer, self.data, self.label)
+                step(self.network, self.optimizer, self.data, self.label, self.context)
             settle(self.device)
             return {"seconds": time.perf_counter() - begin, "peak_mb": peak_mb()}
 

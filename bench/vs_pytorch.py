@@ -39,6 +39,7 @@ CHECK_HYPER = {"lr": 0.001, "momentum": 0.9, "weight_decay": 0.0005}
 # Statistics of four samples magnify rounding in an update (between cpu and reference, too): a tenth of the update moves the
 # loss of the next step by 4e-3 in Inception v3, 1e-3 in ResNet-50, and rounding moves it by 2e-4 and 3e-5.
 NORMALISED_TOLERANCE = 1e-3
+BF16_TOLERANCE = 0.02  # each rounds at places of its own
 # And deep networks overshoot: an update of 0.001 takes VGG-A's loss from 15 to 62, where rounding counts.
 SMALL_LR = 0.0001
 TIMED_HYPER = {"lr": 1e-6, "momentum": 0.9, "weight_decay": 0.0005}  # a network that learned the noise would have easier numbers
@@ -305,6 +306,10 @@ def check_training(case, job, weights, batch, worker):
     return losses
 
 
+def loss_in(said):
+    return float(re.search(r"loss (\S+),", said)[1])
+
+
 def check(case):
     """The same weights and data to both: losses in evaluation and of two steps of training, of which the second shows the
     gradients. Returns them, what the network is, and the faster of PyTorch's optimizers."""
@@ -317,7 +322,10 @@ def check(case):
     try:
         found = {"versions": worker.answer(), **worker.tell("files", weights=weights, data=case.path("data.h5"), samples=batch * CHECK_STEPS)}
         said = paceline(case, "eval", job, "--checkpoint", weights)
-        losses = {"eval": same("the loss in evaluation", float(re.search(r"loss (\S+),", said)[1]), worker.tell("eval_loss")["loss"])}
+        losses = {"eval": same("the loss in evaluation", loss_in(said), worker.tell("eval_loss", precision="fp32")["loss"])}
+        if case.precision == "bf16":
+            said = paceline(case, "eval", job, "train.precision=bf16", "--checkpoint", weights)
+            losses["eval, bf16"] = same("the loss in evaluation with bf16", loss_in(said), worker.tell("eval_loss", precision="bf16")["loss"], BF16_TOLERANCE)
         losses.update(check_training(case, job, weights, batch, worker))
         return dict(found, losses=losses, **worker.tell("optimizer"))
     finally:
@@ -440,7 +448,8 @@ def read_arguments():
     a.add_argument("--ranks", type=int, choices=(1, 2), default=1, help="2: Paceline with mpirun, PyTorch with DDP over gloo")
     a.add_argument("--batch", type=int, help="of each rank; default: the model's own")
     a.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    a.add_argument("--precision", choices=("fp32", "tf32"), default="fp32", help="tf32: of matrix products, with --device cuda")
+    a.add_argument("--precision", choices=("fp32", "tf32", "bf16"), default="fp32",
+                   help="tf32: of matrix products, with --device cuda; bf16: PyTorch by autocast, with --device cpu")
     a.add_argument("--rounds", type=int, default=5)
     a.add_argument("--seconds", type=float, default=2, help="of each contender in a round (2)")
     a.add_argument("--modes", type=listed(str, MODES), default=["eager", "compile"], help="of " + ",".join(MODES))
@@ -450,8 +459,8 @@ def read_arguments():
     options = a.parse_args()
     if options.rounds < 1 or not options.seconds > 0 or (options.batch is not None and options.batch < 1):
         a.error("--rounds, --seconds and --batch must be positive")
-    if options.device == "cpu" and options.precision != "fp32" or options.device == "cuda" and options.ranks > 1:
-        a.error("--precision tf32 is for --device cuda, and that for one rank")
+    if options.precision == ("tf32" if options.device == "cpu" else "bf16") or options.device == "cuda" and options.ranks > 1:
+        a.error("--precision tf32 is for --device cuda, and that for one rank; bf16 for --device cpu")
     options.program = os.path.join(os.path.abspath(options.build), "paceline")
     return options
 
@@ -480,7 +489,7 @@ def run(options):
     if torch.returncode:
         raise Failure(f"{sys.executable}: import torch: {last(torch.stderr)}")
     print(f"{version} and torch {torch.stdout.strip()} ({sys.executable}) on {cpu_name()}, {os.cpu_count()} CPUs; ranks: {options.ranks}"
-          + (f"; {gpu_name()}, {options.precision}" if options.device == "cuda" else ""))
+          + (f"; {gpu_name()}" if options.device == "cuda" else "") + f"; {options.precision}")
     if debian and any(m.startswith("compile") for m in options.modes):
         print("torch.compile is not measured: Debian's torch does not have it")
     columns = ["paceline", *modes_of(options.modes, True, debian)]
