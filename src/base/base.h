@@ -19,10 +19,8 @@
 #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__gnu_linux__) && \
     !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define PL_CLONES __attribute__((target_clones("default", "avx2", "avx512f")))
-#define PL_FMA_CLONES __attribute__((target_clones("default", "fma"))) /* of vectors of eight floats */
 #else
 #define PL_CLONES
-#define PL_FMA_CLONES
 #endif
 /* What such a function calls must be compiled into it: alone it would have the least instruction set. */
 #define PL_WITHIN static inline __attribute__((always_inline))

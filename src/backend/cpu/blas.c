@@ -104,15 +104,6 @@ void pl_backend_cpu_sgemm(int64_t m, int64_t n, int64_t k, const float *a, const
                                              .ldb = n, .c = c, .ldc = n});
 }
 
-bool pl_cpu_eight_lanes(void) {
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("fma") && !__builtin_cpu_supports("avx512f");
-#else
-    return false;
-#endif
-}
-
 /* OpenBLAS 0.3.21 does not know the newer Xeons and runs them with its Haswell kernels, at 75 where
  * 124 GFLOP/s can be had. It chooses in its constructor, hence the second start. */
 bool pl_backend_cpu_core_override(const char **coretype) {

@@ -1,7 +1,7 @@
 /* cpu: the backend's table, memory, and the making of plans. What an operation does is in the file
  * of its name; the list that maps operations to them is at the end. Memory is the host's own, so
  * upload and download copy and finish has nothing to wait for. */
-#include "backend/cpu/cpu.h"
+#include "backend/cpu/lanes.h"
 
 #include <string.h>
 
@@ -13,6 +13,7 @@ static pl_status cpu_open(const struct pl_device_options *o, struct pl_backend *
         return PL_ERR_MEMORY;
     b->threads = o->threads < 1 ? 1 : o->threads;
     b->blas_parallel = pl_cpu_blas_open(b->threads);
+    b->lanes = pl_cpu_lanes_here();
     b->dnnl = pl_cpu_dnnl_open();
     b->bf16 = o->bf16 && b->dnnl != NULL;
     *out = b;

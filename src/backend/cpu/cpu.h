@@ -12,7 +12,8 @@
 
 extern const struct pl_backend_table pl_backend_cpu;
 
-struct pl_cpu_dnnl; /* dnnl.c: oneDNN's engine and stream */
+struct pl_cpu_dnnl;  /* dnnl.c: oneDNN's engine and stream */
+struct pl_cpu_lanes; /* lanes.h: our own products */
 
 struct pl_backend {
     int threads;
@@ -21,6 +22,7 @@ struct pl_backend {
     size_t scratch_bytes;
     char *canonical;       /* one for all plans that cannot read what is blocked (layout.c) */
     size_t canonical_bytes;
+    const struct pl_cpu_lanes *lanes; /* NULL: none for this processor */
     struct pl_cpu_dnnl *dnnl; /* NULL: not built in */
     bool team;                /* a plan uses oneDNN: our parts run on its OpenMP team too */
     bool bf16;                /* activations, where they have blocks or are rows, and what is multiplied */
@@ -102,7 +104,6 @@ void pl_cpu_gemm_here(const struct pl_cpu_gemm *g);
 void pl_cpu_gemm(const struct pl_backend *b, const struct pl_cpu_gemm *g); /* cut over the pool */
 pl_status pl_cpu_gemm_check(const struct pl_op *op, int64_t m, int64_t n, int64_t k);
 bool pl_cpu_blas_open(int threads); /* true: several threads may be inside BLAS at once */
-bool pl_cpu_eight_lanes(void); /* the processor's widest products are of eight floats: our kernels (kernel.h) are at home */
 void pl_cpu_blas_describe(char *text, size_t bytes);
 const char *pl_cpu_instructions(void); /* the widest vectors of this processor that our own loops know, by name */
 

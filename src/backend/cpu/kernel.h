@@ -1,22 +1,32 @@
-/* kernel: a tile of a matrix product in registers, six rows by two vectors of eight columns, as on all
- * processors with 16 vector registers (Goto and van de Geijn 2008; BLIS). Written in the compiler's own
- * vectors: a function with PL_FMA_CLONES around it becomes what the processor has. The files that
- * use it are compiled with -ffp-contract=fast, else a product would be rounded before it is added. */
+/* kernel: a tile of a matrix product in registers: ROWS rows by one or two vectors of LANES columns, as on all processors
+ * (Goto and van de Geijn 2008; BLIS). Six rows take 15 of the 16 registers of AVX, twelve 27 of the 32 of AVX-512.
+ * Written in the compiler's own vectors. Included where LANES is defined; every function that uses it says PL_LANES_TARGET.
+ * Those files are compiled with -ffp-contract=fast, else a product would be rounded before it is added. */
 #ifndef PL_CPU_KERNEL_H
 #define PL_CPU_KERNEL_H
 
 #include "base/base.h"
 
-#define LANES 8
+#if LANES == 16
+#define ROWS 12
+#else
+#define ROWS 6
+#endif
+#define COLUMNS (2 * LANES)
+
+#if LANES == 16 && defined(__x86_64__)
+#define PL_LANES_TARGET __attribute__((target("avx512f")))
+#elif defined(__x86_64__)
+#define PL_LANES_TARGET __attribute__((target("fma")))
+#else
+#define PL_LANES_TARGET
+#endif
+
 typedef float vec __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
 #define LOAD(p) (*(const vec *)(const void *)(p))
 #define STORE(p, v) (*(vec *)(void *)(p) = (v))
 
-#define ROWS 6
-#define COLUMNS (2 * LANES)
-static inline int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
-/* C[rows, 16] = (C +) sum over depth of a[row, depth] b[depth, 16] */
+/* C[rows, columns] = (C +) sum over depth of a[row, depth] b[depth, columns] */
 struct product {
     int64_t depth;
     const float *a;
@@ -27,40 +37,63 @@ struct product {
     int64_t ldc;
 };
 
-/* rows: a constant up to ROWS */
-PL_WITHIN void multiply(const struct product *p, int rows, bool add) {
+/* rows, vectors: constants up to ROWS and 2 */
+PL_WITHIN void multiply(const struct product *p, int rows, int vectors, bool add) {
     const float *a = p->a, *b = p->b;
     vec left[ROWS], right[ROWS];
     for (int i = 0; i < ROWS; i++)
         left[i] = right[i] = (vec){0};
     for (int64_t d = 0; d < p->depth; d++, a += p->next, b += p->ldb) {
-        vec l = LOAD(b), r = LOAD(b + LANES);
+        vec l = LOAD(b), r = l;
+        if (vectors == 2)
+            r = LOAD(b + LANES);
+#pragma GCC unroll 12
         for (int i = 0; i < rows; i++) {
             float one = a[i * p->row];
             left[i] += one * l;
-            right[i] += one * r;
+            if (vectors == 2)
+                right[i] += one * r;
         }
     }
+#pragma GCC unroll 12
     for (int i = 0; i < rows; i++) {
         float *c = p->c + i * p->ldc;
-        if (add) {
+        if (add)
             left[i] += LOAD(c);
-            right[i] += LOAD(c + LANES);
-        }
         STORE(c, left[i]);
-        STORE(c + LANES, right[i]);
+        if (vectors == 2 && add)
+            right[i] += LOAD(c + LANES);
+        if (vectors == 2)
+            STORE(c + LANES, right[i]);
     }
 }
 
-PL_WITHIN void multiply_rows(const struct product *p, int64_t rows, bool add) {
+/* rows: any up to ROWS */
+PL_WITHIN void multiply_rows(const struct product *p, int64_t rows, int vectors, bool add) {
     switch (rows) {
-    case 1: multiply(p, 1, add); break;
-    case 2: multiply(p, 2, add); break;
-    case 3: multiply(p, 3, add); break;
-    case 4: multiply(p, 4, add); break;
-    case 5: multiply(p, 5, add); break;
-    default: multiply(p, ROWS, add); break;
+    case 1: multiply(p, 1, vectors, add); break;
+    case 2: multiply(p, 2, vectors, add); break;
+    case 3: multiply(p, 3, vectors, add); break;
+    case 4: multiply(p, 4, vectors, add); break;
+    case 5: multiply(p, 5, vectors, add); break;
+#if ROWS > 6
+    case 6: multiply(p, 6, vectors, add); break;
+    case 7: multiply(p, 7, vectors, add); break;
+    case 8: multiply(p, 8, vectors, add); break;
+    case 9: multiply(p, 9, vectors, add); break;
+    case 10: multiply(p, 10, vectors, add); break;
+    case 11: multiply(p, 11, vectors, add); break;
+#endif
+    default: multiply(p, ROWS, vectors, add); break;
     }
+}
+
+/* columns: COLUMNS, or LANES at the right edge */
+PL_WITHIN void multiply_panel(const struct product *p, int64_t rows, int64_t columns, bool add) {
+    if (columns > LANES)
+        multiply_rows(p, rows, 2, add);
+    else
+        multiply_rows(p, rows, 1, add);
 }
 
 /* A tile at the right edge writes no column beyond `columns`; b is padded. */
@@ -69,7 +102,7 @@ PL_WITHIN void multiply_edge(const struct product *p, int64_t rows, int64_t colu
     struct product q = *p;
     q.c = tile;
     q.ldc = COLUMNS;
-    multiply_rows(&q, rows, false);
+    multiply_panel(&q, rows, columns, false);
     for (int64_t i = 0; i < rows; i++)
         for (int64_t k = 0; k < columns; k++)
             p->c[i * p->ldc + k] = tile[i * COLUMNS + k] + (add ? p->c[i * p->ldc + k] : 0.0f);

@@ -1,5 +1,5 @@
 /* winograd: the transforms of minimal filtering on 6x6 patches (Winograd 1980; Lavin and Gray, CVPR
- * 2016): F(4x4, 3x3) and F(2x2, 5x5) with the points 0, 1, -1, 2, -2 and infinity, eight channels at
+ * 2016): F(4x4, 3x3) and F(2x2, 5x5) with the points 0, 1, -1, 2, -2 and infinity, LANES channels at
  * once. With patch d, filter g and output y (S tiles along a side, R taps):
  *
  *     y = A^T [(G g G^T) * (B^T d B)] A      d: 6x6, g: RxR, y: SxS, S = 7 - R
@@ -9,12 +9,8 @@
 #ifndef PL_CPU_WINOGRAD_H
 #define PL_CPU_WINOGRAD_H
 
+#include "backend/cpu/conv_winograd.h"
 #include "backend/cpu/kernel.h"
-
-#define SIDE 6
-#define POINTS (SIDE * SIDE)
-#define MOST_TAPS 5
-#define MOST_OUTPUTS 4
 
 /* t = B^T d, 6 to 6 */
 PL_WITHIN void data_line(const vec *d, vec *t) {

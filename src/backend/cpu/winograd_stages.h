@@ -1,0 +1,196 @@
+/* winograd_stages: what a convolution by minimal filtering does between its plan's calls (conv_winograd.c), on vectors of
+ * LANES channels. Activations are read by patches_part and gradients_part alone, and written by outputs_part. */
+#ifndef PL_CPU_WINOGRAD_STAGES_H
+#define PL_CPU_WINOGRAD_STAGES_H
+
+#include "backend/cpu/conv_winograd.h"
+#include "backend/cpu/winograd.h"
+
+#include <string.h>
+
+/* Tile t's sample, and its first row and column of output. */
+PL_WITHIN void tile_at(const struct pl_cpu_pass *p, int64_t t, int64_t *sample, int64_t *row, int64_t *column) {
+    *sample = t / p->per_sample;
+    *row = t % p->per_sample / p->across * p->g->outputs;
+    *column = t % p->across * p->g->outputs;
+}
+
+/* Copies the part of a square that lies inside the planes, zeros outside. */
+PL_WITHIN void cut_out(const float *plane, int64_t h, int64_t w, int64_t row, int64_t column, int64_t side, float *out) {
+    for (int64_t i = 0; i < side; i++)
+        for (int64_t j = 0; j < side; j++) {
+            bool inside = row + i >= 0 && row + i < h && column + j >= 0 && column + j < w;
+            vec v = {0};
+            if (inside)
+                v = LOAD(plane + ((row + i) * w + column + j) * LANES);
+            STORE(out + (i * side + j) * LANES, v);
+        }
+}
+
+/* Tiles [begin, end) of the block: their patches to V */
+PL_LANES_TARGET
+static void patches_part(void *arg, int part, int64_t begin, int64_t end) {
+    (void)part;
+    const struct pl_cpu_pass *p = arg;
+    const struct pl_cpu_planes *x = &p->from;
+    float square[POINTS * LANES];
+    for (int64_t t = begin; t < end; t++) {
+        int64_t sample, row, column;
+        tile_at(p, p->first + t, &sample, &row, &column);
+        row -= p->top;
+        column -= p->left;
+        bool inside = row >= 0 && column >= 0 && row + SIDE <= x->h && column + SIDE <= x->w;
+        for (int64_t c = 0; c < x->channels; c += LANES) {
+            const float *plane = p->in + (sample * x->channels + c) * x->h * x->w;
+            float *v = p->v.at + t * p->v.ld + c;
+            if (inside) {
+                transform_data(plane + (row * x->w + column) * LANES, x->w * LANES, v, p->v.step);
+            } else {
+                cut_out(plane, x->h, x->w, row, column, SIDE, square);
+                transform_data(square, SIDE * LANES, v, p->v.step);
+            }
+        }
+    }
+}
+
+/* Blocks of LANES filters [begin, end) to U, [panel, depth, columns] at each point */
+PL_LANES_TARGET
+static void filters_part(void *arg, int part, int64_t begin, int64_t end) {
+    (void)part;
+    const struct pl_cpu_pass *p = arg;
+    const int taps = p->g->taps, area = taps * taps;
+    int64_t depth = p->from.real, lane = p->turned ? area : depth * area, next = p->turned ? p->to.real * area : area;
+    float filter[MOST_TAPS * MOST_TAPS * LANES];
+    for (int64_t b = begin; b < end; b++) {
+        int64_t first = b * LANES, panel = first / COLUMNS * COLUMNS, columns = least(p->to.channels - panel, COLUMNS);
+        int64_t lanes = least(p->to.real - first, LANES);
+        float *u = p->u.at + panel * depth + first - panel;
+        const float *w = p->io->p[0] + first * lane;
+        memset(filter, 0, sizeof filter);
+        for (int64_t d = 0; d < depth; d++, w += next, u += columns) {
+            for (int q = 0; q < area; q++)
+                for (int64_t i = 0; i < lanes; i++)
+                    filter[(p->turned ? area - 1 - q : q) * LANES + i] = w[i * lane + q];
+            if (taps == 3)
+                transform_filter(3, filter, u, p->u.step);
+            else
+                transform_filter(5, filter, u, p->u.step);
+        }
+    }
+}
+
+/* Items [begin, end) of points x panels: M = V U */
+PL_LANES_TARGET
+static void products_part(void *arg, int part, int64_t begin, int64_t end) {
+    (void)part;
+    const struct pl_cpu_pass *p = arg;
+    int64_t panels = p->panels, depth = p->from.real;
+    for (int64_t i = begin; i < end; i++) {
+        int64_t point = i / panels, k = i % panels * COLUMNS, columns = least(p->to.channels - k, COLUMNS);
+        struct product q = {.depth = depth, .a = p->v.at + point * p->v.step, .row = p->v.ld, .next = 1,
+                            .b = p->u.at + point * p->u.step + k * depth, .ldb = columns,
+                            .c = p->m.at + point * p->m.step + k, .ldc = p->m.ld};
+        for (int64_t t = 0; t < p->count; t += ROWS, q.a += ROWS * p->v.ld, q.c += ROWS * p->m.ld)
+            multiply_panel(&q, least(ROWS, p->count - t), columns, false);
+    }
+}
+
+/* Tiles [begin, end) of the block: from M to the output, cut off at its edges */
+PL_LANES_TARGET
+static void outputs_part(void *arg, int part, int64_t begin, int64_t end) {
+    (void)part;
+    const struct pl_cpu_pass *p = arg;
+    const struct pl_cpu_planes *y = &p->to;
+    const int side = p->g->outputs;
+    float square[MOST_OUTPUTS * MOST_OUTPUTS * LANES];
+    for (int64_t t = begin; t < end; t++) {
+        int64_t sample, row, column;
+        tile_at(p, p->first + t, &sample, &row, &column);
+        bool whole = row + side <= y->h && column + side <= y->w;
+        for (int64_t k = 0; k < y->channels; k += LANES) {
+            float *plane = p->out + (sample * y->channels + k) * y->h * y->w + (row * y->w + column) * LANES;
+            const float *m = p->m.at + t * p->m.ld + k;
+            vec bias = {0};
+            if (p->bias != NULL)
+                bias = LOAD(p->bias + k);
+            float *to = whole ? plane : square;
+            int64_t pitch = (whole ? y->w : side) * LANES;
+            if (side == 4)
+                transform_output(4, m, p->m.step, bias, to, pitch);
+            else
+                transform_output(2, m, p->m.step, bias, to, pitch);
+            for (int64_t i = 0; !whole && i < side && row + i < y->h; i++)
+                for (int64_t j = 0; j < side && column + j < y->w; j++)
+                    STORE(plane + (i * y->w + j) * LANES, LOAD(square + (i * side + j) * LANES));
+        }
+    }
+}
+
+/* Tiles [begin, end) of the block: their gradients to W */
+PL_LANES_TARGET
+static void gradients_part(void *arg, int part, int64_t begin, int64_t end) {
+    (void)part;
+    const struct pl_cpu_pass *p = arg;
+    const struct pl_cpu_planes *y = &p->to;
+    const int side = p->g->outputs;
+    float square[MOST_OUTPUTS * MOST_OUTPUTS * LANES];
+    for (int64_t t = begin; t < end; t++) {
+        int64_t sample, row, column;
+        tile_at(p, p->first + t, &sample, &row, &column);
+        bool whole = row + side <= y->h && column + side <= y->w;
+        for (int64_t k = 0; k < y->channels; k += LANES) {
+            const float *plane = p->gradient + (sample * y->channels + k) * y->h * y->w;
+            const float *from = plane + (row * y->w + column) * LANES;
+            if (!whole) {
+                cut_out(plane, y->h, y->w, row, column, side, square);
+                from = square;
+            }
+            int64_t pitch = (whole ? y->w : side) * LANES;
+            float *w = p->m.at + t * p->m.ld + k;
+            if (side == 4)
+                transform_gradient(4, from, pitch, w, p->m.step);
+            else
+                transform_gradient(2, from, pitch, w, p->m.step);
+        }
+    }
+}
+
+/* Items [begin, end) of points x panels of input channels: dU (+)= W^T V */
+PL_LANES_TARGET
+static void weights_part(void *arg, int part, int64_t begin, int64_t end) {
+    (void)part;
+    const struct pl_cpu_pass *p = arg;
+    int64_t panels = p->panels;
+    for (int64_t i = begin; i < end; i++) {
+        int64_t point = i / panels, c = i % panels * COLUMNS, columns = least(p->from.channels - c, COLUMNS);
+        struct product q = {.depth = p->count, .a = p->m.at + point * p->m.step, .row = 1, .next = p->m.ld,
+                            .b = p->v.at + point * p->v.step + c, .ldb = p->v.ld,
+                            .c = p->u.at + point * p->u.step + c, .ldc = p->u.ld};
+        for (int64_t k = 0; k < p->to.real; k += ROWS, q.a += ROWS, q.c += ROWS * p->u.ld)
+            multiply_panel(&q, least(ROWS, p->to.real - k), columns, p->first > 0);
+    }
+}
+
+/* Output channels [begin, end): dw from dU. A tile's value at point (1, 1) is the sum of its dy. */
+PL_LANES_TARGET
+static void filter_gradients_part(void *arg, int part, int64_t begin, int64_t end) {
+    (void)part;
+    const struct pl_cpu_pass *p = arg;
+    const int taps = p->g->taps, area = taps * taps;
+    float filter[MOST_TAPS * MOST_TAPS * LANES];
+    for (int64_t k = begin; k < end; k++)
+        for (int64_t c = 0; c < p->from.channels; c += LANES) {
+            const float *u = p->u.at + k * p->u.ld + c;
+            float *dw = p->io->dp[0] + (k * p->from.real + c) * area;
+            int64_t lanes = least(p->from.real - c, LANES);
+            if (taps == 3)
+                gather_filter(3, u, p->u.step, filter);
+            else
+                gather_filter(5, u, p->u.step, filter);
+            for (int64_t i = 0; i < lanes; i++)
+                for (int q = 0; q < area; q++)
+                    dw[i * area + q] = filter[q * LANES + i] + (p->io->accumulate ? dw[i * area + q] : 0.0f);
+        }
+}
+
+#endif
