@@ -39,21 +39,27 @@ struct product {
 
 /* rows, vectors: constants up to ROWS and 2 */
 PL_WITHIN void multiply(const struct product *p, int rows, int vectors, bool add) {
-    const float *a = p->a, *b = p->b;
+    const float *b = p->b, *a[ROWS / 3]; /* three rows are in reach of a pointer: base, base + row, base + 2 row */
+    const int64_t row = p->row;
     vec left[ROWS], right[ROWS];
     for (int i = 0; i < ROWS; i++)
         left[i] = right[i] = (vec){0};
-    for (int64_t d = 0; d < p->depth; d++, a += p->next, b += p->ldb) {
+    for (int i = 0; i < ROWS / 3; i++)
+        a[i] = p->a + 3 * i * row;
+    for (int64_t d = 0; d < p->depth; d++, b += p->ldb) {
         vec l = LOAD(b), r = l;
         if (vectors == 2)
             r = LOAD(b + LANES);
 #pragma GCC unroll 12
         for (int i = 0; i < rows; i++) {
-            float one = a[i * p->row];
+            float one = a[i / 3][i % 3 * row];
             left[i] += one * l;
             if (vectors == 2)
                 right[i] += one * r;
         }
+#pragma GCC unroll 4
+        for (int i = 0; i < ROWS / 3; i++)
+            a[i] += p->next;
     }
 #pragma GCC unroll 12
     for (int i = 0; i < rows; i++) {
