@@ -1,5 +1,6 @@
 /* Every operation: on `reference` against finite differences, on every other backend against
  * `reference`, over random shapes (in the spirit of ggml's test-backend-ops). PL_TEST_SEED names them. */
+#include "backend/cpu/lanes.h"
 #include "ops.h"
 
 /* sum(dy * y) over the real rows, or the loss. */
@@ -201,14 +202,19 @@ static void test_bf16(void **state)
     pl_pool_stop();
 }
 
-/* cpu against reference on operations of given shapes; shape_of fills the one numbered i, false: there are no more. */
-static void check_shapes(bool (*shape_of)(size_t i, struct pl_op *op))
+/* cpu against reference on operations of given shapes; shape_of fills the one numbered i, false: there are no more. Every
+ * convolution that our own kernels can do goes to them, however little they gain; lanes NULL: without them. */
+static void check_shapes_with(const struct pl_cpu_lanes *lanes, bool (*shape_of)(size_t i, struct pl_op *op))
 {
     const struct pl_backend_table *reference = pl_backend_find("reference"), *cpu = pl_backend_find("cpu");
     struct pl_backend *rb, *b;
+    struct pl_cpu_lanes eager = {0};
     assert_int_equal(reference->open(&(struct pl_device_options){.threads = 1}, &rb), PL_OK);
     assert_int_equal(pl_pool_start(2), PL_OK);
     assert_int_equal(cpu->open(&(struct pl_device_options){.threads = 2}, &b), PL_OK);
+    if (lanes != NULL)
+        eager = *lanes, eager.most_effort = INFINITY;
+    b->lanes = lanes == NULL ? NULL : &eager;
     struct trial t = {0};
     for (size_t i = 0; shape_of(i, &t.op); i++) {
         struct results wanted, found;
@@ -217,9 +223,14 @@ static void check_shapes(bool (*shape_of)(size_t i, struct pl_op *op))
         t.op.p[1] = shape(1, t.op.p[0].dim[0], 0, 0, 0);
         fill_trial(&t, i % 3 != 2);
         t.io.accumulate = i % 3 == 1;
-        bool blocks = t.op.kind == PL_OP_CONV && i % 4 != 3 && t.op.x[0].dim[1] % 8 == 0;
+        bool blocks = lanes != NULL && t.op.kind == PL_OP_CONV && i % 4 != 3 && t.op.x[0].dim[1] % lanes->lanes == 0 && t.op.y.dim[1] % lanes->lanes == 0;
+        struct pl_op op = t.op;
+        if (blocks) {
+            op.lx[0] = (struct pl_layout){.block = lanes->lanes, .plane = op.x[0].dim[2] * op.x[0].dim[3]};
+            op.ly = (struct pl_layout){.block = lanes->lanes, .plane = op.y.dim[2] * op.y.dim[3]};
+        }
         run_on(reference, rb, &t, true, &wanted);
-        run_laid(cpu, b, &t, true, blocks ? 8 : 0, false, false, &found);
+        run_as(cpu, b, &t, &op, true, &found);
         compare_all(&t, blocks ? "cpu in blocks" : "cpu", &wanted, &found, true);
         check_largest(i, &t, &wanted, &found);
         free_results(&wanted);
@@ -232,6 +243,17 @@ static void check_shapes(bool (*shape_of)(size_t i, struct pl_op *op))
     reference->close(rb);
 }
 
+/* In every width of vectors that the processor has, and without our own kernels. */
+static void check_shapes(bool (*shape_of)(size_t i, struct pl_op *op))
+{
+    const struct pl_cpu_lanes *here = pl_cpu_lanes_here();
+    check_shapes_with(NULL, shape_of);
+    if (here != NULL)
+        check_shapes_with(&pl_cpu_lanes_8, shape_of);
+    if (here != NULL && here->lanes == 16)
+        check_shapes_with(&pl_cpu_lanes_16, shape_of);
+}
+
 /* Convolutions of stride 1, as the networks have them: many channels, many tiles, tiles cut off at every
  * edge, uneven padding, channels that fill no blocks. */
 static bool convolution(size_t i, struct pl_op *op)
@@ -239,7 +261,8 @@ static bool convolution(size_t i, struct pl_op *op)
     static const struct { int64_t n, c, k, h, w, kernel, top, left, bottom, right; } shapes[] = {
         {2, 64, 64, 12, 12, 3, 1, 1, 1, 1}, {3, 8, 24, 7, 9, 3, 0, 2, 1, 0}, {2, 40, 8, 5, 4, 3, 2, 2, 2, 2}, {16, 16, 16, 3, 3, 3, 0, 0, 0, 0},
         {2, 16, 16, 3, 3, 3, 1, 1, 1, 1}, {2, 256, 32, 8, 8, 3, 1, 1, 1, 1}, {4, 32, 64, 8, 8, 5, 2, 2, 2, 2}, {2, 24, 8, 9, 6, 5, 4, 0, 1, 3},
-        {24, 8, 16, 36, 33, 3, 1, 1, 1, 1}, {9, 20, 50, 12, 12, 5, 0, 0, 0, 0}, {5, 9, 17, 7, 11, 3, 1, 0, 1, 2}};
+        {24, 8, 16, 36, 33, 3, 1, 1, 1, 1}, {9, 20, 50, 12, 12, 5, 0, 0, 0, 0}, {5, 9, 17, 7, 11, 3, 1, 0, 1, 2},
+        {2, 48, 112, 9, 10, 3, 0, 1, 1, 0}, {3, 16, 48, 7, 6, 5, 1, 2, 2, 0}, {2, 33, 18, 6, 7, 3, 1, 1, 1, 1}};
     if (i == sizeof shapes / sizeof *shapes)
         return false;
     *op = (struct pl_op){.kind = PL_OP_CONV, .name = "conv", .kernel = {shapes[i].kernel, shapes[i].kernel}, .stride = {1, 1}, .dilation = {1, 1},

@@ -146,7 +146,7 @@ PL_WITHIN void sums(struct state *s, bool half, const float *y, const float *u, 
             else if (s->block == 8)
                 block_sums(s, 8, y, u, v, rows, c * s->plane, &s->sum[c], &s->sum2[c]);
             else
-                block_sums(s, 16, y, u, v, rows, c * s->plane, &s->sum[c], &s->sum2[c]);
+                block_sums(s, s->block, y, u, v, rows, c * s->plane, &s->sum[c], &s->sum2[c]);
         return;
     }
     if (s->plane > 1) {
@@ -216,7 +216,7 @@ PL_WITHIN void forward_rows(const struct state *s, bool half, const float *x, fl
                 else if (s->block == 8)
                     forward_block(s, c, 8, x + n * row + c * s->plane, y + n * row + c * s->plane);
                 else
-                    forward_block(s, c, 16, x + n * row + c * s->plane, y + n * row + c * s->plane);
+                    forward_block(s, c, s->block, x + n * row + c * s->plane, y + n * row + c * s->plane);
             continue;
         }
         if (s->plane == 1) {
@@ -350,7 +350,7 @@ PL_WITHIN void backward_rows(const struct state *s, bool half, const struct pl_i
                 else if (s->block == 8)
                     backward_block(s, c, 8, io->x[0] + at, io->dy + at, dx + at);
                 else
-                    backward_block(s, c, 16, io->x[0] + at, io->dy + at, dx + at);
+                    backward_block(s, c, s->block, io->x[0] + at, io->dy + at, dx + at);
             }
             continue;
         }

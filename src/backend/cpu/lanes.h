@@ -8,6 +8,7 @@
 
 struct pl_cpu_lanes {
     int64_t lanes, rows, columns; /* of a vector; of a product's tile */
+    double most_effort;           /* time over that of a direct convolution, up to which it is done by minimal filtering */
     struct {                      /* of struct pl_cpu_pass (conv_winograd.h) */
         pl_cpu_part_fn *patches, *filters, *products, *outputs, *gradients, *weights, *filter_gradients;
     } winograd;

@@ -116,6 +116,8 @@ static void copy_part(void *arg, int part, int64_t begin, int64_t end) {
     const struct copy *c = arg;
     if (c->block == 8)
         copy_blocks(c, 8, false, begin, end);
+    else if (c->block == 16)
+        copy_blocks(c, 16, false, begin, end);
     else
         copy_blocks(c, c->block, false, begin, end);
 }
@@ -124,7 +126,7 @@ PL_HALVES
 static void copy_part_half(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const struct copy *c = arg;
-    copy_blocks(c, c->block, true, begin, end);
+    copy_blocks(c, 16, true, begin, end);
 }
 
 static void run_copy(const struct pl_backend *b, const struct pl_cpu_dims *d, struct copy *c) {
