@@ -97,17 +97,18 @@ struct pl_cpu_winograd *pl_cpu_winograd_create(const struct pl_plan *p) {
         return NULL;
     int taps = (int)op->kernel[0];
     bool y_blocked = op->ly.block > 1;
+    double most_effort = p->backend->lanes->most_effort * (y_blocked ? 1.0 : 1.25); /* im2col is slower than oneDNN */
     *g = (struct pl_cpu_winograd){.backend = p->backend, .lanes = p->backend->lanes, .x = x, .y = y, .x_blocked = y_blocked && op->lx[0].block > 1, .y_blocked = y_blocked,
                                   .top = op->pad_begin[0], .left = op->pad_begin[1], .taps = taps, .outputs = SIDE + 1 - taps, .bias = op->bias};
     describe(g, false, &forward);
     describe(g, true, &data);
     weights = forward;
-    g->data = op->train && op->need_dx[0] && (y_blocked || effort(g, &data) <= g->lanes->most_effort);
+    g->data = op->train && op->need_dx[0] && (y_blocked || effort(g, &data) <= most_effort);
     int64_t floats[] = {lay_out(&forward, NULL), g->data ? lay_out(&data, NULL) : 0, op->train ? lay_out_weights(&weights, NULL) : 0}, most = 0;
     for (int i = 0; i < 3; i++)
         most = floats[i] > most ? floats[i] : most;
     most += copied(g, g->x_blocked, &x) + copied(g, y_blocked, &y) + up(y.c, 16);
-    if (effort(g, &forward) > g->lanes->most_effort || pl_cpu_scratch(p->backend, (size_t)most * sizeof(float)) < 0) {
+    if (effort(g, &forward) > most_effort || pl_cpu_scratch(p->backend, (size_t)most * sizeof(float)) < 0) {
         pl_free(g);
         return NULL;
     }
