@@ -1,6 +1,6 @@
 /* conv_winograd: 3x3 and 5x5 convolutions of stride 1 by minimal filtering (winograd.h), on activations in
- * blocks of as many channels as a vector has lanes; canonical ones are copied, their channels filled up with zeros. The output is
- * cut into tiles; a tile's patch of the input and the filters are transformed, and what was a convolution
+ * blocks of as many channels as a vector has lanes; canonical ones are copied, their channels filled up with
+ * zeros. The output is cut into tiles; a tile's patch of the input and the filters are transformed, and what was a convolution
  * becomes 36 independent matrix products, one for each point:
  *
  *     forward    M[tile, k]  = V[tile, c] U[c, k]      y  = outputs of M
@@ -17,10 +17,11 @@
 #include <string.h>
 
 #define BLOCK_BYTES (2 * 1024 * 1024) /* between the stages, a thread */
+#define STAGGER 16 /* floats between matrices: powers of two fall on the same cache sets */
+
 /* What transforms take, in multiplications of the products; measured on Zen 4 */
 #define CHANNEL_EFFORT 600.0 /* of a channel of a tile */
 #define FILTER_EFFORT(taps) ((taps) == 3 ? 1100.0 : 2200.0)
-#define STAGGER 16          /* floats between matrices: powers of two fall on the same cache sets */
 
 /* With a canonical output the inputs come canonical as well. */
 static bool fits(const struct pl_op *op, int64_t lanes, const struct pl_cpu_dims *x, const struct pl_cpu_dims *y) {

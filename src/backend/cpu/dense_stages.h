@@ -5,7 +5,10 @@
 #include "backend/cpu/dense_narrow.h"
 #include "backend/cpu/kernel.h"
 
-#define DEPTH 256            /* of a tile: its panel stays in the first-level cache */
+#include <string.h>
+
+#define DEPTH (2048 / LANES) /* of a tile: its panel of 16 KiB stays in the first-level cache */
+#define PITCH (DEPTH + 16)   /* rows a power of two apart would fall on the same sets of it */
 #define CHUNK (64 * COLUMNS) /* inputs of a weight gradient at once: their panels stay in the second level */
 
 /* Inputs [begin, end) of all samples to [panel, in, columns]; the last panel may be of one vector */
@@ -37,15 +40,20 @@ static void narrow_forward_part(void *arg, int part, int64_t begin, int64_t end)
     (void)part;
     const struct pl_cpu_narrow *j = arg;
     int64_t ld = up(j->n, LANES), last = least(end * ROWS, j->out);
+    float w[ROWS * PITCH];
     for (int64_t k = 0; k < j->in; k += DEPTH)
-        for (int64_t o = begin * ROWS; o < last; o += ROWS)
+        for (int64_t o = begin * ROWS; o < last; o += ROWS) {
+            int64_t depth = least(DEPTH, j->in - k), rows = least(ROWS, last - o);
+            for (int64_t r = 0; r < rows; r++)
+                memcpy(w + r * PITCH, j->w + (o + r) * j->in + k, (size_t)depth * sizeof *w);
             for (int64_t s = 0; s < ld; s += COLUMNS) {
                 int64_t columns = least(ld - s, COLUMNS);
                 ahead(j, o + ROWS, last, k, s, ld);
-                struct product q = {.depth = least(DEPTH, j->in - k), .a = j->w + o * j->in + k, .row = j->in, .next = 1,
+                struct product q = {.depth = depth, .a = w, .row = PITCH, .next = 1,
                                     .b = j->packed + s * j->in + k * columns, .ldb = columns, .c = j->turned + o * ld + s, .ldc = ld};
-                multiply_panel(&q, least(ROWS, last - o), columns, k > 0);
+                multiply_panel(&q, rows, columns, k > 0);
             }
+        }
     for (int64_t o = begin * ROWS; o < last; o += ROWS)
         for (int64_t s = 0; s < j->n; s++)
             for (int64_t r = o; r < least(o + ROWS, last); r++)
