@@ -2,8 +2,8 @@
  * The library copies both matrices into the order its kernel reads, or makes two passes over the gradient;
  * here the batch is packed, which is small, and the weights are read or written once:
  *
- *     forward    Y^T[o, n] = W[o, i] X^T[i, n]     tiles of six or twelve units by two vectors of samples
- *     weights    dW[o, i]  = dY^T[o, n] X[n, i]    as many units by two vectors of inputs
+ *     forward    Y^T[o, n] = W[o, i] X^T[i, n]     tiles of six units by two vectors of samples
+ *     weights    dW[o, i]  = dY^T[o, n] X[n, i]    six units by two vectors of inputs
  *
  * Measured on Zen 3, 64 samples, 2048 x 2048, one thread, of 94 GFLOP/s: OpenBLAS 72 and 66, these 83 and 88; on Zen 4
  * with vectors of sixteen floats in three quarters of OpenBLAS's time forward.

@@ -1,5 +1,5 @@
-/* kernel: a tile of a matrix product in registers: ROWS rows by one or two vectors of LANES columns, as on all processors
- * (Goto and van de Geijn 2008; BLIS). Six rows take 15 of the 16 registers of AVX, twelve 27 of the 32 of AVX-512.
+/* kernel: a tile of a matrix product in registers, six rows by one or two vectors of LANES columns, as on all processors
+ * with 16 vector registers (Goto and van de Geijn 2008; BLIS); with the 32 of AVX-512 twelve rows are no faster (Zen 4).
  * Written in the compiler's own vectors. Included where LANES is defined; every function that uses it says PL_LANES_TARGET.
  * Those files are compiled with -ffp-contract=fast, else a product would be rounded before it is added. */
 #ifndef PL_CPU_KERNEL_H
@@ -7,11 +7,7 @@
 
 #include "base/base.h"
 
-#if LANES == 16
-#define ROWS 12
-#else
 #define ROWS 6
-#endif
 #define COLUMNS (2 * LANES)
 
 #if LANES == 16 && defined(__x86_64__)
@@ -39,29 +35,25 @@ struct product {
 
 /* rows, vectors: constants up to ROWS and 2 */
 PL_WITHIN void multiply(const struct product *p, int rows, int vectors, bool add) {
-    const float *b = p->b, *a[ROWS / 3]; /* three rows are in reach of a pointer: base, base + row, base + 2 row */
-    const int64_t row = p->row;
+    const float *b = p->b, *a[2] = {p->a, p->a + 3 * p->row}; /* three rows in reach of each */
     vec left[ROWS], right[ROWS];
     for (int i = 0; i < ROWS; i++)
         left[i] = right[i] = (vec){0};
-    for (int i = 0; i < ROWS / 3; i++)
-        a[i] = p->a + 3 * i * row;
     for (int64_t d = 0; d < p->depth; d++, b += p->ldb) {
         vec l = LOAD(b), r = l;
         if (vectors == 2)
             r = LOAD(b + LANES);
-#pragma GCC unroll 12
+#pragma GCC unroll 6
         for (int i = 0; i < rows; i++) {
-            float one = a[i / 3][i % 3 * row];
+            float one = a[i / 3][i % 3 * p->row];
             left[i] += one * l;
             if (vectors == 2)
                 right[i] += one * r;
         }
-#pragma GCC unroll 4
-        for (int i = 0; i < ROWS / 3; i++)
-            a[i] += p->next;
+        a[0] += p->next;
+        a[1] += p->next;
     }
-#pragma GCC unroll 12
+#pragma GCC unroll 6
     for (int i = 0; i < rows; i++) {
         float *c = p->c + i * p->ldc;
         if (add)
@@ -82,14 +74,6 @@ PL_WITHIN void multiply_rows(const struct product *p, int64_t rows, int vectors,
     case 3: multiply(p, 3, vectors, add); break;
     case 4: multiply(p, 4, vectors, add); break;
     case 5: multiply(p, 5, vectors, add); break;
-#if ROWS > 6
-    case 6: multiply(p, 6, vectors, add); break;
-    case 7: multiply(p, 7, vectors, add); break;
-    case 8: multiply(p, 8, vectors, add); break;
-    case 9: multiply(p, 9, vectors, add); break;
-    case 10: multiply(p, 10, vectors, add); break;
-    case 11: multiply(p, 11, vectors, add); break;
-#endif
     default: multiply(p, ROWS, vectors, add); break;
     }
 }
