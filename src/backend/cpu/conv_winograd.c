@@ -25,9 +25,9 @@
 
 /* With a canonical output the inputs come canonical as well. */
 static bool fits(const struct pl_op *op, int64_t lanes, const struct pl_cpu_dims *x, const struct pl_cpu_dims *y) {
-    if (op->ly.bf16 || (op->ly.block > 1 && op->lx[0].bf16))
-        return false;
     int64_t r = op->kernel[0], lx = op->ly.block > 1 ? op->lx[0].block : 0;
+    if (op->ly.block > 1 && op->lx[0].bf16 && lx <= 1)
+        return false; /* rows of bf16 */
     return (lx <= 1 || lx == lanes) && (op->ly.block <= 1 || op->ly.block == lanes) && x->c >= lanes && y->c >= lanes &&
            op->groups == 1 && (r == 3 || r == 5) && op->kernel[1] == r && op->stride[0] == 1 && op->stride[1] == 1 &&
            op->dilation[0] <= 1 && op->dilation[1] <= 1 && op->pad_begin[0] < r && op->pad_begin[1] < r;
@@ -99,8 +99,12 @@ struct pl_cpu_winograd *pl_cpu_winograd_create(const struct pl_plan *p) {
     int taps = (int)op->kernel[0];
     bool y_blocked = op->ly.block > 1;
     double most_effort = p->backend->lanes->most_effort * (y_blocked ? 1.0 : 1.25); /* im2col is slower than oneDNN */
+    if (op->ly.bf16) /* the other way multiplies bf16, twice as many at once or, with AMX, many times */
+        most_effort = pl_cpu_dnnl_amx() ? 0.0 : most_effort / 2;
     *g = (struct pl_cpu_winograd){.backend = p->backend, .lanes = p->backend->lanes, .x = x, .y = y, .x_blocked = y_blocked && op->lx[0].block > 1, .y_blocked = y_blocked,
                                   .top = op->pad_begin[0], .left = op->pad_begin[1], .taps = taps, .outputs = SIDE + 1 - taps, .bias = op->bias};
+    g->x_half = g->x_blocked && op->lx[0].bf16;
+    g->y_half = op->ly.bf16;
     describe(g, false, &forward);
     describe(g, true, &data);
     weights = forward;
@@ -132,7 +136,7 @@ static void run_blocks(struct pl_cpu_pass *p) {
 }
 
 /* The tensor in blocks: itself, or a copy in the scratch memory. */
-static const float *in_blocks(const struct pl_cpu_winograd *g, const struct pl_cpu_dims *d, bool blocked, const float *t, float **scratch) {
+static const void *in_blocks(const struct pl_cpu_winograd *g, const struct pl_cpu_dims *d, bool blocked, const float *t, float **scratch) {
     float *copy = *scratch;
     *scratch += copied(g, blocked, d);
     if (blocked)
@@ -151,6 +155,8 @@ static void convolve(struct pl_cpu_winograd *g, const struct pl_io *io, bool dat
     p.io = io;
     p.in = in_blocks(g, in, data ? g->y_blocked : g->x_blocked, from, &scratch);
     p.out = out_blocked ? to : scratch;
+    p.in_half = data ? g->y_half : g->x_half;
+    p.out_half = data ? g->x_half : g->y_half;
     scratch += copied(g, out_blocked, out);
     if (g->bias && !data) {
         p.bias = scratch;
@@ -191,6 +197,8 @@ void pl_cpu_winograd_weights(struct pl_cpu_winograd *g, const struct pl_io *io) 
     p.io = io;
     p.in = in_blocks(g, &g->x, g->x_blocked, io->x[0], &scratch);
     p.gradient = in_blocks(g, &g->y, g->y_blocked, io->dy, &scratch);
+    p.in_half = g->x_half;
+    p.gradient_half = g->y_half;
     lay_out_weights(&p, scratch);
     for (; p.first < p.tiles; p.first += p.block) {
         p.count = least(p.tiles - p.first, p.block);

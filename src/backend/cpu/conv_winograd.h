@@ -14,6 +14,7 @@ struct pl_cpu_winograd {
     const struct pl_cpu_lanes *lanes;
     struct pl_cpu_dims x, y;
     bool x_blocked, y_blocked; /* as others see them */
+    bool x_half, y_half;       /* these are bf16 */
     int64_t top, left;
     int taps, outputs;
     bool bias;
@@ -34,8 +35,9 @@ struct pl_cpu_matrices {
 struct pl_cpu_pass {
     const struct pl_cpu_winograd *g;
     const struct pl_io *io;
-    const float *in, *gradient; /* in blocks; forward: x, data: dy, weights: x and dy */
-    float *out;                 /* forward: y; data: dx */
+    const void *in, *gradient; /* in blocks; forward: x, data: dy, weights: x and dy */
+    void *out;                 /* forward: y; data: dx */
+    bool in_half, gradient_half, out_half; /* these are bf16 */
     struct pl_cpu_planes from, to;
     int64_t top, left;                 /* zeros before the first row and column of `from` */
     int64_t across, per_sample, tiles; /* tiles of a row, of a sample, of the batch */

@@ -111,6 +111,7 @@ const char *pl_cpu_instructions(void); /* the widest vectors of this processor t
 struct pl_cpu_dnnl *pl_cpu_dnnl_open(void); /* NULL with the error recorded */
 void pl_cpu_dnnl_close(struct pl_cpu_dnnl *d);
 bool pl_cpu_dnnl_bf16(void); /* the processor multiplies bf16, and oneDNN knows how */
+bool pl_cpu_dnnl_amx(void);  /* whole tiles of it at once */
 /* Which of a convolution's three passes oneDNN takes; the others are im2col's. */
 struct pl_cpu_conv_dnnl;
 /* The blocked layout in which it takes all passes of op, or canonical. */

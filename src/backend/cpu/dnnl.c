@@ -40,9 +40,12 @@ void pl_cpu_dnnl_close(struct pl_cpu_dnnl *d) {
     pl_free(d);
 }
 
-bool pl_cpu_dnnl_bf16(void) {
-    return (dnnl_get_effective_cpu_isa() & dnnl_cpu_isa_avx512_core_bf16) == dnnl_cpu_isa_avx512_core_bf16;
+static bool knows(dnnl_cpu_isa_t isa) {
+    return (dnnl_get_effective_cpu_isa() & isa) == isa;
 }
+
+bool pl_cpu_dnnl_bf16(void) { return knows(dnnl_cpu_isa_avx512_core_bf16); }
+bool pl_cpu_dnnl_amx(void) { return knows(dnnl_cpu_isa_avx512_core_amx); }
 
 void pl_cpu_dnnl_threads(int threads) {
     omp_set_num_threads(threads);
@@ -63,9 +66,8 @@ void pl_cpu_dnnl_close(struct pl_cpu_dnnl *d) {
     (void)d;
 }
 
-bool pl_cpu_dnnl_bf16(void) {
-    return false;
-}
+bool pl_cpu_dnnl_bf16(void) { return false; }
+bool pl_cpu_dnnl_amx(void) { return false; }
 
 static void dnnl_text(char *text, size_t bytes) {
     snprintf(text, bytes, "no oneDNN");

@@ -3,6 +3,7 @@
 #ifndef PL_CPU_WINOGRAD_STAGES_H
 #define PL_CPU_WINOGRAD_STAGES_H
 
+#include "backend/cpu/bf16.h"
 #include "backend/cpu/conv_winograd.h"
 #include "backend/cpu/winograd.h"
 
@@ -15,14 +16,34 @@ PL_WITHIN void tile_at(const struct pl_cpu_pass *p, int64_t t, int64_t *sample, 
     *column = t % p->across * p->g->outputs;
 }
 
-/* Copies the part of a square that lies inside the planes, zeros outside. */
-PL_WITHIN void cut_out(const float *plane, int64_t h, int64_t w, int64_t row, int64_t column, int64_t side, float *out) {
+/* Between a vector and bf16 */
+typedef uint32_t words __attribute__((vector_size(LANES * sizeof(uint32_t)), aligned(4), may_alias));
+typedef uint16_t halves __attribute__((vector_size(LANES * sizeof(uint16_t)), aligned(2), may_alias));
+#define LOAD_HALF(p) ((vec)(__builtin_convertvector(*(const halves *)(const void *)(p), words) << 16))
+#define ROUNDED(v) (((words)(v) + 0x7fff + ((words)(v) >> 16 & 1)) >> 16)
+#define NUMBER_OR_NONE(v) ((ROUNDED(v) & ~(words)((v) != (v))) | (((words)(v) >> 16 | 0x40) & (words)((v) != (v))))
+#define STORE_HALF(p, v) (*(halves *)(void *)(p) = __builtin_convertvector(NUMBER_OR_NONE(v), halves))
+
+/* Copies the part of a square that lies inside the planes, zeros outside. plane: the element of t where the channels begin. */
+PL_WITHIN void cut_out(const void *t, bool half, int64_t plane, int64_t h, int64_t w, int64_t row, int64_t column, int64_t side, float *out) {
     for (int64_t i = 0; i < side; i++)
         for (int64_t j = 0; j < side; j++) {
             bool inside = row + i >= 0 && row + i < h && column + j >= 0 && column + j < w;
+            int64_t at = plane + ((row + i) * w + column + j) * LANES;
             vec v = {0};
-            if (inside)
-                v = LOAD(plane + ((row + i) * w + column + j) * LANES);
+            if (inside && half)
+                v = LOAD_HALF((const uint16_t *)t + at);
+            else if (inside)
+                v = LOAD((const float *)t + at);
+            STORE(out + (i * side + j) * LANES, v);
+        }
+}
+
+/* The same where all of it lies inside, and from bf16. */
+PL_WITHIN void widen_square(const uint16_t *from, int64_t pitch, int64_t side, float *out) {
+    for (int64_t i = 0; i < side; i++)
+        for (int64_t j = 0; j < side; j++) {
+            vec v = LOAD_HALF(from + i * pitch + j * LANES);
             STORE(out + (i * side + j) * LANES, v);
         }
 }
@@ -41,14 +62,19 @@ static void patches_part(void *arg, int part, int64_t begin, int64_t end) {
         column -= p->left;
         bool inside = row >= 0 && column >= 0 && row + SIDE <= x->h && column + SIDE <= x->w;
         for (int64_t c = 0; c < x->channels; c += LANES) {
-            const float *plane = p->in + (sample * x->channels + c) * x->h * x->w;
+            int64_t plane = (sample * x->channels + c) * x->h * x->w, at = plane + (row * x->w + column) * LANES;
             float *v = p->v.at + t * p->v.ld + c;
-            if (inside) {
-                transform_data(plane + (row * x->w + column) * LANES, x->w * LANES, v, p->v.step);
-            } else {
-                cut_out(plane, x->h, x->w, row, column, SIDE, square);
-                transform_data(square, SIDE * LANES, v, p->v.step);
+            if (inside && !p->in_half) {
+                transform_data((const float *)p->in + at, x->w * LANES, v, p->v.step);
+                continue;
             }
+            if (inside)
+                widen_square((const uint16_t *)p->in + at, x->w * LANES, SIDE, square);
+            else if (p->in_half)
+                cut_out(p->in, true, plane, x->h, x->w, row, column, SIDE, square);
+            else
+                cut_out(p->in, false, plane, x->h, x->w, row, column, SIDE, square);
+            transform_data(square, SIDE * LANES, v, p->v.step);
         }
     }
 }
@@ -106,9 +132,10 @@ static void outputs_part(void *arg, int part, int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; t++) {
         int64_t sample, row, column;
         tile_at(p, p->first + t, &sample, &row, &column);
-        bool whole = row + side <= y->h && column + side <= y->w;
+        bool whole = row + side <= y->h && column + side <= y->w && !p->out_half;
         for (int64_t k = 0; k < y->channels; k += LANES) {
-            float *plane = p->out + (sample * y->channels + k) * y->h * y->w + (row * y->w + column) * LANES;
+            int64_t at = (sample * y->channels + k) * y->h * y->w + (row * y->w + column) * LANES;
+            float *plane = (float *)p->out + at; /* of bf16: not used */
             const float *m = p->m.at + t * p->m.ld + k;
             vec bias = {0};
             if (p->bias != NULL)
@@ -120,8 +147,13 @@ static void outputs_part(void *arg, int part, int64_t begin, int64_t end) {
             else
                 transform_output(2, m, p->m.step, bias, to, pitch);
             for (int64_t i = 0; !whole && i < side && row + i < y->h; i++)
-                for (int64_t j = 0; j < side && column + j < y->w; j++)
-                    STORE(plane + (i * y->w + j) * LANES, LOAD(square + (i * side + j) * LANES));
+                for (int64_t j = 0; j < side && column + j < y->w; j++) {
+                    vec v = LOAD(square + (i * side + j) * LANES);
+                    if (p->out_half)
+                        STORE_HALF((uint16_t *)p->out + at + (i * y->w + j) * LANES, v);
+                    else
+                        STORE(plane + (i * y->w + j) * LANES, v);
+                }
         }
     }
 }
@@ -139,13 +171,15 @@ static void gradients_part(void *arg, int part, int64_t begin, int64_t end) {
         tile_at(p, p->first + t, &sample, &row, &column);
         bool whole = row + side <= y->h && column + side <= y->w;
         for (int64_t k = 0; k < y->channels; k += LANES) {
-            const float *plane = p->gradient + (sample * y->channels + k) * y->h * y->w;
-            const float *from = plane + (row * y->w + column) * LANES;
-            if (!whole) {
-                cut_out(plane, y->h, y->w, row, column, side, square);
-                from = square;
-            }
-            int64_t pitch = (whole ? y->w : side) * LANES;
+            int64_t plane = (sample * y->channels + k) * y->h * y->w, at = plane + (row * y->w + column) * LANES;
+            const float *from = whole && !p->gradient_half ? (const float *)p->gradient + at : square;
+            int64_t pitch = (from == square ? side : y->w) * LANES;
+            if (whole && p->gradient_half)
+                widen_square((const uint16_t *)p->gradient + at, y->w * LANES, side, square);
+            else if (p->gradient_half)
+                cut_out(p->gradient, true, plane, y->h, y->w, row, column, side, square);
+            else if (!whole)
+                cut_out(p->gradient, false, plane, y->h, y->w, row, column, side, square);
             float *w = p->m.at + t * p->m.ld + k;
             if (side == 4)
                 transform_gradient(4, from, pitch, w, p->m.step);
