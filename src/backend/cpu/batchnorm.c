@@ -9,6 +9,11 @@
 #include <string.h>
 
 #define HALVES 16 /* channels of a block of bf16 */
+typedef float vec PL_HALF_VECTOR(float, HALVES);
+typedef uint32_t words PL_HALF_VECTOR(uint32_t, HALVES);
+typedef uint16_t halves PL_HALF_VECTOR(uint16_t, HALVES);
+#define WIDEN(p) PL_WIDEN(p, vec, words, halves)
+#define ROUND(p, v) PL_ROUND(p, v, words, halves)
 #define RUN 64
 
 struct state {
@@ -116,15 +121,15 @@ PL_WITHIN void block_sums_half(const struct state *s, const uint16_t *y, const u
     double l1[HALVES] = {0}, l2[HALVES] = {0};
     for (int64_t n = 0; n < rows; n++, at += s->channels * s->plane)
         for (int64_t i = at, end = at + s->plane * HALVES; i < end;) {
-            pl_floats run1 = {0}, run2 = {0};
+            vec run1 = {0}, run2 = {0};
             for (int64_t last = end - i > RUN * HALVES ? i + RUN * HALVES : end; i < last; i += HALVES) {
-                pl_floats a = PL_WIDEN(u + i);
+                vec a = WIDEN(u + i);
                 if (y != NULL) {
-                    a = (pl_floats)((pl_words)a & (pl_words)(PL_WIDEN(y + i) > 0.0f));
-                    PL_ROUND((uintptr_t)(u + i), a); /* backward may overwrite dy */
+                    a = (vec)((words)a & (words)(WIDEN(y + i) > 0.0f));
+                    ROUND((uintptr_t)(u + i), a); /* backward may overwrite dy */
                 }
                 run1 += a;
-                run2 += a * PL_WIDEN(v + i);
+                run2 += a * WIDEN(v + i);
             }
             for (int k = 0; k < HALVES; k++) {
                 l1[k] += (double)run1[k];
@@ -183,17 +188,17 @@ PL_WITHIN void forward_block(const struct state *s, int64_t c, int64_t block, co
 }
 
 PL_WITHIN void forward_block_half(const struct state *s, int64_t c, const uint16_t *x, uint16_t *y) {
-    pl_floats a, b, add, low = (pl_floats){0} + (s->relu ? 0.0f : -INFINITY);
+    vec a, b, add, low = (vec){0} + (s->relu ? 0.0f : -INFINITY);
     for (int k = 0; k < HALVES; k++) {
         a[k] = (float)s->a[c + k];
         b[k] = (float)s->b[c + k];
         add[k] = (float)s->c[c + k];
     }
     for (int64_t i = 0; i < s->plane * HALVES; i += HALVES) {
-        pl_floats v = (PL_WIDEN(x + i) - b) * a + add;
-        pl_words below = (pl_words)(v < low);
-        v = (pl_floats)((below & (pl_words)low) | (~below & (pl_words)v));
-        PL_ROUND(y + i, v);
+        vec v = (WIDEN(x + i) - b) * a + add;
+        words below = (words)(v < low);
+        v = (vec)((below & (words)low) | (~below & (words)v));
+        ROUND(y + i, v);
     }
 }
 
@@ -319,7 +324,7 @@ PL_WITHIN void backward_block(const struct state *s, int64_t c, int64_t block, c
 
 /* In float, which has more digits than what is read and written. */
 PL_WITHIN void backward_block_half(const struct state *s, int64_t c, const uint16_t *x, const uint16_t *dy, uint16_t *dx) {
-    pl_floats a, b, mean, less;
+    vec a, b, mean, less;
     for (int k = 0; k < HALVES; k++) {
         a[k] = (float)s->a[c + k];
         b[k] = (float)s->b[c + k];
@@ -327,8 +332,8 @@ PL_WITHIN void backward_block_half(const struct state *s, int64_t c, const uint1
         less[k] = (float)s->c[c + k];
     }
     for (int64_t i = 0; i < s->plane * HALVES; i += HALVES) {
-        pl_floats v = a * (PL_WIDEN(dy + i) - less - b * (PL_WIDEN(x + i) - mean));
-        PL_ROUND(dx + i, v);
+        vec v = a * (WIDEN(dy + i) - less - b * (WIDEN(x + i) - mean));
+        ROUND(dx + i, v);
     }
 }
 

@@ -14,14 +14,13 @@
 #define PL_HALVES
 #endif
 
-/* Sixteen at once, for what the compiler does not make vectors of by itself; within PL_HALVES only. Not functions: how a
- * vector is handed over depends on the instruction set. */
-typedef float pl_floats __attribute__((vector_size(16 * sizeof(float)), aligned(4), may_alias));
-typedef uint32_t pl_words __attribute__((vector_size(16 * sizeof(uint32_t)), aligned(4), may_alias));
-typedef uint16_t pl_halves __attribute__((vector_size(16 * sizeof(uint16_t)), aligned(2), may_alias));
-#define PL_WIDEN(p) ((pl_floats)(__builtin_convertvector(*(const pl_halves *)(const void *)(p), pl_words) << 16))
-#define PL_NAN_OR(v, bits) (((bits) & ~(pl_words)((v) != (v))) | (((pl_words)(v) >> 16 | 0x40) & (pl_words)((v) != (v))))
-#define PL_ROUND(p, v) (*(pl_halves *)(void *)(p) = __builtin_convertvector(PL_NAN_OR(v, ((pl_words)(v) + 0x7fff + ((pl_words)(v) >> 16 & 1)) >> 16), pl_halves))
+/* Vectors of them, for what the compiler does not make vectors of by itself. vec, words, halves: vectors of as many float,
+ * uint32_t and uint16_t (PL_HALF_VECTOR). Not functions: how a vector is handed over depends on the instruction set. */
+#define PL_HALF_VECTOR(type, lanes) __attribute__((vector_size((lanes) * sizeof(type)), aligned(sizeof(type)), may_alias))
+#define PL_WIDEN(p, vec, words, halves) ((vec)(__builtin_convertvector(*(const halves *)(const void *)(p), words) << 16))
+#define PL_NEAREST(v, words) (((words)(v) + 0x7fff + ((words)(v) >> 16 & 1)) >> 16)
+#define PL_NEAREST_OR_NAN(v, words) ((PL_NEAREST(v, words) & ~(words)((v) != (v))) | (((words)(v) >> 16 | 0x40) & (words)((v) != (v))))
+#define PL_ROUND(p, v, words, halves) (*(halves *)(void *)(p) = __builtin_convertvector(PL_NEAREST_OR_NAN(v, words), halves))
 
 PL_WITHIN float pl_bf16_widen(uint16_t half) {
     uint32_t bits = (uint32_t)half << 16;

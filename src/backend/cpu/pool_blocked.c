@@ -13,20 +13,18 @@ typedef int32_t mask __attribute__((vector_size(LANES * sizeof(int32_t)), aligne
 /* Not functions: how a vector is handed over depends on the instruction set. */
 #define LOAD(p) (*(const vec *)(const void *)(p))
 #define STORE(p, v) (*(vec *)(void *)(p) = (v))
-/* Of floats or bf16 (bf16.h), from element i of t on. */
-typedef uint32_t bits __attribute__((vector_size(LANES * sizeof(uint32_t)), may_alias));
-typedef uint16_t halves __attribute__((vector_size(LANES * sizeof(uint16_t)), aligned(2), may_alias));
-#define WIDEN(p) ((vec)(__builtin_convertvector(*(const halves *)(const void *)(p), bits) << 16))
-#define READ(t, i, half) ((half) ? WIDEN((const uint16_t *)(t) + (i)) : LOAD((const float *)(t) + (i)))
-#define ROUND(v) ((((bits)(v) + 0x7fff + ((bits)(v) >> 16 & 1)) >> 16 & ~(bits)((v) != (v))) | (((bits)(v) >> 16 | 0x40) & (bits)((v) != (v))))
-#define WRITE(t, i, half, v)                                                                             \
-    do {                                                                                                 \
-        if (half)                                                                                        \
-            *(halves *)(void *)((uint16_t *)(t) + (i)) = __builtin_convertvector(ROUND(v), halves);      \
-        else                                                                                             \
-            STORE((float *)(t) + (i), v);                                                                \
-    } while (0)
 #define CHOOSE(take, a, b) ((vec)(((take) & (mask)(a)) | (~(take) & (mask)(b))))
+/* Of floats or bf16, from element i of t on. */
+typedef uint32_t words PL_HALF_VECTOR(uint32_t, LANES);
+typedef uint16_t halves PL_HALF_VECTOR(uint16_t, LANES);
+#define READ(t, i, half) ((half) ? PL_WIDEN((const uint16_t *)(t) + (i), vec, words, halves) : LOAD((const float *)(t) + (i)))
+#define WRITE(t, i, half, v)                                      \
+    do {                                                          \
+        if (half)                                                 \
+            PL_ROUND((uint16_t *)(t) + (i), v, words, halves);    \
+        else                                                      \
+            STORE((float *)(t) + (i), v);                         \
+    } while (0)
 
 struct job {
     const struct pl_cpu_window *w;

@@ -17,12 +17,10 @@ PL_WITHIN void tile_at(const struct pl_cpu_pass *p, int64_t t, int64_t *sample, 
 }
 
 /* Between a vector and bf16 */
-typedef uint32_t words __attribute__((vector_size(LANES * sizeof(uint32_t)), aligned(4), may_alias));
-typedef uint16_t halves __attribute__((vector_size(LANES * sizeof(uint16_t)), aligned(2), may_alias));
-#define LOAD_HALF(p) ((vec)(__builtin_convertvector(*(const halves *)(const void *)(p), words) << 16))
-#define ROUNDED(v) (((words)(v) + 0x7fff + ((words)(v) >> 16 & 1)) >> 16)
-#define NUMBER_OR_NONE(v) ((ROUNDED(v) & ~(words)((v) != (v))) | (((words)(v) >> 16 | 0x40) & (words)((v) != (v))))
-#define STORE_HALF(p, v) (*(halves *)(void *)(p) = __builtin_convertvector(NUMBER_OR_NONE(v), halves))
+typedef uint32_t words PL_HALF_VECTOR(uint32_t, LANES);
+typedef uint16_t halves PL_HALF_VECTOR(uint16_t, LANES);
+#define LOAD_HALF(p) PL_WIDEN(p, vec, words, halves)
+#define STORE_HALF(p, v) PL_ROUND(p, v, words, halves)
 
 /* Copies the part of a square that lies inside the planes, zeros outside. plane: the element of t where the channels begin. */
 PL_WITHIN void cut_out(const void *t, bool half, int64_t plane, int64_t h, int64_t w, int64_t row, int64_t column, int64_t side, float *out) {
