@@ -298,7 +298,7 @@ static inline float *lend_laid_out(const struct pl_backend_table *table, struct 
     float *laid = copy_of(v, pl_shape_elems(s)), *p;
     relay(laid, s, l, true);
     halve(laid, pl_shape_elems(s), l);
-    p = lend(table, b, laid, (size_t)pl_shape_elems(s) * sizeof *v);
+    p = lend(table, b, laid, pl_layout_bytes(l, s));
     free(laid);
     return p;
 }
@@ -319,13 +319,13 @@ static inline struct pl_io lend_all(const struct pl_backend_table *table, struct
     bool in_place = t->in_place && op->lx[0].block == op->ly.block && op->lx[0].bf16 == op->ly.bf16;
     for (int k = 0; k < op->inputs; k++) {
         io.x[k] = lend_laid_out(table, b, t->x[k], &op->x[k], &op->lx[k]);
-        io.dx[k] = lend(table, b, t->dx[k], (size_t)pl_shape_elems(&op->x[k]) * sizeof(float));
+        io.dx[k] = lend(table, b, t->dx[k], pl_layout_bytes(&op->lx[k], &op->x[k]));
     }
     for (int k = 0; k < op->params; k++) {
         io.p[k] = lend(table, b, t->p[k], (size_t)pl_shape_elems(&op->p[k]) * sizeof(float));
         io.dp[k] = lend(table, b, t->dp[k], (size_t)pl_shape_elems(&op->p[k]) * sizeof(float));
     }
-    io.y = in_place ? (float *)(uintptr_t)io.x[0] : lend(table, b, t->y, (size_t)pl_shape_elems(&op->y) * sizeof(float));
+    io.y = in_place ? (float *)(uintptr_t)io.x[0] : lend(table, b, t->y, pl_layout_bytes(&op->ly, &op->y));
     io.dy = t->io.dy ? lend_laid_out(table, b, t->dy, &op->y, &op->ly) : NULL;
     io.row_key = lend(table, b, t->row_key, (size_t)op->x[0].dim[0] * sizeof *t->row_key);
     if (t->io.label == t->label)

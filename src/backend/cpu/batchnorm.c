@@ -247,7 +247,7 @@ static void statistics(const struct job *j, int64_t begin, int64_t end) {
         if (s->batch) {
             s->mean[c] = m > 0 ? s->sum[c] / m : 0.0;
             double var = m > 0 ? s->sum2[c] / m - s->mean[c] * s->mean[c] : 0.0;
-            s->var[c] = var < 0.0 ? 0.0 : var;
+            s->var[c] = isinf(s->sum2[c]) ? (double)NAN : var < 0.0 ? 0.0 : var; /* squares beyond float: the loss shows it */
         } else {
             s->mean[c] = (double)j->io->p[2][c];
             s->var[c] = (double)j->io->p[3][c];

@@ -15,7 +15,11 @@ static pl_status cpu_open(const struct pl_device_options *o, struct pl_backend *
     b->blas_parallel = pl_cpu_blas_open(b->threads);
     b->lanes = pl_cpu_lanes_here();
     b->dnnl = pl_cpu_dnnl_open();
-    b->bf16 = o->bf16 && b->dnnl != NULL;
+    b->bf16 = o->bf16;
+    if (b->bf16 && b->dnnl == NULL) {
+        pl_free(b);
+        return PL_ERR_MEMORY;
+    }
     *out = b;
     return PL_OK;
 }

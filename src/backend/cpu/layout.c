@@ -15,11 +15,11 @@ static bool alike(const struct pl_op *op) {
     return true;
 }
 
-/* Whether the kind reads inputs that are alike as they lie: blocks, or rows of bf16. */
+/* Whether the kind reads inputs that are alike as they lie: blocks, but not flattened ones, or rows of bf16. */
 static bool reads(const struct pl_cpu_kind *kind, const struct pl_op *op) {
     const struct pl_layout *x = &op->lx[0];
     bool halves = kind->halves == PL_CPU_HALVES || (kind->halves == PL_CPU_HALF_BLOCKS && blocked(x));
-    return alike(op) && (x->bf16 ? halves : blocked(x));
+    return alike(op) && (x->bf16 ? halves : blocked(x)) && (!blocked(x) || op->x[0].dims == 4);
 }
 
 static bool is_loss(enum pl_op_kind kind) { return kind >= PL_OP_SOFTMAX_LOSS; }
@@ -44,7 +44,7 @@ struct pl_layout pl_cpu_layout(struct pl_backend *b, const struct pl_op *op) {
 static bool goes_through(const struct pl_cpu_kind *kind, const struct pl_op *op) {
     struct pl_cpu_dims y = pl_cpu_dims(&op->y);
     bool same = op->ly.block == op->lx[0].block || y.h * y.w == 1 || (!blocked(&op->ly) && !blocked(&op->lx[0]));
-    return reads(kind, op) && same && op->ly.bf16 == op->lx[0].bf16 && (!blocked(&op->lx[0]) || op->x[0].dims == 4);
+    return reads(kind, op) && same && op->ly.bf16 == op->lx[0].bf16;
 }
 
 static bool as_it_lies(const struct pl_plan *p) {
