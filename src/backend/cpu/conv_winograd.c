@@ -101,8 +101,9 @@ struct pl_cpu_winograd *pl_cpu_winograd_create(const struct pl_plan *p) {
     double most_effort = p->backend->lanes->most_effort * (y_blocked ? 1.0 : 1.25); /* im2col is slower than oneDNN */
     if (op->ly.bf16) /* the other way multiplies bf16: on Zen 4 twice as many at once, of half the bytes; with AMX many times */
         most_effort = pl_cpu_dnnl_amx() ? 0.0 : most_effort / 3;
-    *g = (struct pl_cpu_winograd){.backend = p->backend, .lanes = p->backend->lanes, .x = x, .y = y, .x_blocked = y_blocked && op->lx[0].block > 1, .y_blocked = y_blocked,
+    *g = (struct pl_cpu_winograd){.backend = p->backend, .lanes = p->backend->lanes, .x = x, .y = y, .y_blocked = y_blocked,
                                   .top = op->pad_begin[0], .left = op->pad_begin[1], .taps = taps, .outputs = SIDE + 1 - taps, .bias = op->bias};
+    g->x_blocked = y_blocked && op->lx[0].block > 1;
     g->x_half = g->x_blocked && op->lx[0].bf16;
     g->y_half = op->ly.bf16;
     describe(g, false, &forward);
