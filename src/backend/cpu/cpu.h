@@ -74,8 +74,9 @@ struct pl_io pl_cpu_convert_in(struct pl_plan *p, const struct pl_io *io);
 /* A tensor from canonical order into blocks, the last one filled up with zeros, or back. */
 void pl_cpu_copy_blocks(const struct pl_backend *b, const struct pl_cpu_dims *d, int64_t block, const float *from, float *to, bool into_blocks);
 void pl_cpu_convert_out(struct pl_plan *p, const struct pl_io *io); /* dx back into its blocks */
-/* n elements between float and bf16, or from one to the same. */
-void pl_cpu_copy_elements(const struct pl_backend *b, const void *from, bool from_half, void *to, bool to_half, int64_t n);
+/* n elements from float to bf16, or back. */
+void pl_cpu_round(const struct pl_backend *b, const float *from, void *to, int64_t n);
+void pl_cpu_widen(const struct pl_backend *b, const void *from, float *to, int64_t n);
 
 /* activation.c: of a plan that ends with a rectifier: y itself, and dy where y is 0. */
 void pl_cpu_relu_end(const struct pl_backend *b, void *y, bool half, int64_t n);

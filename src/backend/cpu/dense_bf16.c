@@ -22,7 +22,7 @@ struct pl_cpu_dense_bf16 {
     const char *name;
     int64_t n, in, out;
     bool x_half, y_half, bias;
-    uint16_t *weights;      /* [out, in] */
+    uint16_t *weights; /* [out, in] */
     struct product forward, data, weight, weight_more;
 };
 
@@ -158,14 +158,14 @@ static const void *rounded(const struct pl_cpu_dense_bf16 *d, const float *t, bo
     void *copy = d->backend->scratch + pad_bytes(d) + offset;
     if (half)
         return t;
-    pl_cpu_copy_elements(d->backend, t, false, copy, true, n);
+    pl_cpu_round(d->backend, t, copy, n);
     return copy;
 }
 
 static const void *input(const struct pl_cpu_dense_bf16 *d, const struct pl_io *io) { return rounded(d, io->x[0], d->x_half, d->n * d->in, 0); }
 
 pl_status pl_cpu_dense_bf16_forward(struct pl_cpu_dense_bf16 *d, const struct pl_io *io) {
-    pl_cpu_copy_elements(d->backend, io->p[0], false, d->weights, true, d->in * d->out);
+    pl_cpu_round(d->backend, io->p[0], d->weights, d->in * d->out);
     return run(d, &d->forward, input(d, io), d->weights, d->bias ? io->p[1] : NULL, io->y);
 }
 

@@ -143,37 +143,42 @@ void pl_cpu_copy_blocks(const struct pl_backend *b, const struct pl_cpu_dims *d,
 struct elements {
     const void *from;
     void *to;
-    bool from_half, to_half;
 };
 
-PL_WITHIN void copy_elements(const struct elements *e, bool from_half, bool to_half, int64_t begin, int64_t end) {
-    const void *restrict from = e->from;
-    void *restrict to = e->to;
+PL_HALVES
+static void round_part(void *arg, int part, int64_t begin, int64_t end) {
+    (void)part;
+    const float *restrict from = ((const struct elements *)arg)->from;
+    uint16_t *restrict to = ((const struct elements *)arg)->to;
     for (int64_t i = begin; i < end; i++)
-        pl_set_element(to, i, to_half, pl_element(from, i, from_half));
+        to[i] = pl_bf16_round(from[i]);
 }
 
 PL_HALVES
-static void elements_part(void *arg, int part, int64_t begin, int64_t end) {
+static void widen_part(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
-    const struct elements *e = arg;
-    if (e->from_half && !e->to_half)
-        copy_elements(e, true, false, begin, end);
-    else if (e->to_half && !e->from_half)
-        copy_elements(e, false, true, begin, end);
-    else
-        memcpy(pl_from(e->to, begin, e->to_half), pl_from(e->from, begin, e->to_half), (size_t)(end - begin) * pl_element_bytes(e->to_half));
+    const uint16_t *restrict from = ((const struct elements *)arg)->from;
+    float *restrict to = ((const struct elements *)arg)->to;
+    for (int64_t i = begin; i < end; i++)
+        to[i] = pl_bf16_widen(from[i]);
 }
 
-void pl_cpu_copy_elements(const struct pl_backend *b, const void *from, bool from_half, void *to, bool to_half, int64_t n) {
-    struct elements e = {from, to, from_half, to_half};
-    pl_cpu_parts(b, n, PL_CPU_GRAIN, elements_part, &e);
+void pl_cpu_round(const struct pl_backend *b, const float *from, void *to, int64_t n) {
+    pl_cpu_parts(b, n, PL_CPU_GRAIN, round_part, &(struct elements){from, to});
+}
+
+void pl_cpu_widen(const struct pl_backend *b, const void *from, float *to, int64_t n) {
+    pl_cpu_parts(b, n, PL_CPU_GRAIN, widen_part, &(struct elements){from, to});
 }
 
 static void copy(struct pl_plan *p, int i, const void *from, void *to, bool out) {
     const struct pl_layout *l = &p->op.lx[i];
     if (!blocked(l)) {
-        pl_cpu_copy_elements(p->backend, from, !out && l->bf16, to, out && l->bf16, pl_shape_elems(&p->op.x[i]));
+        int64_t n = pl_shape_elems(&p->op.x[i]);
+        if (out)
+            pl_cpu_round(p->backend, from, to, n);
+        else
+            pl_cpu_widen(p->backend, from, to, n);
         return;
     }
     struct pl_cpu_dims d = {p->op.x[i].dim[0], pl_shape_row_elems(&p->op.x[i]) / l->plane, 1, l->plane};

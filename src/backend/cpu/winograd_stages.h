@@ -133,12 +133,11 @@ static void outputs_part(void *arg, int part, int64_t begin, int64_t end) {
         bool whole = row + side <= y->h && column + side <= y->w && !p->out_half;
         for (int64_t k = 0; k < y->channels; k += LANES) {
             int64_t at = (sample * y->channels + k) * y->h * y->w + (row * y->w + column) * LANES;
-            float *plane = (float *)p->out + at; /* of bf16: not used */
             const float *m = p->m.at + t * p->m.ld + k;
             vec bias = {0};
             if (p->bias != NULL)
                 bias = LOAD(p->bias + k);
-            float *to = whole ? plane : square;
+            float *to = whole ? (float *)p->out + at : square;
             int64_t pitch = (whole ? y->w : side) * LANES;
             if (side == 4)
                 transform_output(4, m, p->m.step, bias, to, pitch);
@@ -147,10 +146,11 @@ static void outputs_part(void *arg, int part, int64_t begin, int64_t end) {
             for (int64_t i = 0; !whole && i < side && row + i < y->h; i++)
                 for (int64_t j = 0; j < side && column + j < y->w; j++) {
                     vec v = LOAD(square + (i * side + j) * LANES);
+                    int64_t there = at + (i * y->w + j) * LANES;
                     if (p->out_half)
-                        STORE_HALF((uint16_t *)p->out + at + (i * y->w + j) * LANES, v);
+                        STORE_HALF((uint16_t *)p->out + there, v);
                     else
-                        STORE(plane + (i * y->w + j) * LANES, v);
+                        STORE((float *)p->out + there, v);
                 }
         }
     }
