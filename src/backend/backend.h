@@ -56,6 +56,7 @@ struct pl_op {
     double smoothing;              /* softmax_loss: this part of the target is shared by all classes (Szegedy 2016) */
     bool need_dx[PL_MAX_INPUTS];   /* backward must write dx[i] */
     bool train;                    /* backward will be called */
+    bool p_bf16;                   /* p[0] comes in bf16 too, only where wants_bf16 says so */
     bool relu;                     /* y = max(y, 0) at the end, only where fuses_relu says so; backward may overwrite dy */
 };
 
@@ -72,6 +73,8 @@ struct pl_io {
     const float *x[PL_MAX_INPUTS];
     float *y;
     const float *p[PL_MAX_PARAMS];
+    void *p_bf16;                  /* where op.p_bf16: p[0] in bf16, made by forward unless p_bf16_made */
+    bool p_bf16_made;
     const void *label;             /* int32_t[N] or float[N, K]; NULL: a loss only writes y */
     struct pl_loss_sums *sums;     /* losses, forward */
     const float *dy;               /* NULL at a loss */
@@ -144,6 +147,10 @@ struct pl_backend_table {
     struct pl_layout (*layout)(struct pl_backend *b, const struct pl_op *op);
     /* Whether a plan of this kind can end with a rectifier; NULL: none can. */
     bool (*fuses_relu)(enum pl_op_kind kind);
+    /* Whether plans of this kind multiply p[0] as it lies, in bf16, and can have it so from outside; NULL: none can. Then
+     * round: n elements to bf16, by the calling thread alone. */
+    bool (*wants_bf16)(const struct pl_backend *b, enum pl_op_kind kind);
+    void (*round)(const float *from, void *to, int64_t n);
     /* Makes a plan. PL_ERR_USAGE naming op->name and the backend where it cannot. */
     pl_status (*plan)(struct pl_backend *b, const struct pl_op *op, struct pl_plan **out);
     void (*plan_destroy)(struct pl_plan *p);

@@ -17,13 +17,6 @@ struct pl_graph_far {
     bool stays, gradient_stays; /* pl_graph_stay */
 };
 
-static struct pl_graph *owner(struct pl_graph *g)
-{
-    while (g->share)
-        g = g->share;
-    return g;
-}
-
 /* ---- create, destroy ------------------------------------------------------------------------- */
 
 static size_t label_bytes(const struct pl_graph *g)
@@ -106,33 +99,38 @@ void pl_graph_far_destroy(struct pl_graph *g)
 
 /* ---- there ----------------------------------------------------------------------------------- */
 
-const float *pl_graph_params_there(struct pl_graph *g) { return g->far ? owner(g)->far->params : pl_graph_params(g); }
+const float *pl_graph_params_there(struct pl_graph *g) { return g->far ? pl_graph_owner(g)->far->params : pl_graph_params(g); }
 float *pl_graph_grads_there(struct pl_graph *g) { return g->far ? g->far->grads : pl_graph_grads(g); }
 
 static pl_status send_params(struct pl_graph *g)
 {
-    return g->table->upload(g->backend, owner(g)->far->params, pl_graph_params(g), (size_t)g->elems * sizeof(float));
+    return g->table->upload(g->backend, pl_graph_owner(g)->far->params, pl_graph_params(g), (size_t)g->elems * sizeof(float));
 }
 
 bool pl_graph_gradient_stays(const struct pl_graph *g) { return g->far && g->far->gradient_stays; }
 
 struct pl_graph_slabs pl_graph_there(struct pl_graph *g)
 {
-    return (struct pl_graph_slabs){owner(g)->far->params, g->far->grads};
+    return (struct pl_graph_slabs){pl_graph_owner(g)->far->params, g->far->grads};
 }
 
 pl_status pl_graph_stay(struct pl_graph *g, bool gradient)
 {
+    if (!g->far) {
+        pl_graph_round_all(g);
+        g->bf16_kept = true;
+        return PL_OK;
+    }
     g->far->stays = true;
     g->far->gradient_stays = gradient;
     return send_params(g);
 }
 
-pl_status pl_graph_refresh_params(struct pl_graph *g) { return g->far && !owner(g)->far->stays ? send_params(g) : PL_OK; }
+pl_status pl_graph_refresh_params(struct pl_graph *g) { return g->far && !pl_graph_owner(g)->far->stays ? send_params(g) : PL_OK; }
 
 pl_status pl_graph_bring_params(struct pl_graph *g)
 {
-    return g->table->download(g->backend, pl_graph_params(g), owner(g)->far->params, (size_t)g->elems * sizeof(float));
+    return g->table->download(g->backend, pl_graph_params(g), pl_graph_owner(g)->far->params, (size_t)g->elems * sizeof(float));
 }
 
 void pl_graph_batch_there(const struct pl_graph *g, const struct pl_graph_batch *b, struct pl_graph_batch *there)

@@ -123,6 +123,7 @@ pl_status pl_graph_prepare(struct pl_graph *g)
     for (int i = 0; i < g->layers; i++)
         if (g->node[i].norm)
             PL_TRY(fold_layer(g, i));
+    pl_graph_round_all(g);
     g->prepared = true;
     return PL_OK;
 }

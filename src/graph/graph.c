@@ -17,6 +17,7 @@ static struct pl_op operation(const struct pl_graph *g, int i)
                        .ly = n->layout,
                        .params = l->params,
                        .train = n->need_grad,
+                       .p_bf16 = n->weight_bf16 != NULL,
                        .relu = n->relu};
     for (int k = 0; k < l->inputs; k++) {
         op.x[k] = l->x[k];
@@ -105,6 +106,7 @@ static pl_status allocate_all(struct pl_graph *g)
     if (!g->share)
         PL_TRY(make_slab(g, "parameters", &g->own_params));
     PL_TRY(pl_graph_far_create(g));
+    PL_TRY(pl_graph_rounded_create(g));
     if (g->folded_elems == 0)
         return PL_OK;
     g->fold_host = pl_alloc((size_t)g->fold_host_elems * sizeof(float), "folded weights");
@@ -205,6 +207,7 @@ void pl_graph_destroy(struct pl_graph *g)
     if (g->arena)
         g->table->free(g->backend, g->arena);
     pl_graph_far_destroy(g);
+    pl_graph_rounded_destroy(g);
     pl_free(g->own_params);
     pl_free(g->own_grads);
     if (g->folded)

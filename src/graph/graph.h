@@ -10,6 +10,7 @@ struct pl_graph; /* one network on one backend at one batch capacity */
 struct pl_tensor {
     const char *layer, *name;
     const struct pl_param *param; /* shape, multipliers, offset */
+    void *bf16;                   /* a weight that is multiplied in bf16: its copy; otherwise NULL */
 };
 
 /* Builds layers, infers shapes, lays out slabs and the activation arena, makes the plans. Of several
@@ -38,9 +39,10 @@ float *pl_graph_grads(struct pl_graph *g); /* sums over samples; NULL before the
  * The caller owns it, and takes it back before it is freed. */
 void pl_graph_set_params(struct pl_graph *g, float *params);
 void pl_graph_set_grads(struct pl_graph *g, float *grads);
-/* Of a far backend, for a run in which nobody else reads or writes the slabs at every step. Parameters stay there: they are
+/* For a run in which nobody else reads or writes the slabs at every step. Of a far backend: parameters stay there; they are
  * sent now, are changed there (pl_graph_there) and come here when they are brought. gradient: it stays there too, slices are
- * said to be final at once, and a training pass is recorded and started as one; not with accumulate. */
+ * said to be final at once, and a training pass is recorded and started as one; not with accumulate. Of the host's: copies of
+ * weights in bf16 are made now, and who changes a weight brings its copy up to date. */
 struct pl_graph_slabs { float *params, *grads; };
 pl_status pl_graph_stay(struct pl_graph *g, bool gradient);
 struct pl_graph_slabs pl_graph_there(struct pl_graph *g);

@@ -31,6 +31,7 @@ struct pl_node {
                                  root */
     struct pl_plan *add;      /* y = x0 + x1 in place, for a root whose gradient is a sum */
     struct pl_layout layout;  /* of a root's output and gradient */
+    void *weight_bf16;        /* its first parameter in bf16, in memory of the graph that has the parameters; or NULL */
     uint32_t key;             /* names dropout's random stream */
 };
 
@@ -59,6 +60,8 @@ struct pl_graph {
     int64_t folded_elems, fold_host_elems;
     float *folded, *fold_host; /* of fold.c, on the backend and on the host; NULL: nothing is folded */
     bool prepared;
+    char *bf16;   /* rounded.c: copies of weights, of the graph that has the parameters */
+    bool bf16_kept;
     struct pl_graph_far *far; /* far.c: what lies on a backend whose memory is far; NULL: it is the host's */
     double *layer_ms; /* of pl_graph_time_layers, or NULL */
     struct pl_recording *recording; /* run.c: of a training pass, or NULL */
@@ -94,6 +97,12 @@ extern bool pl_graph_unplanned;
 /* graph.c: gradient memory of its own, unless it has that or the caller's. */
 pl_status pl_graph_make_grads(struct pl_graph *g);
 
+/* rounded.c: weights that the backend multiplies in bf16. Whether their copies are made before a pass, and not by it. */
+pl_status pl_graph_rounded_create(struct pl_graph *g);
+void pl_graph_rounded_destroy(struct pl_graph *g);
+bool pl_graph_rounded_made(const struct pl_graph *g);
+void pl_graph_round_all(struct pl_graph *g);
+
 /* far.c: where plans find parameters and write gradients, which are the slabs themselves where memory is the host's; and
  * what is sent and brought. */
 pl_status pl_graph_far_create(struct pl_graph *g);
@@ -111,6 +120,14 @@ void pl_graph_batch_there(const struct pl_graph *g, const struct pl_graph_batch 
  * slice returns when not 0 ends it. */
 pl_status pl_graph_bring_slice(struct pl_graph *g, int64_t a, int64_t b, pl_slice_fn *slice, void *arg);
 pl_status pl_graph_bring_rest(struct pl_graph *g, pl_status s, pl_slice_fn *slice, void *arg);
+
+/* The graph that has the parameters. */
+static inline struct pl_graph *pl_graph_owner(const struct pl_graph *g)
+{
+    while (g->share)
+        g = g->share;
+    return (struct pl_graph *)(uintptr_t)g;
+}
 
 enum { PL_ALIGN_ELEMS = 16 }; /* of tensors in slabs: 64 bytes */
 static inline int64_t pl_aligned(int64_t n) { return (n + PL_ALIGN_ELEMS - 1) / PL_ALIGN_ELEMS * PL_ALIGN_ELEMS; }

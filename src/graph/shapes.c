@@ -84,7 +84,7 @@ static pl_status lay_out_slab(struct pl_graph *g)
             g->elems += g->share ? 0 : pl_aligned(elems);
             if (!p->statistic && p->lr_mult != 0)
                 g->weights += elems;
-            g->tensor[n++] = (struct pl_tensor){g->layer[i].name, p->name, p};
+            g->tensor[n++] = (struct pl_tensor){.layer = g->layer[i].name, .name = p->name, .param = p};
         }
     if (g->share)
         g->elems = g->share->elems;

@@ -44,6 +44,8 @@ pl_status pl_optimizer_apply(struct pl_optimizer *o, const struct pl_update *u, 
 pl_status pl_optimizer_stay(struct pl_optimizer *o, const struct pl_backend_table *table, struct pl_backend *backend, struct pl_graph *g, bool own);
 bool pl_optimizer_stays(const struct pl_optimizer *o);
 pl_status pl_optimizer_bring(struct pl_optimizer *o);
+/* From now on apply brings the copies of weights in bf16 up to date (pl_tensor.bf16); round: pl_backend_table's. */
+void pl_optimizer_round(struct pl_optimizer *o, void (*round)(const float *from, void *to, int64_t n));
 /* A step of plain SGD, whatever the kind, from params to params; statistics stay. */
 void pl_optimizer_descend(const struct pl_optimizer *o, const struct pl_update *u, const float *sum, float *params);
 

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #define GRAIN 16384
+#define CHUNK 8192 /* elements that are rounded while they are in the cache */
 
 static const struct pl_rule *const rules[] = {
     [PL_SGD] = &pl_rule_sgd, [PL_MOMENTUM] = &pl_rule_momentum, [PL_NESTEROV] = &pl_rule_nesterov,
@@ -29,6 +30,7 @@ struct pl_optimizer {
     const struct pl_tensor *tensor;
     int tensors;
     float *slot[2];
+    void (*round)(const float *from, void *to, int64_t n); /* of weights with a copy in bf16; NULL: those are not kept */
     struct far far;   /* table NULL: nothing is */
     const float *sum; /* taken, where the rest is */
 };
@@ -101,11 +103,12 @@ double pl_optimizer_square_sum(const struct pl_optimizer *o, const float *sum, i
 struct pass {
     const struct pl_rule *rule;
     struct pl_rule_args all;
+    void (*round)(const float *from, void *to, int64_t n); /* NULL: there is no copy in bf16 */
+    uint16_t *bf16;
 };
 
-static void run_range(void *arg, int64_t begin, int64_t end)
+static void apply(const struct pass *p, int64_t begin, int64_t end)
 {
-    const struct pass *p = arg;
     struct pl_rule_args a = p->all;
     a.n = end - begin;
     a.sum += begin;
@@ -114,6 +117,15 @@ static void run_range(void *arg, int64_t begin, int64_t end)
     for (int i = 0; i < p->rule->slots; i++)
         a.slot[i] += begin;
     p->rule->apply(&a);
+    if (p->round)
+        p->round(a.to, p->bf16 + begin, a.n);
+}
+
+static void run_range(void *arg, int64_t begin, int64_t end)
+{
+    const struct pass *p = arg;
+    for (int64_t at = begin, n = p->round ? CHUNK : end - begin; at < end; at += n)
+        apply(p, at, end - at < n ? end : at + n);
 }
 
 static float trust_ratio(const struct pl_rule_args *a)
@@ -156,6 +168,8 @@ void pl_optimizer_update(struct pl_optimizer *o, const struct pl_update *u, cons
         struct pass pass = pass_over(o, o->rule, u, p, at, n, sum + at, from + at, to + at);
         if (o->rule->per_tensor_norm)
             pass.all.trust = trust_ratio(&pass.all);
+        pass.bf16 = o->tensor[t].bf16;
+        pass.round = pass.bf16 ? o->round : NULL;
         pl_parallel_for(n, GRAIN, run_range, &pass);
     }
 }
@@ -187,6 +201,8 @@ void pl_optimizer_descend(const struct pl_optimizer *o, const struct pl_update *
             pl_parallel_for(n, GRAIN, run_range, &pass);
     }
 }
+
+void pl_optimizer_round(struct pl_optimizer *o, void (*round)(const float *from, void *to, int64_t n)) { o->round = round; }
 
 /* ---- far ------------------------------------------------------------------------------------- */
 

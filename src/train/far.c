@@ -1,11 +1,14 @@
-/* Where the device's memory is far and nobody else reads or writes parameters and optimizer state at every step: they stay
- * there, and so does a gradient that need not be added to others. They are brought for a checkpoint. */
+/* Where nobody else reads or writes parameters and optimizer state at every step. If the device's memory is far they stay
+ * there, and so does a gradient that need not be added to others; they are brought for a checkpoint. If it is the host's and
+ * weights are multiplied in bf16, the optimizer rounds them as it writes them. */
 #include "train/train.h"
 
-/* Other kinds of sync work on the slabs in host memory: there each step sends parameters and brings the gradient. */
+/* Other kinds of sync work on the slabs in host memory: there each step sends parameters and brings the gradient, or rounds
+ * weights in its forward pass. */
 static bool may_stay(const struct pl_trainer *t)
 {
-    return t->table->far && t->table->optimizer && t->job->sync.kind == PL_SYNC_ALLREDUCE && t->job->sync.backup_workers == 0;
+    bool can = t->table->far ? t->table->optimizer != NULL : t->table->round != NULL;
+    return can && t->job->sync.kind == PL_SYNC_ALLREDUCE && t->job->sync.backup_workers == 0;
 }
 
 pl_status pl_trainer_settle(struct pl_trainer *t)
@@ -13,6 +16,10 @@ pl_status pl_trainer_settle(struct pl_trainer *t)
     bool alone = t->world->ranks == 1 && t->job->train.accumulate <= 1;
     if (!may_stay(t))
         return PL_OK;
+    if (!t->table->far) {
+        pl_optimizer_round(t->optimizer, t->table->round);
+        return pl_graph_stay(t->graph, false);
+    }
     PL_TRY(pl_optimizer_stay(t->optimizer, t->table, t->backend, t->graph, alone));
     return pl_graph_stay(t->graph, alone);
 }

@@ -49,6 +49,11 @@ run 1 piled train.precision=bf16 train.steps=1 train.global_batch=96 train.accum
 compare one-1 piled 2e-3 1e-1
 "$PACELINE" eval job.yaml checkpoint.dir=bf16 train.precision=bf16 >out 2>&1 || fail "eval: $(cat out)"
 echo "eval: $(tail -n 1 out)"
+grep -q "loss $(printf %.3f "$(number bf16 eval loss)")" out || fail "the run ended with $(event bf16 eval), eval says $(cat out)"
+# copies of weights that the optimizer keeps up to date, and those that each forward pass makes
+run 1 kept train.precision=bf16 optimizer.kind=adam optimizer.lr=0.003
+run 1 made train.precision=bf16 optimizer.kind=adam optimizer.lr=0.003 sync.kind=local_sgd sync.tau=1
+compare kept made 1e-8 1e-7 # they divide by the samples in another order
 
 # what is flattened in blocks goes on in rows; auxiliary heads; an output that several take, a loss among them
 cat >net.yaml <<'Y'

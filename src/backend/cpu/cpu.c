@@ -114,6 +114,10 @@ static bool cpu_fuses_relu(enum pl_op_kind kind) {
     return kind == PL_OP_CONV || kind == PL_OP_BATCHNORM || kind == PL_OP_ADD || kind == PL_OP_DENSE;
 }
 
+static bool cpu_wants_bf16(const struct pl_backend *b, enum pl_op_kind kind) {
+    return b->bf16 && kind == PL_OP_DENSE;
+}
+
 static pl_status cpu_plan(struct pl_backend *b, const struct pl_op *op, struct pl_plan **out) {
     *out = NULL;
     if (op->kind > PL_OP_EUCLIDEAN_LOSS || pl_cpu_kinds[op->kind] == NULL)
@@ -166,6 +170,8 @@ const struct pl_backend_table pl_backend_cpu = {
     .finish = cpu_finish,
     .layout = pl_cpu_layout,
     .fuses_relu = cpu_fuses_relu,
+    .wants_bf16 = cpu_wants_bf16,
+    .round = pl_cpu_round_here,
     .plan = cpu_plan,
     .plan_destroy = cpu_plan_destroy,
     .forward = cpu_forward,

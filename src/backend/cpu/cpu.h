@@ -74,7 +74,8 @@ struct pl_io pl_cpu_convert_in(struct pl_plan *p, const struct pl_io *io);
 /* A tensor from canonical order into blocks, the last one filled up with zeros, or back. */
 void pl_cpu_copy_blocks(const struct pl_backend *b, const struct pl_cpu_dims *d, int64_t block, const float *from, float *to, bool into_blocks);
 void pl_cpu_convert_out(struct pl_plan *p, const struct pl_io *io); /* dx back into its blocks */
-/* n elements from float to bf16, or back. */
+/* n elements from float to bf16, or back; here: by the calling thread. */
+void pl_cpu_round_here(const float *from, void *to, int64_t n);
 void pl_cpu_round(const struct pl_backend *b, const float *from, void *to, int64_t n);
 void pl_cpu_widen(const struct pl_backend *b, const void *from, float *to, int64_t n);
 

@@ -1,5 +1,5 @@
-/* dense_bf16: the three matrix products of a dense layer with bf16 factors and float sums, by oneDNN. Weights are
- * rounded at each forward pass into a copy of their own, which backward reads again; an input or an output that is of floats
+/* dense_bf16: the three matrix products of a dense layer with bf16 factors and float sums, by oneDNN. Weights come
+ * in bf16 too, or are rounded at each forward pass into a copy, the plan's own where there is none outside; an input or an output that is of floats
  * outside is rounded into scratch memory, or written as it is. */
 #include "backend/cpu/bf16.h"
 #include "backend/cpu/dnnl.h"
@@ -22,7 +22,7 @@ struct pl_cpu_dense_bf16 {
     const char *name;
     int64_t n, in, out;
     bool x_half, y_half, bias;
-    uint16_t *weights; /* [out, in] */
+    uint16_t *weights; /* [out, in]; NULL: those of pl_io */
     struct product forward, data, weight, weight_more;
 };
 
@@ -131,8 +131,7 @@ pl_status pl_cpu_dense_bf16_create(const struct pl_plan *p, struct pl_cpu_dense_
     pl_cpu_dnnl_threads(1);
     if (!made)
         return pl_cpu_refuse(op, "oneDNN has no bf16 product for it");
-    d->weights = pl_alloc((size_t)(d->in * d->out) * sizeof(uint16_t), "weights in bf16");
-    if (d->weights == NULL)
+    if (!op->p_bf16 && (d->weights = pl_alloc((size_t)(d->in * d->out) * sizeof(uint16_t), "weights in bf16")) == NULL)
         return PL_ERR_MEMORY;
     p->backend->team = true;
     return pl_cpu_scratch(p->backend, pad_bytes(d) + (size_t)(d->n * (d->in + d->out)) * sizeof(uint16_t));
@@ -164,16 +163,19 @@ static const void *rounded(const struct pl_cpu_dense_bf16 *d, const float *t, bo
 
 static const void *input(const struct pl_cpu_dense_bf16 *d, const struct pl_io *io) { return rounded(d, io->x[0], d->x_half, d->n * d->in, 0); }
 
+static void *weights(const struct pl_cpu_dense_bf16 *d, const struct pl_io *io) { return d->weights != NULL ? d->weights : io->p_bf16; }
+
 pl_status pl_cpu_dense_bf16_forward(struct pl_cpu_dense_bf16 *d, const struct pl_io *io) {
-    pl_cpu_round(d->backend, io->p[0], d->weights, d->in * d->out);
-    return run(d, &d->forward, input(d, io), d->weights, d->bias ? io->p[1] : NULL, io->y);
+    if (d->weights != NULL || !io->p_bf16_made)
+        pl_cpu_round(d->backend, io->p[0], weights(d, io), d->in * d->out);
+    return run(d, &d->forward, input(d, io), weights(d, io), d->bias ? io->p[1] : NULL, io->y);
 }
 
 pl_status pl_cpu_dense_bf16_backward(struct pl_cpu_dense_bf16 *d, const struct pl_io *io) {
     const void *dy = rounded(d, io->dy, d->y_half, d->n * d->out, (size_t)(d->n * d->in) * sizeof(uint16_t));
     if (io->dp[0] != NULL)
         PL_TRY(run(d, io->accumulate ? &d->weight_more : &d->weight, dy, input(d, io), NULL, io->dp[0]));
-    return d->data.matmul != NULL && io->dx[0] != NULL ? run(d, &d->data, dy, d->weights, NULL, io->dx[0]) : PL_OK;
+    return d->data.matmul != NULL && io->dx[0] != NULL ? run(d, &d->data, dy, weights(d, io), NULL, io->dx[0]) : PL_OK;
 }
 
 #else

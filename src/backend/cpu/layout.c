@@ -163,6 +163,8 @@ static void widen_part(void *arg, int part, int64_t begin, int64_t end) {
         to[i] = pl_bf16_widen(from[i]);
 }
 
+void pl_cpu_round_here(const float *from, void *to, int64_t n) { round_part(&(struct elements){from, to}, 0, 0, n); }
+
 void pl_cpu_round(const struct pl_backend *b, const float *from, void *to, int64_t n) {
     pl_cpu_parts(b, n, PL_CPU_GRAIN, round_part, &(struct elements){from, to});
 }
