@@ -258,17 +258,14 @@ static void data_part(void *arg, int part, int64_t begin, int64_t end) {
 static pl_status backward(struct pl_plan *p, const struct pl_io *io) {
     struct state *s = p->state;
     pl_status status = PL_OK;
-    if (io->dp[0] != NULL && s->winograd != NULL)
-        pl_cpu_winograd_weights(s->winograd, io);
+    bool data = p->op.need_dx[0] && io->dx[0] != NULL;
+    if (s->winograd != NULL)
+        data = !pl_cpu_winograd_backward(s->winograd, io) && data;
     else if (io->dp[0] != NULL && !pl_cpu_conv_dnnl_weights(s->dnnl, io, &status))
         weight_gradient(p, io);
     PL_TRY(status);
-    if (!p->op.need_dx[0] || io->dx[0] == NULL)
-        return PL_OK;
-    if (s->winograd != NULL && pl_cpu_winograd_data(s->winograd, io))
-        return PL_OK;
     struct run r = run_of(p, io, false);
-    if (!pl_cpu_conv_dnnl_data(s->dnnl, io, &status))
+    if (data && !pl_cpu_conv_dnnl_data(s->dnnl, io, &status))
         run_parts(p, &r, data_part);
     return status;
 }

@@ -4,8 +4,9 @@
  * becomes 36 independent matrix products, one for each point:
  *
  *     forward    M[tile, k]  = V[tile, c] U[c, k]      y  = outputs of M
- *     data       the same on dy with the filters turned round
  *     weights    dU[k, c]    = W[tile, k]^T V[tile, c]  dw = filters of dU
+ *     data       dV[tile, c] = W[tile, k] U[c, k]^T     dx = the sum of what dV makes of the patches
+ *                or forward on dy with the filters turned round
  *
  * That is 4 times (5x5: 2.8 times) fewer multiplications. The tiles go through in blocks, so that what
  * lies between the stages stays in the caches. Sums run in an order that knows nothing of threads.
@@ -36,7 +37,7 @@ static bool fits(const struct pl_op *op, int64_t lanes, const struct pl_cpu_dims
 static void describe(const struct pl_cpu_winograd *g, bool data, struct pl_cpu_pass *p) {
     const int64_t lanes = g->lanes->lanes, rows = g->lanes->rows;
     struct pl_cpu_planes x = {g->x.c, up(g->x.c, lanes), g->x.h, g->x.w}, y = {g->y.c, up(g->y.c, lanes), g->y.h, g->y.w};
-    *p = (struct pl_cpu_pass){.g = g, .from = data ? y : x, .to = data ? x : y, .turned = data};
+    *p = (struct pl_cpu_pass){.g = g, .from = data ? y : x, .to = data ? x : y, .turned = data, .reversed = data};
     p->top = data ? g->taps - 1 - g->top : g->top;
     p->left = data ? g->taps - 1 - g->left : g->left;
     p->across = up(p->to.w, g->outputs) / g->outputs;
@@ -78,19 +79,44 @@ static int64_t lay_out_weights(struct pl_cpu_pass *p, float *scratch) {
     return used;
 }
 
-/* The time that a pass takes over that of the direct sum. A data gradient has more tiles than the forward pass where that
- * had no padding; it goes elsewhere if that eats the gain, unless activations are blocked already. */
-static double effort(const struct pl_cpu_winograd *g, const struct pl_cpu_pass *p) {
+/* The data gradient from dy's tiles, which the weights' pass has: it brings fewer where the convolution had no padding. */
+static void describe_adjoint(const struct pl_cpu_winograd *g, const struct pl_cpu_pass *weights, struct pl_cpu_pass *p) {
+    struct pl_cpu_planes x = weights->from, y = weights->to;
+    *p = *weights;
+    p->from = y;
+    p->to = x;
+    p->turned = true;
+    p->panels = up(x.channels, g->lanes->columns) / g->lanes->columns;
+}
+
+static int64_t lay_out_adjoint(const struct pl_cpu_pass *weights, struct pl_cpu_pass *p, float *scratch) {
+    int64_t used = 0;
+    p->u = place(p->from.real, p->to.channels, scratch, &used);
+    p->v = weights->m;
+    p->m = place(p->block, p->to.channels, scratch, &used);
+    return used;
+}
+
+/* The time that a pass takes over that of the direct sum; channels: of its tiles that are transformed. */
+static double effort(const struct pl_cpu_winograd *g, const struct pl_cpu_pass *p, int64_t channels) {
     double pairs = (double)(p->from.real * p->to.channels), area = g->taps * g->taps, tiles = (double)p->tiles;
     double direct = (double)(g->y.n * g->y.h * g->y.w) * area * (double)(g->x.c * g->y.c);
-    double transforms = CHANNEL_EFFORT * tiles * (double)(p->from.channels + p->to.channels) + FILTER_EFFORT(g->taps) * pairs;
-    return (POINTS * tiles * pairs + transforms) / direct;
+    return (POINTS * tiles * pairs + CHANNEL_EFFORT * tiles * (double)channels + FILTER_EFFORT(g->taps) * pairs) / direct;
+}
+
+static double effort_of_all(const struct pl_cpu_winograd *g, const struct pl_cpu_pass *p) { return effort(g, p, p->from.channels + p->to.channels); }
+
+/* It goes elsewhere where that is faster, unless activations are blocked already. */
+static void plan_data(struct pl_cpu_winograd *g, const struct pl_cpu_pass *turned, const struct pl_cpu_pass *adjoint, double most_effort) {
+    double one = effort_of_all(g, turned), other = effort(g, adjoint, adjoint->to.channels);
+    g->adjoint = !g->x_half && other < one;
+    g->data = g->y_blocked || (g->adjoint ? other : one) <= most_effort;
 }
 
 struct pl_cpu_winograd *pl_cpu_winograd_create(const struct pl_plan *p) {
     const struct pl_op *op = &p->op;
     struct pl_cpu_dims x = pl_cpu_dims(&op->x[0]), y = pl_cpu_dims(&op->y);
-    struct pl_cpu_pass forward, data, weights;
+    struct pl_cpu_pass forward, data, weights, adjoint;
     if (p->backend->lanes == NULL || !fits(op, p->backend->lanes->lanes, &x, &y))
         return NULL;
     struct pl_cpu_winograd *g = pl_alloc(sizeof *g, "a convolution's plan");
@@ -109,12 +135,16 @@ struct pl_cpu_winograd *pl_cpu_winograd_create(const struct pl_plan *p) {
     describe(g, false, &forward);
     describe(g, true, &data);
     weights = forward;
-    g->data = op->train && op->need_dx[0] && (y_blocked || effort(g, &data) <= most_effort);
-    int64_t floats[] = {lay_out(&forward, NULL), g->data ? lay_out(&data, NULL) : 0, op->train ? lay_out_weights(&weights, NULL) : 0}, most = 0;
+    describe_adjoint(g, &weights, &adjoint);
+    if (op->train && op->need_dx[0])
+        plan_data(g, &data, &adjoint, most_effort);
+    int64_t floats[] = {lay_out(&forward, NULL), g->data && !g->adjoint ? lay_out(&data, NULL) : 0, op->train ? lay_out_weights(&weights, NULL) : 0}, most = 0;
+    if (g->adjoint)
+        floats[2] += lay_out_adjoint(&weights, &adjoint, NULL) + copied(g, g->x_blocked, &x);
     for (int i = 0; i < 3; i++)
         most = floats[i] > most ? floats[i] : most;
     most += copied(g, g->x_blocked, &x) + copied(g, y_blocked, &y) + up(y.c, 16);
-    if (effort(g, &forward) > most_effort || pl_cpu_scratch(p->backend, (size_t)most * sizeof(float)) < 0) {
+    if (effort_of_all(g, &forward) > most_effort || pl_cpu_scratch(p->backend, (size_t)most * sizeof(float)) < 0) {
         pl_free(g);
         return NULL;
     }
@@ -173,12 +203,6 @@ static void convolve(struct pl_cpu_winograd *g, const struct pl_io *io, bool dat
 
 void pl_cpu_winograd_forward(struct pl_cpu_winograd *g, const struct pl_io *io) { convolve(g, io, false, io->x[0], io->y); }
 
-bool pl_cpu_winograd_data(struct pl_cpu_winograd *g, const struct pl_io *io) {
-    if (g->data)
-        convolve(g, io, true, io->dy, io->dx[0]);
-    return g->data;
-}
-
 static void bias_gradient(const struct pl_cpu_pass *p) {
     float *db = p->io->dp[1];
     if (p->first == 0 && !p->io->accumulate)
@@ -189,25 +213,63 @@ static void bias_gradient(const struct pl_cpu_pass *p) {
             db[k] += sums[t * p->m.ld + k];
 }
 
-void pl_cpu_winograd_weights(struct pl_cpu_winograd *g, const struct pl_io *io) {
+static void begin_adjoint(struct pl_cpu_pass *p, const struct pl_cpu_pass *weights, float *dx, float *scratch) {
+    const struct pl_cpu_winograd *g = weights->g;
+    describe_adjoint(g, weights, p);
+    scratch += lay_out_adjoint(weights, p, scratch);
+    p->out = g->x_blocked ? dx : scratch;
+    memset(p->out, 0, (size_t)(g->x.n * p->to.channels * p->to.h * p->to.w) * sizeof(float));
+    pl_cpu_parts(g->backend, p->to.channels / g->lanes->lanes, 1, g->lanes->winograd.filters, p);
+}
+
+/* What the tiles of the block that the other pass is at bring. */
+static void adjoint_block(struct pl_cpu_pass *p, const struct pl_cpu_pass *weights) {
+    const struct pl_cpu_winograd *g = weights->g;
+    p->first = weights->first;
+    p->count = weights->count;
+    int64_t samples = (p->first + p->count - 1) / p->per_sample - p->first / p->per_sample + 1;
+    pl_cpu_parts(g->backend, POINTS * p->panels, 1, g->lanes->winograd.products, p);
+    pl_cpu_parts(g->backend, samples * (p->to.channels / g->lanes->lanes), 1, g->lanes->winograd.patch_gradients, p);
+}
+
+static void backward_tiles(struct pl_cpu_winograd *g, const struct pl_io *io, bool weights, bool data) {
     const struct pl_backend *b = g->backend;
     const struct pl_cpu_lanes *l = g->lanes;
-    struct pl_cpu_pass p;
+    struct pl_cpu_pass p, a;
     float *scratch = (float *)(void *)b->scratch;
     describe(g, false, &p);
     p.io = io;
-    p.in = in_blocks(g, &g->x, g->x_blocked, io->x[0], &scratch);
+    if (weights)
+        p.in = in_blocks(g, &g->x, g->x_blocked, io->x[0], &scratch);
     p.gradient = in_blocks(g, &g->y, g->y_blocked, io->dy, &scratch);
     p.in_half = g->x_half;
     p.gradient_half = g->y_half;
-    lay_out_weights(&p, scratch);
+    scratch += lay_out_weights(&p, scratch);
+    if (data)
+        begin_adjoint(&a, &p, io->dx[0], scratch);
     for (; p.first < p.tiles; p.first += p.block) {
         p.count = least(p.tiles - p.first, p.block);
-        pl_cpu_parts(b, p.count, 4, l->winograd.patches, &p);
         pl_cpu_parts(b, p.count, 4, l->winograd.gradients, &p);
+        if (data)
+            adjoint_block(&a, &p);
+        if (!weights)
+            continue;
+        pl_cpu_parts(b, p.count, 4, l->winograd.patches, &p);
         pl_cpu_parts(b, POINTS * p.panels, 1, l->winograd.weights, &p);
         if (g->bias && io->dp[1] != NULL)
             bias_gradient(&p);
     }
-    pl_cpu_parts(b, p.to.real, 8, l->winograd.filter_gradients, &p);
+    if (weights)
+        pl_cpu_parts(b, p.to.real, 8, l->winograd.filter_gradients, &p);
+    if (data && !g->x_blocked)
+        pl_cpu_copy_blocks(b, &g->x, l->lanes, a.out, io->dx[0], false);
+}
+
+bool pl_cpu_winograd_backward(struct pl_cpu_winograd *g, const struct pl_io *io) {
+    bool weights = io->dp[0] != NULL, data = g->data && io->dx[0] != NULL;
+    if (weights || (data && g->adjoint))
+        backward_tiles(g, io, weights, data && g->adjoint);
+    if (data && !g->adjoint)
+        convolve(g, io, true, io->dy, io->dx[0]);
+    return data;
 }

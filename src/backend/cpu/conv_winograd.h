@@ -18,7 +18,8 @@ struct pl_cpu_winograd {
     int64_t top, left;
     int taps, outputs;
     bool bias;
-    bool data; /* takes the data gradient too */
+    bool data;    /* takes the data gradient too, */
+    bool adjoint; /* tile by tile with the weights' */
 };
 
 /* Channels as they are, and up to whole blocks. */
@@ -43,9 +44,9 @@ struct pl_cpu_pass {
     int64_t across, per_sample, tiles; /* tiles of a row, of a sample, of the batch */
     int64_t block, first, count;       /* tiles at once; those of this block */
     int64_t panels;                    /* of the products' columns; the last may be of one vector */
-    struct pl_cpu_matrices v, u, m;    /* patches; filters (or their gradient); products (or dy's tiles) */
+    struct pl_cpu_matrices v, u, m;    /* patches, or dy's tiles; filters, or their gradient; products, or dy's tiles */
     const float *bias;                 /* up to whole blocks */
-    bool turned;
+    bool turned, reversed; /* filters: [from, to] and not [to, from]; with the last tap first */
 };
 
 #endif

@@ -143,8 +143,7 @@ struct pl_cpu_winograd;
 struct pl_cpu_winograd *pl_cpu_winograd_create(const struct pl_plan *p); /* NULL: not for this convolution */
 void pl_cpu_winograd_destroy(struct pl_cpu_winograd *g);
 void pl_cpu_winograd_forward(struct pl_cpu_winograd *g, const struct pl_io *io);
-void pl_cpu_winograd_weights(struct pl_cpu_winograd *g, const struct pl_io *io);
-bool pl_cpu_winograd_data(struct pl_cpu_winograd *g, const struct pl_io *io); /* false: not taken */
+bool pl_cpu_winograd_backward(struct pl_cpu_winograd *g, const struct pl_io *io); /* false: dx, if it is wanted, is not done */
 
 extern const struct pl_cpu_kind *const pl_cpu_kinds[PL_OP_EUCLIDEAN_LOSS + 1];
 extern const struct pl_cpu_kind pl_cpu_dense, pl_cpu_conv, pl_cpu_maxpool, pl_cpu_avgpool,

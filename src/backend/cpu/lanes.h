@@ -10,7 +10,7 @@ struct pl_cpu_lanes {
     int64_t lanes, rows, columns; /* of a vector; of a product's tile */
     double most_effort;           /* time over that of a direct convolution, up to which it is done by minimal filtering */
     struct {                      /* of struct pl_cpu_pass (conv_winograd.h) */
-        pl_cpu_part_fn *patches, *filters, *products, *outputs, *gradients, *weights, *filter_gradients;
+        pl_cpu_part_fn *patches, *filters, *products, *outputs, *gradients, *weights, *filter_gradients, *patch_gradients;
     } winograd;
     struct { /* of struct pl_cpu_narrow (dense_narrow.h) */
         pl_cpu_part_fn *pack_samples, *forward, *pack_inputs, *pack_units, *weights;

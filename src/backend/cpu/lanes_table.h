@@ -6,6 +6,6 @@
 #define PL_LANES_TABLE \
     { \
         .lanes = LANES, .rows = ROWS, .columns = COLUMNS, .most_effort = 0.9, \
-        .winograd = {patches_part, filters_part, products_part, outputs_part, gradients_part, weights_part, filter_gradients_part}, \
+        .winograd = {patches_part, filters_part, products_part, outputs_part, gradients_part, weights_part, filter_gradients_part, patch_gradients_part}, \
         .dense = {pack_samples, narrow_forward_part, pack_inputs, pack_units, narrow_weights_part}, \
     }

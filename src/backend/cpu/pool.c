@@ -250,16 +250,48 @@ static inline void max_plane(const struct pl_cpu_window *w, const float *x, floa
     }
 }
 
+/* Four outputs at once: rows of small networks are too short for what the compiler would make of a loop. */
+typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
+typedef int32_t places __attribute__((vector_size(16), aligned(4), may_alias));
+
+#ifdef __clang__
+#define EVEN(a, b) __builtin_shufflevector(a, b, 0, 2, 4, 6)
+#define ODD(a, b) __builtin_shufflevector(a, b, 1, 3, 5, 7)
+#else
+#define EVEN(a, b) __builtin_shuffle(a, b, (places){0, 2, 4, 6})
+#define ODD(a, b) __builtin_shuffle(a, b, (places){1, 3, 5, 7})
+#endif
+
+PL_WITHIN void later_four(four *best, places *at, four v, places here) {
+    places more = v > *best;
+    *at = (here & more) | (*at & ~more);
+    *best = (four)(((places)v & more) | ((places)*best & ~more));
+}
+
+PL_WITHIN void max_four_2x2(const float *x, int64_t width, int32_t start, float *y, int32_t *at) {
+    const four a = *(const four *)(const void *)x, b = *(const four *)(const void *)(x + 4);
+    const four c = *(const four *)(const void *)(x + width), d = *(const four *)(const void *)(x + width + 4);
+    const places here = start + (places){0, 2, 4, 6};
+    four best = EVEN(a, b);
+    places from = here;
+    later_four(&best, &from, ODD(a, b), here + 1);
+    later_four(&best, &from, EVEN(c, d), here + (int32_t)width);
+    later_four(&best, &from, ODD(c, d), here + (int32_t)width + 1);
+    *(four *)(void *)y = best;
+    *(places *)(void *)at = from;
+}
+
 /* The pooling of most networks, 2x2 with stride 2 and no padding, in one pass: n outputs whose
  * windows start at x and, a row below, at x + width; x is at `start` in its plane. */
-static inline void max_row_2x2(const float *restrict x, int64_t width, int64_t n, int32_t start,
-                               float *restrict y, int32_t *restrict at) {
+PL_WITHIN void max_row_2x2(const float *restrict x, int64_t width, int64_t n, int32_t start, float *restrict y, int32_t *restrict at) {
     const float *below = x + width;
     int32_t row = (int32_t)width;
-    for (int64_t q = 0; q < n; q++) {
+    int64_t q = 0;
+    for (; q + 4 <= n; q += 4)
+        max_four_2x2(x + 2 * q, width, start + (int32_t)(2 * q), y + q, at + q);
+    for (; q < n; q++) {
         float best = x[2 * q];
-        int32_t from = start + (int32_t)(2 * q);
-        int32_t here = from;
+        int32_t from = start + (int32_t)(2 * q), here = from;
         later(&best, &from, x[2 * q + 1], here + 1);
         later(&best, &from, below[2 * q], here + row);
         later(&best, &from, below[2 * q + 1], here + row + 1);

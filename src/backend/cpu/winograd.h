@@ -23,6 +23,17 @@ PL_WITHIN void data_line(const vec *d, vec *t) {
     t[5] = 4.0f * d[1] - 5.0f * d[3] + d[5];
 }
 
+/* d = B t, 6 to 6 */
+PL_WITHIN void patch_line(const vec *t, vec *d) {
+    vec sum1 = t[1] + t[2], difference1 = t[1] - t[2], sum2 = t[3] + t[4], difference2 = 2.0f * (t[3] - t[4]);
+    d[0] = 4.0f * t[0];
+    d[1] = 4.0f * (t[5] - difference1) - difference2;
+    d[2] = -5.0f * t[0] - 4.0f * sum1 - sum2;
+    d[3] = difference1 + difference2 - 5.0f * t[5];
+    d[4] = t[0] + sum1 + sum2;
+    d[5] = t[5];
+}
+
 /* y = A^T t, 6 to S */
 PL_WITHIN void output_line(int outputs, const vec *t, vec *y) {
     vec sum1 = t[1] + t[2], difference1 = t[1] - t[2], sum2 = t[3] + t[4], difference2 = t[3] - t[4];
@@ -99,6 +110,25 @@ PL_WITHIN void transform_data(const float *x, int64_t row, float *v, int64_t ste
         data_line(line, t[i]);
         for (int j = 0; j < SIDE; j++)
             STORE(v + (i * SIDE + j) * step, t[i][j]);
+    }
+}
+
+/* B m B^T is added to the square at x, whose rows lie `row` floats apart. */
+PL_WITHIN void add_patch(const float *m, int64_t step, float *x, int64_t row) {
+    vec column[SIDE][SIDE];
+    for (int j = 0; j < SIDE; j++) {
+        vec line[SIDE];
+        for (int i = 0; i < SIDE; i++)
+            line[i] = LOAD(m + (i * SIDE + j) * step);
+        patch_line(line, column[j]);
+    }
+    for (int i = 0; i < SIDE; i++) {
+        vec line[SIDE], out[SIDE];
+        for (int j = 0; j < SIDE; j++)
+            line[j] = column[j][i];
+        patch_line(line, out);
+        for (int j = 0; j < SIDE; j++)
+            STORE(x + i * row + j * LANES, LOAD(x + i * row + j * LANES) + out[j]);
     }
 }
 

@@ -94,7 +94,7 @@ static void filters_part(void *arg, int part, int64_t begin, int64_t end) {
         for (int64_t d = 0; d < depth; d++, w += next, u += columns) {
             for (int q = 0; q < area; q++)
                 for (int64_t i = 0; i < lanes; i++)
-                    filter[(p->turned ? area - 1 - q : q) * LANES + i] = w[i * lane + q];
+                    filter[(p->reversed ? area - 1 - q : q) * LANES + i] = w[i * lane + q];
             if (taps == 3)
                 transform_filter(3, filter, u, p->u.step);
             else
@@ -183,6 +183,39 @@ static void gradients_part(void *arg, int part, int64_t begin, int64_t end) {
                 transform_gradient(4, from, pitch, w, p->m.step);
             else
                 transform_gradient(2, from, pitch, w, p->m.step);
+        }
+    }
+}
+
+/* Items [begin, end) of samples x blocks of channels: what the tiles of this block add to the gradient of their patches. A
+ * sample's channels go to one thread, as patches overlap. */
+PL_LANES_TARGET
+static void patch_gradients_part(void *arg, int part, int64_t begin, int64_t end) {
+    (void)part;
+    const struct pl_cpu_pass *p = arg;
+    const struct pl_cpu_planes *x = &p->to;
+    int64_t blocks = x->channels / LANES;
+    float square[POINTS * LANES];
+    for (int64_t k = begin; k < end; k++) {
+        int64_t sample = p->first / p->per_sample + k / blocks, c = k % blocks * LANES, row, column, same;
+        int64_t from = sample * p->per_sample, last = least(from + p->per_sample, p->first + p->count);
+        float *plane = (float *)p->out + (sample * x->channels + c) * x->h * x->w;
+        for (int64_t t = from > p->first ? from : p->first; t < last; t++) {
+            const float *m = p->m.at + (t - p->first) * p->m.ld + c;
+            tile_at(p, t, &same, &row, &column);
+            row -= p->top;
+            column -= p->left;
+            if (row >= 0 && column >= 0 && row + SIDE <= x->h && column + SIDE <= x->w) {
+                add_patch(m, p->m.step, plane + (row * x->w + column) * LANES, x->w * LANES);
+                continue;
+            }
+            memset(square, 0, sizeof square);
+            add_patch(m, p->m.step, square, SIDE * LANES);
+            for (int64_t i = row < 0 ? -row : 0; i < SIDE && row + i < x->h; i++)
+                for (int64_t j = column < 0 ? -column : 0; j < SIDE && column + j < x->w; j++) {
+                    float *to = plane + ((row + i) * x->w + column + j) * LANES;
+                    STORE(to, LOAD(to) + LOAD(square + (i * SIDE + j) * LANES));
+                }
         }
     }
 }
