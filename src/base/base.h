@@ -150,6 +150,10 @@ int pl_pool_threads(void);
  * all are done. The partition depends on n, grain and the threads alone. Not nested. */
 void pl_parallel_for(int64_t n, int64_t grain, void (*body)(void *arg, int64_t begin, int64_t end),
                      void *arg);
+/* Where a library brings as many threads of its own, which hold the cores for a while after their work: loops go there from now
+ * on, cut as ever. run calls part(arg, i) for every i of [0, parts). NULL: back to the pool. */
+typedef void pl_pool_run(int threads, int parts, void (*part)(void *arg, int i), void *arg);
+void pl_pool_delegate(pl_pool_run *run);
 
 /* ---- fault.c: faults at named points, for trials and tests (debug.fault) ---------------------- */
 

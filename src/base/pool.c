@@ -16,6 +16,7 @@ static struct {
     int64_t n;
     body_fn *body;
     void *arg;
+    pl_pool_run *elsewhere; /* main thread only */
 } pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .work = PTHREAD_COND_INITIALIZER, .idle = PTHREAD_COND_INITIALIZER};
 
 static void run_part(body_fn *body, void *arg, int64_t n, int parts, int part)
@@ -67,9 +68,20 @@ void pl_pool_stop(void)
     for (int i = 0; i < pool.workers; i++)
         pthread_join(pool.thread[i], NULL);
     pool.workers = 0;
+    pool.elsewhere = NULL;
 }
 
 int pl_pool_threads(void) { return pool.workers + 1; }
+
+void pl_pool_delegate(pl_pool_run *run) { pool.elsewhere = run; }
+
+struct loop { body_fn *body; void *arg; int64_t n; int parts; };
+
+static void run_elsewhere(void *arg, int i)
+{
+    const struct loop *l = arg;
+    run_part(l->body, l->arg, l->n, l->parts, i);
+}
 
 void pl_parallel_for(int64_t n, int64_t grain, body_fn *body, void *arg)
 {
@@ -78,6 +90,10 @@ void pl_parallel_for(int64_t n, int64_t grain, body_fn *body, void *arg)
     if (parts <= 1) {
         if (n > 0)
             body(arg, 0, n);
+        return;
+    }
+    if (pool.elsewhere) {
+        pool.elsewhere(pool.workers + 1, parts, run_elsewhere, &(struct loop){body, arg, n, parts});
         return;
     }
     pthread_mutex_lock(&pool.lock);

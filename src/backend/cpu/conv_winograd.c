@@ -106,17 +106,41 @@ static double effort(const struct pl_cpu_winograd *g, const struct pl_cpu_pass *
 
 static double effort_of_all(const struct pl_cpu_winograd *g, const struct pl_cpu_pass *p) { return effort(g, p, p->from.channels + p->to.channels); }
 
-/* It goes elsewhere where that is faster, unless activations are blocked already. */
-static void plan_data(struct pl_cpu_winograd *g, const struct pl_cpu_pass *turned, const struct pl_cpu_pass *adjoint, double most_effort) {
-    double one = effort_of_all(g, turned), other = effort(g, adjoint, adjoint->to.channels);
-    g->adjoint = !g->x_half && other < one;
-    g->data = g->y_blocked || (g->adjoint ? other : one) <= most_effort;
+/* By the faster of its two ways, or elsewhere where that is faster still, unless activations are blocked already. */
+static void plan_data(struct pl_cpu_winograd *g, double most_effort) {
+    struct pl_cpu_pass forward, turned, adjoint;
+    describe(g, false, &forward);
+    describe(g, true, &turned);
+    describe_adjoint(g, &forward, &adjoint);
+    double one = effort_of_all(g, &turned), other = effort(g, &adjoint, adjoint.to.channels);
+    bool faster = !g->x_half && other < one; /* dx is added up, which bf16 is too short for */
+    g->data = g->y_blocked || (faster ? other : one) <= most_effort;
+    g->adjoint = g->data && faster;
+}
+
+/* What the largest of its passes needs. */
+static int64_t scratch_floats(const struct pl_cpu_winograd *g, bool train) {
+    struct pl_cpu_pass p, adjoint;
+    int64_t forward, data = 0, weights = 0, most;
+    describe(g, false, &p);
+    forward = lay_out(&p, NULL);
+    if (train)
+        weights = lay_out_weights(&p, NULL);
+    describe_adjoint(g, &p, &adjoint);
+    if (g->adjoint)
+        weights += lay_out_adjoint(&p, &adjoint, NULL) + copied(g, g->x_blocked, &g->x);
+    describe(g, true, &p);
+    if (g->data && !g->adjoint)
+        data = lay_out(&p, NULL);
+    most = forward > data ? forward : data;
+    most = most > weights ? most : weights;
+    return most + copied(g, g->x_blocked, &g->x) + copied(g, g->y_blocked, &g->y) + up(g->y.c, 16);
 }
 
 struct pl_cpu_winograd *pl_cpu_winograd_create(const struct pl_plan *p) {
     const struct pl_op *op = &p->op;
     struct pl_cpu_dims x = pl_cpu_dims(&op->x[0]), y = pl_cpu_dims(&op->y);
-    struct pl_cpu_pass forward, data, weights, adjoint;
+    struct pl_cpu_pass forward;
     if (p->backend->lanes == NULL || !fits(op, p->backend->lanes->lanes, &x, &y))
         return NULL;
     struct pl_cpu_winograd *g = pl_alloc(sizeof *g, "a convolution's plan");
@@ -133,22 +157,14 @@ struct pl_cpu_winograd *pl_cpu_winograd_create(const struct pl_plan *p) {
     g->x_half = g->x_blocked && op->lx[0].bf16;
     g->y_half = op->ly.bf16;
     describe(g, false, &forward);
-    describe(g, true, &data);
-    weights = forward;
-    describe_adjoint(g, &weights, &adjoint);
     if (op->train && op->need_dx[0])
-        plan_data(g, &data, &adjoint, most_effort);
-    int64_t floats[] = {lay_out(&forward, NULL), g->data && !g->adjoint ? lay_out(&data, NULL) : 0, op->train ? lay_out_weights(&weights, NULL) : 0}, most = 0;
-    if (g->adjoint)
-        floats[2] += lay_out_adjoint(&weights, &adjoint, NULL) + copied(g, g->x_blocked, &x);
-    for (int i = 0; i < 3; i++)
-        most = floats[i] > most ? floats[i] : most;
-    most += copied(g, g->x_blocked, &x) + copied(g, y_blocked, &y) + up(y.c, 16);
-    if (effort_of_all(g, &forward) > most_effort || pl_cpu_scratch(p->backend, (size_t)most * sizeof(float)) < 0) {
+        plan_data(g, most_effort);
+    if (effort_of_all(g, &forward) > most_effort || pl_cpu_scratch(p->backend, (size_t)scratch_floats(g, op->train) * sizeof(float)) < 0) {
         pl_free(g);
         return NULL;
     }
-    p->backend->team = p->backend->dnnl != NULL; /* it may be at work on the layers around */
+    if (p->backend->dnnl != NULL) /* it may be at work on the layers around */
+        pl_cpu_take_team(p->backend);
     return g;
 }
 

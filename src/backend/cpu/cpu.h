@@ -24,7 +24,7 @@ struct pl_backend {
     size_t canonical_bytes;
     const struct pl_cpu_lanes *lanes; /* NULL: none for this processor */
     struct pl_cpu_dnnl *dnnl; /* NULL: not built in */
-    bool team;                /* a plan uses oneDNN: our parts run on its OpenMP team too */
+    bool team;                /* a plan uses oneDNN: the pool's loops run on its OpenMP team */
     bool bf16;                /* activations, where they have blocks or are rows, and what is multiplied */
 };
 
@@ -88,6 +88,8 @@ typedef void pl_cpu_part_fn(void *arg, int part, int64_t begin, int64_t end);
 int pl_cpu_part_count(const struct pl_backend *b, int64_t n, int64_t grain);
 void pl_cpu_parts(const struct pl_backend *b, int64_t n, int64_t grain, pl_cpu_part_fn *body,
                   void *arg);
+void pl_cpu_take_team(struct pl_backend *b); /* at plan time */
+void pl_cpu_leave_team(struct pl_backend *b);
 #define PL_CPU_GRAIN 16384 /* elements below which a second thread costs more than it brings */
 
 /* blas.c: C[m,n] = alpha A B + beta C, row-major, on the calling thread alone. */

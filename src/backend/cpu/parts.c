@@ -2,7 +2,7 @@
  * operations need one (scratch of their own, partial sums that are added in a fixed order), so the
  * pool is given one item per part.
  *
- * Once a convolution goes to oneDNN the parts run on its OpenMP team instead: libgomp's workers
+ * Once a plan uses oneDNN the parts, and all other loops of the process, run on its OpenMP team instead: libgomp's workers
  * spin for milliseconds after a primitive, and the pool's would have to share their cores (measured
  * on ResNet-20's first block: batch normalisation with two threads as slow as with one). */
 #include "backend/cpu/dnnl.h"
@@ -29,19 +29,28 @@ static void run_parts(void *arg, int64_t begin, int64_t end) {
 
 #ifdef PL_CPU_DNNL
 /* Always the whole team: libgomp ends and makes threads where the size changes. */
-static void run_on_team(struct job *j, int threads) {
+static void run_on_team(int threads, int parts, void (*part)(void *arg, int i), void *arg) {
 #pragma omp parallel num_threads(threads)
     {
         int at = omp_get_thread_num(), of = omp_get_num_threads();
-        run_parts(j, (int64_t)j->parts * at / of, (int64_t)j->parts * (at + 1) / of);
+        for (int i = (int)((int64_t)parts * at / of); i < (int)((int64_t)parts * (at + 1) / of); i++)
+            part(arg, i);
     }
 }
-#else
-static void run_on_team(struct job *j, int threads) {
-    (void)threads;
-    run_parts(j, 0, j->parts);
+
+void pl_cpu_take_team(struct pl_backend *b) {
+    b->team = true;
+    pl_pool_delegate(run_on_team);
 }
+#else
+void pl_cpu_take_team(struct pl_backend *b) { (void)b; }
 #endif
+
+void pl_cpu_leave_team(struct pl_backend *b) {
+    if (b->team)
+        pl_pool_delegate(NULL);
+    b->team = false;
+}
 
 void pl_cpu_parts(const struct pl_backend *b, int64_t n, int64_t grain, pl_cpu_part_fn *body,
                   void *arg) {
@@ -50,8 +59,6 @@ void pl_cpu_parts(const struct pl_backend *b, int64_t n, int64_t grain, pl_cpu_p
     struct job j = {body, arg, n, pl_cpu_part_count(b, n, grain)};
     if (j.parts == 1)
         body(arg, 0, 0, n);
-    else if (b->team)
-        run_on_team(&j, b->threads);
     else
         pl_parallel_for(j.parts, 1, run_parts, &j);
 }
