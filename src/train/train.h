@@ -94,7 +94,7 @@ pl_status pl_trainer_deal(struct pl_trainer *t, int index, int members);
  * path: the checkpoint's, "" for none. Before it: t->source and train_file of t->state. Ranks agree inside. */
 pl_status pl_trainer_resume(struct pl_trainer *t, char *path, size_t bytes);
 
-/* train/far.c: after parameters and optimizer were set in host memory; and before they are read there. */
+/* train/settle.c: after parameters and optimizer were set in host memory; and before they are read there. */
 pl_status pl_trainer_settle(struct pl_trainer *t);
 pl_status pl_trainer_bring(struct pl_trainer *t);
 

@@ -96,6 +96,18 @@ static void count(void *arg, int64_t begin, int64_t end)
         ((int *)arg)[i]++;
 }
 
+static int delegated; /* loops */
+
+static void run_backwards(int threads, int parts, void (*part)(void *arg, int i), void *arg)
+{
+    assert_int_equal(threads, pl_pool_threads());
+    assert_in_range(parts, 2, threads);
+    for (int i = parts; i-- > 0;)
+        part(arg, i);
+    delegated++;
+}
+
+/* On the pool's threads and, in every other round, elsewhere. */
 static void test_pool(void **state)
 {
     (void)state;
@@ -103,14 +115,18 @@ static void test_pool(void **state)
     for (int threads = 1; threads <= 5; threads++) {
         assert_int_equal(pl_pool_start(threads), PL_OK);
         assert_int_equal(pl_pool_threads(), threads);
-        for (int round = 0; round < 200; round++)
+        for (int round = 0; round < 200; round++) {
+            pl_pool_delegate(round % 2 == 1 ? run_backwards : NULL);
             for (int64_t n = 0; n < 10007; n = n * 3 + 1) {
+                int before = delegated;
                 memset(seen, 0, sizeof seen);
                 pl_parallel_for(n, 2, count, seen);
+                assert_int_equal(delegated - before, round % 2 == 1 && threads > 1 && n >= 4);
                 for (int64_t i = 0; i < 10007; i++)
                     if (seen[i] != (i < n))
                         fail_msg("element %lld of %lld was seen %d times", (long long)i, (long long)n, seen[i]);
             }
+        }
         pl_pool_stop();
     }
 }

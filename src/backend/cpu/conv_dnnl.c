@@ -345,7 +345,7 @@ struct pl_cpu_conv_dnnl *pl_cpu_conv_dnnl_create(const struct pl_plan *p) {
         pl_cpu_conv_dnnl_destroy(c);
         return NULL;
     }
-    pl_cpu_take_team(p->backend);
+    pl_cpu_take_team();
     return c;
 }
 

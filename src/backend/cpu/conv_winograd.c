@@ -164,7 +164,7 @@ struct pl_cpu_winograd *pl_cpu_winograd_create(const struct pl_plan *p) {
         return NULL;
     }
     if (p->backend->dnnl != NULL) /* it may be at work on the layers around */
-        pl_cpu_take_team(p->backend);
+        pl_cpu_take_team();
     return g;
 }
 

@@ -27,7 +27,7 @@ static pl_status cpu_open(const struct pl_device_options *o, struct pl_backend *
 static void cpu_close(struct pl_backend *b) {
     if (b == NULL)
         return;
-    pl_cpu_leave_team(b);
+    pl_pool_delegate(NULL);
     pl_cpu_dnnl_close(b->dnnl);
     pl_free(b->scratch);
     pl_free(b->canonical);

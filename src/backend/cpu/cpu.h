@@ -3,8 +3,8 @@
  * Threads: every operation, the matrix products too, is cut into parts here and each part runs on
  * one thread of the process's pool, BLAS inside it single-threaded. So there is one team of threads
  * and not two that fight for the cores, and the cut, thus every rounding, depends on the shapes and
- * the number of threads alone. oneDNN brings an OpenMP team of its own; once a plan uses it our parts
- * run on that team instead of the pool. */
+ * the number of threads alone. oneDNN brings an OpenMP team of its own; once a plan uses it the pool's
+ * loops run on that team. */
 #ifndef PL_BACKEND_CPU_H
 #define PL_BACKEND_CPU_H
 
@@ -24,7 +24,6 @@ struct pl_backend {
     size_t canonical_bytes;
     const struct pl_cpu_lanes *lanes; /* NULL: none for this processor */
     struct pl_cpu_dnnl *dnnl; /* NULL: not built in */
-    bool team;                /* a plan uses oneDNN: the pool's loops run on its OpenMP team */
     bool bf16;                /* activations, where they have blocks or are rows, and what is multiplied */
 };
 
@@ -88,8 +87,7 @@ typedef void pl_cpu_part_fn(void *arg, int part, int64_t begin, int64_t end);
 int pl_cpu_part_count(const struct pl_backend *b, int64_t n, int64_t grain);
 void pl_cpu_parts(const struct pl_backend *b, int64_t n, int64_t grain, pl_cpu_part_fn *body,
                   void *arg);
-void pl_cpu_take_team(struct pl_backend *b); /* at plan time */
-void pl_cpu_leave_team(struct pl_backend *b);
+void pl_cpu_take_team(void); /* at plan time: a plan uses oneDNN */
 #define PL_CPU_GRAIN 16384 /* elements below which a second thread costs more than it brings */
 
 /* blas.c: C[m,n] = alpha A B + beta C, row-major, on the calling thread alone. */

@@ -133,7 +133,7 @@ pl_status pl_cpu_dense_bf16_create(const struct pl_plan *p, struct pl_cpu_dense_
         return pl_cpu_refuse(op, "oneDNN has no bf16 product for it");
     if (!op->p_bf16 && (d->weights = pl_alloc((size_t)(d->in * d->out) * sizeof(uint16_t), "weights in bf16")) == NULL)
         return PL_ERR_MEMORY;
-    pl_cpu_take_team(p->backend);
+    pl_cpu_take_team();
     return pl_cpu_scratch(p->backend, pad_bytes(d) + (size_t)(d->n * (d->in + d->out)) * sizeof(uint16_t));
 }
 

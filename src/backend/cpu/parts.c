@@ -38,19 +38,10 @@ static void run_on_team(int threads, int parts, void (*part)(void *arg, int i), 
     }
 }
 
-void pl_cpu_take_team(struct pl_backend *b) {
-    b->team = true;
-    pl_pool_delegate(run_on_team);
-}
+void pl_cpu_take_team(void) { pl_pool_delegate(run_on_team); }
 #else
-void pl_cpu_take_team(struct pl_backend *b) { (void)b; }
+void pl_cpu_take_team(void) {}
 #endif
-
-void pl_cpu_leave_team(struct pl_backend *b) {
-    if (b->team)
-        pl_pool_delegate(NULL);
-    b->team = false;
-}
 
 void pl_cpu_parts(const struct pl_backend *b, int64_t n, int64_t grain, pl_cpu_part_fn *body,
                   void *arg) {

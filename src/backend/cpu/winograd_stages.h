@@ -187,6 +187,22 @@ static void gradients_part(void *arg, int part, int64_t begin, int64_t end) {
     }
 }
 
+/* Adds a patch's gradient to the part of a plane that it covers; row, column: its first, which may lie outside. */
+PL_WITHIN void add_inside(const float *m, int64_t step, float *plane, int64_t h, int64_t w, int64_t row, int64_t column) {
+    float square[POINTS * LANES];
+    if (row >= 0 && column >= 0 && row + SIDE <= h && column + SIDE <= w) {
+        add_patch(m, step, plane + (row * w + column) * LANES, w * LANES);
+        return;
+    }
+    memset(square, 0, sizeof square);
+    add_patch(m, step, square, SIDE * LANES);
+    for (int64_t i = row < 0 ? -row : 0; i < SIDE && row + i < h; i++)
+        for (int64_t j = column < 0 ? -column : 0; j < SIDE && column + j < w; j++) {
+            float *to = plane + ((row + i) * w + column + j) * LANES;
+            STORE(to, LOAD(to) + LOAD(square + (i * SIDE + j) * LANES));
+        }
+}
+
 /* Items [begin, end) of samples x blocks of channels: what the tiles of this block add to the gradient of their patches. A
  * sample's channels go to one thread, as patches overlap. */
 PL_LANES_TARGET
@@ -195,27 +211,13 @@ static void patch_gradients_part(void *arg, int part, int64_t begin, int64_t end
     const struct pl_cpu_pass *p = arg;
     const struct pl_cpu_planes *x = &p->to;
     int64_t blocks = x->channels / LANES;
-    float square[POINTS * LANES];
     for (int64_t k = begin; k < end; k++) {
-        int64_t sample = p->first / p->per_sample + k / blocks, c = k % blocks * LANES, row, column, same;
+        int64_t sample = p->first / p->per_sample + k / blocks, c = k % blocks * LANES, row, column;
         int64_t from = sample * p->per_sample, last = least(from + p->per_sample, p->first + p->count);
         float *plane = (float *)p->out + (sample * x->channels + c) * x->h * x->w;
         for (int64_t t = from > p->first ? from : p->first; t < last; t++) {
-            const float *m = p->m.at + (t - p->first) * p->m.ld + c;
-            tile_at(p, t, &same, &row, &column);
-            row -= p->top;
-            column -= p->left;
-            if (row >= 0 && column >= 0 && row + SIDE <= x->h && column + SIDE <= x->w) {
-                add_patch(m, p->m.step, plane + (row * x->w + column) * LANES, x->w * LANES);
-                continue;
-            }
-            memset(square, 0, sizeof square);
-            add_patch(m, p->m.step, square, SIDE * LANES);
-            for (int64_t i = row < 0 ? -row : 0; i < SIDE && row + i < x->h; i++)
-                for (int64_t j = column < 0 ? -column : 0; j < SIDE && column + j < x->w; j++) {
-                    float *to = plane + ((row + i) * x->w + column + j) * LANES;
-                    STORE(to, LOAD(to) + LOAD(square + (i * SIDE + j) * LANES));
-                }
+            tile_at(p, t, &sample, &row, &column);
+            add_inside(p->m.at + (t - p->first) * p->m.ld + c, p->m.step, plane, x->h, x->w, row - p->top, column - p->left);
         }
     }
 }
