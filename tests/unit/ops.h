@@ -436,7 +436,7 @@ static inline void compare_all(const struct trial *t, const char *backend, const
 static inline void check_largest(size_t i, const struct trial *t, const struct results *wanted, const struct results *found)
 {
     const float *pair[3][2] = {{wanted->y, found->y}, {wanted->dx[0], found->dx[0]}, {wanted->dp[0], found->dp[0]}};
-    int64_t elems[] = {t->io.rows * pl_shape_row_elems(&t->op.y), t->io.rows * pl_shape_row_elems(&t->op.x[0]), pl_shape_elems(&t->op.p[0])};
+    int64_t elems[] = {t->io.rows * pl_shape_row_elems(&t->op.y), t->io.rows * pl_shape_row_elems(&t->op.x[0]), t->op.params > 0 ? pl_shape_elems(&t->op.p[0]) : 0};
     for (int k = 0; k < 3; k++) {
         double square = 0, most = 0;
         for (int64_t q = 0; q < elems[k]; q++) {

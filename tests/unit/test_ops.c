@@ -234,7 +234,8 @@ static void check_shapes_with(const struct pl_cpu_lanes *lanes, bool (*shape_of)
     for (size_t i = 0; shape_of(i, &t.op); i++) {
         struct results wanted, found;
         t.op.inputs = 1, t.op.train = t.op.need_dx[0] = true, t.op.groups = 1;
-        t.op.bias = i % 2 == 0, t.op.params = 1 + t.op.bias;
+        bool weights = t.op.p[0].dims > 0;
+        t.op.bias = weights && i % 2 == 0, t.op.params = weights + t.op.bias;
         t.op.p[1] = shape(1, t.op.p[0].dim[0], 0, 0, 0);
         fill_trial(&t, i % 3 != 2);
         t.io.accumulate = i % 3 == 1;
@@ -303,11 +304,24 @@ static bool narrow_dense(size_t i, struct pl_op *op)
 }
 static void test_narrow_dense(void **state) { (void)state, check_shapes(narrow_dense); }
 
+/* Maxima of 2x2 without padding, in rows of less than four, of several fours, with a rest and with a column left over. */
+static bool maxima(size_t i, struct pl_op *op)
+{
+    static const struct { int64_t n, c, h, w; } shapes[] = {{2, 20, 24, 24}, {3, 5, 8, 8}, {1, 7, 6, 22}, {2, 3, 7, 9}, {2, 4, 5, 6}, {1, 2, 2, 40}};
+    if (i == sizeof shapes / sizeof *shapes)
+        return false;
+    *op = (struct pl_op){.kind = PL_OP_MAXPOOL, .name = "pool", .kernel = {2, 2}, .stride = {2, 2}, .dilation = {1, 1}};
+    op->x[0] = shape(4, shapes[i].n, shapes[i].c, shapes[i].h, shapes[i].w);
+    op->y = shape(4, shapes[i].n, shapes[i].c, shapes[i].h / 2, shapes[i].w / 2);
+    return true;
+}
+static void test_maxima(void **state) { (void)state, check_shapes(maxima); }
+
 int main(void)
 {
     const char *given = getenv("PL_TEST_SEED");
     seed = given ? strtoull(given, NULL, 10) : 1;
     rng = pl_rng_make(seed, 0, 0, 0);
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_finite_differences), cmocka_unit_test(test_against_reference), cmocka_unit_test(test_blocked), cmocka_unit_test(test_bf16), cmocka_unit_test(test_convolutions), cmocka_unit_test(test_narrow_dense)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_finite_differences), cmocka_unit_test(test_against_reference), cmocka_unit_test(test_blocked), cmocka_unit_test(test_bf16), cmocka_unit_test(test_convolutions), cmocka_unit_test(test_narrow_dense), cmocka_unit_test(test_maxima)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
