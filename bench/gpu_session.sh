@@ -71,7 +71,7 @@ part_accuracy() { # the networks' own jobs, where their sets were packed
 part_step() {
     local model batch
     while read -r model batch; do
-        for precision in fp32 tf32; do
+        for precision in fp32 tf32 bf16; do
             "$PACELINE" bench step "$here/models/$model.yaml" device.kind=cuda train.batch="$batch" train.precision=$precision || true
         done
     done <<'L'
@@ -87,7 +87,7 @@ mlp/higgs 64
 mlp/molecular 64
 L
 }
-part_torch() { local precision bad=0; for precision in fp32 tf32; do python3 "$here/bench/vs_pytorch.py" --device cuda --precision "$precision" --build "$here/bin" --json "$OUT/vs_pytorch-$precision.json" --venv none || bad=1; done; return $bad; }
+part_torch() { local precision bad=0; for precision in fp32 tf32 bf16; do python3 "$here/bench/vs_pytorch.py" --device cuda --precision "$precision" --build "$here/bin" --json "$OUT/vs_pytorch-$precision.json" --venv none || bad=1; done; return $bad; }
 part_profile() {
     local model
     for model in imagenet/resnet50 imagenet/alexnet lenet/mnist; do

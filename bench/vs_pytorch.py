@@ -449,7 +449,7 @@ def read_arguments():
     a.add_argument("--batch", type=int, help="of each rank; default: the model's own")
     a.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     a.add_argument("--precision", choices=("fp32", "tf32", "bf16"), default="fp32",
-                   help="tf32: of matrix products, with --device cuda; bf16: PyTorch by autocast, with --device cpu")
+                   help="tf32: of matrix products, with --device cuda; bf16: PyTorch by autocast")
     a.add_argument("--rounds", type=int, default=5)
     a.add_argument("--seconds", type=float, default=2, help="of each contender in a round (2)")
     a.add_argument("--modes", type=listed(str, MODES), default=["eager", "compile"], help="of " + ",".join(MODES))
@@ -459,8 +459,8 @@ def read_arguments():
     options = a.parse_args()
     if options.rounds < 1 or not options.seconds > 0 or (options.batch is not None and options.batch < 1):
         a.error("--rounds, --seconds and --batch must be positive")
-    if options.precision == ("tf32" if options.device == "cpu" else "bf16") or options.device == "cuda" and options.ranks > 1:
-        a.error("--precision tf32 is for --device cuda, and that for one rank; bf16 for --device cpu")
+    if options.precision == "tf32" and options.device == "cpu" or options.device == "cuda" and options.ranks > 1:
+        a.error("--precision tf32 is for --device cuda, and that for one rank")
     options.program = os.path.join(os.path.abspath(options.build), "paceline")
     return options
 

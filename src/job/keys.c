@@ -44,7 +44,7 @@ const struct pl_key pl_job_keys[] = {
     INT("train.seed", train.seed, "1", 0, MANY, "names every random number of the run"),
     INT("train.accumulate", train.accumulate, "1", 1, 1e6, "micro-batches whose gradients make one step"),
     INT("train.threads", train.threads, "0", 0, 1024, "compute threads a rank; 0: its share of the cores"),
-    CHOICE("train.precision", train.precision, "fp32", "fp32|tf32|bf16", "of compute; bf16: of activations and what is multiplied, on CPUs with AVX512-BF16 or AMX; tf32: matrix products on a GPU may round what they multiply"),
+    CHOICE("train.precision", train.precision, "fp32", "fp32|tf32|bf16", "of compute; bf16: of activations and what is multiplied, on CPUs with AVX512-BF16 or AMX and on GPUs from compute capability 8.0 on; tf32: matrix products on a GPU may round what they multiply"),
     PERIOD("train.eval_every", train.eval_every, "1 epoch", "how often the test set is evaluated"),
     CHOICE("train.stop.metric", train.stop_metric, "accuracy", "accuracy|top5|loss", "what ends the run early, and what is the best"),
     DOUBLE("train.stop.above", train.stop_above, "inf", 0, 0, "the run ends when the metric is above this"),

@@ -20,8 +20,8 @@ static pl_status open_device(struct pl_trainer *t)
         return PL_ERR_MEMORY;
     if (t->job->train.precision == PL_TF32 && !t->table->far)
         return pl_error(PL_ERR_USAGE, "train", "train.precision tf32 is of device.kind cuda, this is %s", t->table->name);
-    if (t->job->train.precision == PL_BF16 && strcmp(t->table->name, "cpu") != 0)
-        return pl_error(PL_ERR_USAGE, "train", "train.precision bf16 is of device.kind cpu, this is %s, where it is not built yet", t->table->name);
+    if (t->job->train.precision == PL_BF16 && strcmp(t->table->name, "reference") == 0)
+        return pl_error(PL_ERR_USAGE, "train", "train.precision bf16 is of device.kind cpu and cuda, this is reference");
     PL_TRY(pl_pool_start(t->threads));
     struct pl_device_options o = {.threads = t->threads, .local_rank = t->world->local_rank, .local_ranks = t->world->local_ranks,
                                   .tf32 = t->job->train.precision == PL_TF32, .bf16 = t->job->train.precision == PL_BF16};

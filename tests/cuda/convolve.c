@@ -4,7 +4,7 @@
 
 struct pl_cuda_convolve {
     struct pl_op op;
-    bool last;
+    bool last, bf16;
     double *sum; /* as large as the largest of x, y, w */
 };
 
@@ -21,7 +21,7 @@ static bool follows(const struct pl_op *op, int k)
     return op->y.dim[2 + k] == (op->x[0].dim[2 + k] + 2 * op->pad_begin[k] - reach) / op->stride[k] + 1;
 }
 
-pl_status pl_cuda_convolve_create(struct pl_backend *b, const struct pl_op *op, bool channels_last, struct pl_cuda_convolve **out)
+pl_status pl_cuda_convolve_create(struct pl_backend *b, const struct pl_op *op, bool channels_last, bool bf16, struct pl_cuda_convolve **out)
 {
     (void)b;
     if (!follows(op, 0) || !follows(op, 1))
@@ -31,6 +31,7 @@ pl_status pl_cuda_convolve_create(struct pl_backend *b, const struct pl_op *op, 
         return PL_ERR_MEMORY;
     c->op = *op;
     c->last = channels_last;
+    c->bf16 = bf16;
     c->sum = pl_alloc((size_t)largest(op) * sizeof *c->sum, "an emulated convolution");
     *out = c->sum ? c : NULL;
     if (!c->sum)
@@ -56,7 +57,7 @@ static int64_t place(bool last, const struct pl_shape *s, int64_t n, int64_t c, 
 }
 
 /* sum[target] += left * right over all products; which of y, w, x is the target is told by which is NULL */
-static void products(struct pl_cuda_convolve *k, const float *y, const float *w, const float *x)
+static void products(struct pl_cuda_convolve *k, const void *y, const void *w, const void *x)
 {
     const struct pl_op *op = &k->op;
     int64_t cg = op->p[0].dim[1], og = op->y.dim[1] / op->groups, H = op->x[0].dim[2], W = op->x[0].dim[3];
@@ -73,23 +74,24 @@ static void products(struct pl_cuda_convolve *k, const float *y, const float *w,
                                     continue;
                                 int64_t yi = place(k->last, &op->y, n, o, i, j), wi = place(k->last, &op->p[0], o, c, a, b);
                                 int64_t xi = place(k->last, &op->x[0], n, o / og * cg + c, r, s);
-                                k->sum[!y ? yi : !w ? wi : xi] += (double)(y ? y[yi] : w[wi]) * (x ? x[xi] : w[wi]);
+                                double left = pl_emulated_get(y ? y : w, k->bf16, y ? yi : wi), right = pl_emulated_get(x ? x : w, k->bf16, x ? xi : wi);
+                                k->sum[!y ? yi : !w ? wi : xi] += left * right;
                             }
 }
 
-struct pass { struct pl_cuda_convolve *k; const float *y, *w, *x; int64_t n; bool add; float *out; };
+struct pass { struct pl_cuda_convolve *k; const void *y, *w, *x; int64_t n; bool add; void *out; };
 
 static void run_pass(const void *arg)
 {
     const struct pass *p = arg;
     for (int64_t i = 0; i < p->n; i++)
-        p->k->sum[i] = p->add ? p->out[i] : 0;
+        p->k->sum[i] = p->add ? pl_emulated_get(p->out, p->k->bf16, i) : 0;
     products(p->k, p->y, p->w, p->x);
     for (int64_t i = 0; i < p->n; i++)
-        p->out[i] = (float)p->k->sum[i];
+        pl_emulated_put(p->out, p->k->bf16, i, (float)p->k->sum[i]);
 }
 
-static pl_status run(struct pl_cuda_convolve *k, const float *y, const float *w, const float *x, const struct pl_shape *shape, bool add, float *out)
+static pl_status run(struct pl_cuda_convolve *k, const void *y, const void *w, const void *x, const struct pl_shape *shape, bool add, void *out)
 {
     const struct pass p = {k, y, w, x, pl_shape_elems(shape), add, out};
     pl_emulated_check(y), pl_emulated_check(w), pl_emulated_check(x), pl_emulated_check(out);
@@ -97,17 +99,17 @@ static pl_status run(struct pl_cuda_convolve *k, const float *y, const float *w,
     return PL_OK;
 }
 
-pl_status pl_cuda_convolve_forward(struct pl_cuda_convolve *c, const float *x, const float *w, float *y)
+pl_status pl_cuda_convolve_forward(struct pl_cuda_convolve *c, const void *x, const void *w, void *y)
 {
     return run(c, NULL, w, x, &c->op.y, false, y);
 }
 
-pl_status pl_cuda_convolve_data(struct pl_cuda_convolve *c, const float *dy, const float *w, float *dx)
+pl_status pl_cuda_convolve_data(struct pl_cuda_convolve *c, const void *dy, const void *w, void *dx)
 {
     return run(c, dy, w, NULL, &c->op.x[0], false, dx);
 }
 
-pl_status pl_cuda_convolve_weights(struct pl_cuda_convolve *c, const float *x, const float *dy, bool accumulate, float *dw)
+pl_status pl_cuda_convolve_weights(struct pl_cuda_convolve *c, const void *x, const void *dy, bool accumulate, void *dw)
 {
     return run(c, dy, NULL, x, &c->op.p[0], accumulate, dw);
 }

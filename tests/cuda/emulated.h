@@ -8,6 +8,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -23,6 +24,32 @@ void pl_emulated_record(bool begin, struct pl_recording **out); /* out: at the e
 bool pl_emulated_records(void);
 void pl_emulated_replay(const struct pl_recording *r);
 void pl_emulated_forget(struct pl_recording *r);
+
+/* Elements of float or of bf16, to the nearest, of equals the even one. */
+static inline uint16_t pl_emulated_round(float v)
+{
+    uint32_t bits;
+    memcpy(&bits, &v, sizeof bits);
+    return v != v ? (uint16_t)0x7fff : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+static inline float pl_emulated_widen(uint16_t h)
+{
+    uint32_t bits = (uint32_t)h << 16;
+    float v;
+    memcpy(&v, &bits, sizeof v);
+    return v;
+}
+static inline float pl_emulated_get(const void *t, bool bf16, int64_t i)
+{
+    return bf16 ? pl_emulated_widen(((const uint16_t *)t)[i]) : ((const float *)t)[i];
+}
+static inline void pl_emulated_put(void *t, bool bf16, int64_t i, float v)
+{
+    if (bf16)
+        ((uint16_t *)t)[i] = pl_emulated_round(v);
+    else
+        ((float *)t)[i] = v;
+}
 #ifdef __cplusplus
 }
 
@@ -44,6 +71,9 @@ void pl_emulated_barrier();
 void pl_emulated_run(dim3 blocks, const std::function<void()> &kernel);
 
 static inline void __syncthreads() { pl_emulated_barrier(); }
+struct __nv_bfloat16 { uint16_t bits; };
+static inline float __bfloat162float(__nv_bfloat16 h) { return pl_emulated_widen(h.bits); }
+static inline __nv_bfloat16 __float2bfloat16_rn(float v) { return __nv_bfloat16{pl_emulated_round(v)}; }
 static inline uint32_t __umulhi(uint32_t a, uint32_t b) { return (uint32_t)(((uint64_t)a * b) >> 32); }
 
 template <class T> static void pl_emulated_check_argument(const T &) {}

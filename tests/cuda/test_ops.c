@@ -14,12 +14,13 @@
 static struct pl_backend *reference_backend, *cuda_backend;
 static const struct pl_backend_table *cuda;
 static bool tf32 = true; /* the emulation rounds nothing, but then lets convolutions choose channels last */
+static bool bf16;
 
 static int open_all(void **state)
 {
     (void)state;
     assert_int_equal(pl_backend_find("reference")->open(&(struct pl_device_options){.threads = 1}, &reference_backend), PL_OK);
-    assert_int_equal(cuda->open(&(struct pl_device_options){.threads = 1, .tf32 = tf32}, &cuda_backend), PL_OK);
+    assert_int_equal(cuda->open(&(struct pl_device_options){.threads = 1, .tf32 = tf32, .bf16 = bf16}, &cuda_backend), PL_OK);
     return 0;
 }
 
@@ -85,11 +86,52 @@ static void test_channels_last(void **state)
             check(&t, &op, round % 4 != 3);
             free_trial(&t);
         }
-    assert_true(!tf32 || stayed[PL_OP_CONV] > 0);
+    assert_true(!(tf32 || bf16) || stayed[PL_OP_CONV] > 0);
     static const enum pl_op_kind through[] = {PL_OP_MAXPOOL, PL_OP_AVGPOOL, PL_OP_RELU, PL_OP_SIGMOID, PL_OP_TANH, PL_OP_DROPOUT, PL_OP_BATCHNORM, PL_OP_LRN, PL_OP_CONCAT, PL_OP_ADD};
     for (size_t i = 0; i < sizeof through / sizeof *through; i++)
         if (stayed[through[i]] < ROUNDS / 4)
             fail_msg("op %d: only %d of %d outputs had their channels last", (int)through[i], stayed[through[i]], ROUNDS);
+}
+
+/* Activations of bf16, in both orders, and next to some of float: from inputs that bf16 can hold results differ by no more than
+ * its rounding. */
+static void test_bf16(void **state)
+{
+    int stayed[PL_OP_EUCLIDEAN_LOSS + 1] = {0};
+    double allowed_before = allowed;
+    float kink_before = kink;
+    (void)state;
+    allowed = BF16_ALLOWED;
+    kink = 0.02f; /* sums are rounded before a bias of up to 3 is added */
+    for (int kind = 0; kind <= PL_OP_EUCLIDEAN_LOSS; kind++)
+        for (int round = 0; round < 2 * ROUNDS; round++) {
+            struct trial t;
+            make_trial(&t, (enum pl_op_kind)kind, round % 2 == 0, round % 4 == 1 ? 1 : 8);
+            round_all(&t);
+            t.io.accumulate = round % 3 == 2;
+            struct pl_op op = t.op;
+            op.relu = cuda->fuses_relu(op.kind) && round % 3 != 1;
+            for (int k = 0; k < op.inputs; k++) {
+                if (round % 9 < 5 && !is_loss(op.kind))
+                    op.lx[k] = channels_last(&op.x[k]);
+                op.lx[k].bf16 = round % 7 != k;
+            }
+            op.ly = round % 5 == 4 ? (struct pl_layout){0} : cuda->layout(cuda_backend, &op);
+            stayed[kind] += op.ly.bf16;
+            check(&t, &op, round % 4 != 3);
+            free_trial(&t);
+        }
+    allowed = allowed_before;
+    kink = kink_before;
+    for (int kind = 0; kind < PL_OP_SOFTMAX_LOSS; kind++)
+        if (stayed[kind] < ROUNDS / 2)
+            fail_msg("op %d: only %d of %d outputs were of bf16", kind, stayed[kind], 2 * ROUNDS);
+}
+
+static int open_bf16(void **state)
+{
+    bf16 = true;
+    return open_all(state);
 }
 
 struct sizes { enum pl_op_kind kind; int64_t n, c, h, w; };
@@ -184,7 +226,7 @@ static void expect(const char *what, const float *far, const float *wanted, int6
 
 static struct pl_cuda_view view(int64_t n, int64_t c, int64_t h, int64_t w, bool last)
 {
-    return (struct pl_cuda_view){n, c, h, w, c * h * w, last ? 1 : h * w, last ? c : 1};
+    return (struct pl_cuda_view){n, c, h, w, c * h * w, last ? 1 : h * w, last ? c : 1, false};
 }
 
 static int64_t place(struct pl_cuda_view v, int64_t i, int64_t k, int64_t at) { return i * v.sn + k * v.sc + at * v.sp; }
@@ -218,15 +260,16 @@ static void check_weights(void)
 {
     int64_t o = 3, c = 35, taps = 9, n = o * c * taps;
     float *w, *last, *far_w = far_noise(n, &w), *far_last = far_noise(n, &last);
-    pl_cuda_weights_last(cuda_backend->stream, o, c, taps, far_w, far_last);
+    const struct pl_cuda_weights how = {o, c, taps, true, false};
+    pl_cuda_weights_lay(cuda_backend->stream, how, far_w, far_last);
     for (int64_t i = 0; i < n; i++)
         last[i / (c * taps) * c * taps + i % taps * c + i / taps % c] = w[i];
     expect("weights", far_last, last, n);
-    pl_cuda_weights_back(cuda_backend->stream, o, c, taps, far_last, far_w, true);
+    pl_cuda_weights_back(cuda_backend->stream, how, far_last, far_w, true);
     for (int64_t i = 0; i < n; i++)
         w[i] *= 2;
     expect("weights and back", far_w, w, n);
-    pl_cuda_weights_back(cuda_backend->stream, o, c, taps, far_last, far_w, false);
+    pl_cuda_weights_back(cuda_backend->stream, how, far_last, far_w, false);
     for (int64_t i = 0; i < n; i++)
         w[i] /= 2;
     expect("weights and back again", far_w, w, n);
@@ -254,7 +297,7 @@ static void check_pad(bool last)
 static void check_relu_mask(void)
 {
     float *a, *b, *far_a = far_noise(1000, &a), *far_b = far_noise(1000, &b);
-    pl_cuda_relu_mask(cuda_backend->stream, far_a, far_b, 1000);
+    pl_cuda_relu_mask(cuda_backend->stream, far_a, far_b, view(10, 20, 5, 1, false));
     for (int i = 0; i < 1000; i++)
         b[i] = a[i] > 0 ? b[i] : 0;
     expect("masked", far_b, b, 1000);
@@ -317,9 +360,9 @@ static void host_reads(float *far) { *(volatile float *)far += 1; }
 static void kernel_reads_host(float *far)
 {
     float here[4] = {0};
-    pl_cuda_relu_mask(NULL, here, far, 4);
+    pl_cuda_relu_mask(NULL, here, far, view(1, 4, 1, 1, false));
 }
-static void kernel_overruns(float *far) { pl_cuda_relu_mask(NULL, far, far, 64 / sizeof(float) + 1); }
+static void kernel_overruns(float *far) { pl_cuda_relu_mask(NULL, far, far, view(1, 64 / sizeof(float) + 1, 1, 1, false)); }
 
 static void test_faults(void **state)
 {
@@ -341,7 +384,9 @@ int main(void)
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_canonical), cmocka_unit_test(test_channels_last), cmocka_unit_test(test_large), cmocka_unit_test(test_few),
                                        cmocka_unit_test(test_flattened), cmocka_unit_test(test_helpers), cmocka_unit_test(test_wrong_label),
                                        cmocka_unit_test(test_faults)};
+    const struct CMUnitTest in_bf16[] = {cmocka_unit_test(test_bf16)};
     cmocka_set_test_filter(getenv("PL_TEST_ONLY"));
-    return cmocka_run_group_tests(tests, open_all, close_all);
+    int failures = cmocka_run_group_tests(tests, open_all, close_all);
+    return failures + cmocka_run_group_tests(in_bf16, open_bf16, close_all);
 }
 #endif

@@ -27,7 +27,7 @@ if "$PACELINE" doctor | grep -q '^cpu backend.*no bf16'; then
     expect 2 "train.precision bf16 on CPUs needs AVX512-BF16 or AMX" 2 job.yaml train.precision=bf16
     finish
 fi
-expect 2 "train.precision bf16 is of device.kind cpu, this is reference" 2 job.yaml train.precision=bf16 device.kind=reference
+expect 2 "train.precision bf16 is of device.kind cpu and cuda, this is reference" 2 job.yaml train.precision=bf16 device.kind=reference
 
 for p in fp32 bf16; do
     run 2 $p-learns train.precision=$p optimizer.kind=adam optimizer.lr=0.003 train.epochs=12

@@ -1,4 +1,4 @@
-/* Every operation of the cuda backend's module, on a GPU, against `reference`: in fp32, then with products in tf32. */
+/* Every operation of the cuda backend's module, on a GPU, against `reference`: in fp32, with products in tf32, and in bf16. */
 #define PL_ON_GPU
 #include "../cuda/test_ops.c"
 
@@ -21,5 +21,8 @@ int main(void)
     int failures = cmocka_run_group_tests_name("fp32", tests, open_all, close_all);
     tf32 = true;
     allowed = 1e-5; /* of squares: inputs have 10 bits of mantissa */
-    return failures + cmocka_run_group_tests_name("tf32", tests, open_all, close_all);
+    failures += cmocka_run_group_tests_name("tf32", tests, open_all, close_all);
+    const struct CMUnitTest in_bf16[] = {cmocka_unit_test(test_bf16)};
+    tf32 = false;
+    return failures + cmocka_run_group_tests_name("bf16", in_bf16, open_bf16, close_all);
 }

@@ -215,6 +215,8 @@ static inline struct pl_plan *plan_on(const struct pl_backend_table *table, stru
 
 /* Of a squared error, to the square of what it is of */
 static double allowed = 1e-10;
+/* No gradient comes where rounding may decide on which side of a rectifier's 0 an output falls: so near to it. */
+static float kink = 1e-3f;
 
 static inline void compare(const struct trial *t, const char *backend, const char *what, const float *a, const float *b, int64_t n)
 {
@@ -276,6 +278,18 @@ static inline void round_floats(float *v, int64_t n)
         memcpy(v + i, &bits, 4);
     }
 }
+
+/* Everything in a trial that is read, as bf16 can hold it. */
+static inline void round_all(struct trial *t)
+{
+    for (int k = 0; k < t->op.inputs; k++)
+        round_floats(t->x[k], pl_shape_elems(&t->op.x[k]));
+    for (int k = 0; k < t->op.params; k++)
+        round_floats(t->p[k], pl_shape_elems(&t->op.p[k]));
+    round_floats(t->dy, pl_shape_elems(&t->op.y));
+}
+
+#define BF16_ALLOWED 1.6e-5 /* for `allowed`: the square of half the last of eight bits, 2^-8 */
 
 /* Between floats and their upper halves, in place. What is cut off is lost: give it what bf16 can hold. */
 static inline void halve(float *v, int64_t n, const struct pl_layout *l)
@@ -373,8 +387,7 @@ static inline void run_on(const struct pl_backend_table *table, struct pl_backen
     run_as(table, b, t, &t->op, train, r);
 }
 
-/* What reference computes of an operation and a rectifier behind it. No gradient comes where rounding may decide on which side
- * of 0 an output falls. */
+/* What reference computes of an operation and a rectifier behind it. */
 static inline void run_with_relu(const struct pl_backend_table *table, struct pl_backend *b, const struct trial *t, bool train, struct results *r)
 {
     struct trial two = *t;
@@ -393,7 +406,7 @@ static inline void run_with_relu(const struct pl_backend_table *table, struct pl
     struct pl_io after = {.rows = t->io.rows, .train = train, .x = {y}, .y = r->y, .dy = t->dy, .dx = {dy}};
     assert_int_equal(table->forward(first, &two.io), PL_OK);
     for (int64_t i = 0; i < n; i++)
-        t->dy[i] = fabsf(y[i]) < 1e-3f ? 0 : t->dy[i];
+        t->dy[i] = fabsf(y[i]) < kink ? 0 : t->dy[i];
     assert_int_equal(table->forward(second, &after), PL_OK);
     two.io.dy = dy;
     if (train) {

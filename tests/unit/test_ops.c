@@ -112,16 +112,6 @@ static void test_against_reference(void **state)
     reference->close(rb);
 }
 
-/* Everything in a trial that is read, as bf16 can hold it. */
-static void round_all(struct trial *t)
-{
-    for (int k = 0; k < t->op.inputs; k++)
-        round_floats(t->x[k], pl_shape_elems(&t->op.x[k]));
-    for (int k = 0; k < t->op.params; k++)
-        round_floats(t->p[k], pl_shape_elems(&t->op.p[k]));
-    round_floats(t->dy, pl_shape_elems(&t->op.y));
-}
-
 /* Random operations of a kind, their inputs in blocks or not, with or without a rectifier at their end; how many outputs the
  * backend laid out. */
 static int run_kind(struct pl_backend *rb, struct pl_backend *b, enum pl_op_kind kind, int64_t block, bool bf16)
@@ -200,7 +190,7 @@ static void test_bf16(void **state)
         skip();
     }
     assert_int_equal(reference->open(&(struct pl_device_options){.threads = 1}, &rb), PL_OK);
-    allowed = 1.6e-5; /* the square of half the last of eight bits, 2^-8 */
+    allowed = BF16_ALLOWED;
     run_kinds(b, 16, true, stayed);
     struct pl_cpu_lanes eager = pl_cpu_lanes_16; /* convolutions by minimal filtering, where they can be, and all by oneDNN */
     eager.most_effort = INFINITY;

@@ -33,28 +33,28 @@ size_t pl_cuda_channel_scratch(struct pl_cuda_view v)
 
 /* What is added up: T::at(i, k, place) of [rows, c, plane]. */
 struct plain {
-    const float *u;
+    const void *u;
     pl_cuda_view vu;
-    __device__ pair at(int64_t i, int64_t k, int64_t at) const { return pair{(double)u[pl_index(vu, i, k, at)], 0}; }
+    __device__ pair at(int64_t i, int64_t k, int64_t at) const { return pair{(double)pl_get(u, vu.bf16, pl_index(vu, i, k, at)), 0}; }
 };
 struct squares {
-    const float *u;
+    const void *u;
     pl_cuda_view vu;
     __device__ pair at(int64_t i, int64_t k, int64_t at) const
     {
-        double v = u[pl_index(vu, i, k, at)];
+        double v = pl_get(u, vu.bf16, pl_index(vu, i, k, at));
         return pair{v, v * v};
     }
 };
 /* dy before the rectifier behind y, if there is one, and its product with x */
 struct products {
-    const float *x, *y, *dy; /* y NULL: no rectifier */
+    const void *x, *y, *dy; /* y NULL: no rectifier */
     pl_cuda_view vx, vy;
+    __device__ double gradient(int64_t at) const { return y && !(pl_get(y, vy.bf16, at) > 0.0f) ? 0.0f : pl_get(dy, vy.bf16, at); }
     __device__ pair at(int64_t i, int64_t k, int64_t at) const
     {
-        int64_t p = pl_index(vy, i, k, at);
-        double g = y && !(y[p] > 0.0f) ? 0.0f : dy[p];
-        return pair{g, g * (double)x[pl_index(vx, i, k, at)]};
+        double g = gradient(pl_index(vy, i, k, at));
+        return pair{g, g * (double)pl_get(x, vx.bf16, pl_index(vx, i, k, at))};
     }
 };
 
@@ -152,7 +152,7 @@ static __global__ void finish_bias(const pair *part, int64_t channels, int64_t s
     }
 }
 
-void pl_cuda_bias_back(pl_cuda_stream s, const float *dy, struct pl_cuda_view v, bool accumulate, float *db, void *scratch)
+void pl_cuda_bias_back(pl_cuda_stream s, const void *dy, struct pl_cuda_view v, bool accumulate, float *db, void *scratch)
 {
     pair *part = static_cast<pair *>(scratch);
     int64_t slices = add_up(s, plain{dy, v}, v, nullptr, part);
@@ -188,7 +188,7 @@ static __global__ void statistics(pl_cuda_batchnorm b, const pair *part, int64_t
     }
 }
 
-static __global__ void normalise(pl_cuda_batchnorm b, const float *x, float *y, pl_order o, int64_t row)
+static __global__ void normalise(pl_cuda_batchnorm b, const void *x, void *y, pl_order o, int64_t row)
 {
     kept s = kept_in(b.kept, b.vy.c);
     int64_t rows = b.pass->rows;
@@ -197,12 +197,12 @@ static __global__ void normalise(pl_cuda_batchnorm b, const float *x, float *y, 
             pl_place p = pl_place_of(o, (uint32_t)e);
             float v = 0;
             if (i < rows)
-                v = (float)(((double)x[pl_index(b.vx, i, p.k, p.at)] - s.mean[p.k]) * s.a[p.k] + s.c[p.k]);
-            y[pl_index(b.vy, i, p.k, p.at)] = b.relu && v < 0.0f ? 0.0f : v;
+                v = (float)(((double)pl_get(x, b.vx.bf16, pl_index(b.vx, i, p.k, p.at)) - s.mean[p.k]) * s.a[p.k] + s.c[p.k]);
+            pl_put(y, b.vy.bf16, pl_index(b.vy, i, p.k, p.at), b.relu && v < 0.0f ? 0.0f : v);
         }
 }
 
-void pl_cuda_batchnorm_forward(pl_cuda_stream s, struct pl_cuda_batchnorm b, const float *x, float *y)
+void pl_cuda_batchnorm_forward(pl_cuda_stream s, struct pl_cuda_batchnorm b, const void *x, void *y)
 {
     pair *part = static_cast<pair *>(b.scratch);
     int64_t row = pl_row_of(b.vy), slices = b.train ? add_up(s, squares{x, b.vx}, b.vx, b.pass, part) : 0;
@@ -234,25 +234,25 @@ static __global__ void gradients_of(pl_cuda_batchnorm b, const pair *part, int64
 }
 
 /* In double: with few elements a channel dx is a small difference of large terms. */
-static __global__ void differentiate(pl_cuda_batchnorm b, products t, float *dx, pl_order o, int64_t row)
+static __global__ void differentiate(pl_cuda_batchnorm b, products t, void *dx, pl_order o, int64_t row)
 {
     kept s = kept_in(b.kept, b.vy.c);
     int64_t rows = b.pass->rows;
     PL_EACH_ROW(i, b.vx.n)
         PL_EACH(e, row) {
             pl_place p = pl_place_of(o, (uint32_t)e);
-            int64_t to = pl_index(b.vx, i, p.k, p.at), from = pl_index(b.vy, i, p.k, p.at);
-            if (i >= rows) {
-                dx[to] = 0;
-                continue;
+            int64_t to = pl_index(b.vx, i, p.k, p.at);
+            float v = 0;
+            if (i < rows) {
+                double g = t.gradient(pl_index(b.vy, i, p.k, p.at));
+                v = (float)(s.a[p.k] * (g - s.c[p.k] - s.b[p.k] * (double)pl_get(t.x, b.vx.bf16, to)));
             }
-            double g = t.y && !(t.y[from] > 0.0f) ? 0.0f : t.dy[from];
-            dx[to] = (float)(s.a[p.k] * (g - s.c[p.k] - s.b[p.k] * (double)t.x[to]));
+            pl_put(dx, b.vx.bf16, to, v);
         }
 }
 
-void pl_cuda_batchnorm_backward(pl_cuda_stream s, struct pl_cuda_batchnorm b, const float *x, const float *y, const float *dy,
-                                float *dx, float *const dp[4], bool accumulate)
+void pl_cuda_batchnorm_backward(pl_cuda_stream s, struct pl_cuda_batchnorm b, const void *x, const void *y, const void *dy,
+                                void *dx, float *const dp[4], bool accumulate)
 {
     pair *part = static_cast<pair *>(b.scratch);
     products t = {x, b.relu ? y : nullptr, dy, b.vx, b.vy};

@@ -1,19 +1,22 @@
 /* conv: cuDNN's three products, and around them what it does not do: padding that is not the same on both sides (by a padded
- * copy), tensors that come in the other layout (by copies), the weights' order for channels last, the bias and its gradient,
- * and the rectifier, ours because what is not a number should stay so. */
+ * copy), tensors that come in the other layout or of the other kind of element (by copies), the weights' order for channels
+ * last and their rounding to bf16, the bias and its gradient, and the rectifier, ours because what is not a number should stay
+ * so. */
 #include "backend/cuda/cuda.h"
 
 struct state {
     struct pl_cuda_convolve *convolve;
     struct pl_cuda_view x, y;      /* as cuDNN takes them, x with its padding where that is copied */
-    bool last, pads, copies_x, copies_y;
-    int64_t w_at, dw_at, x_at, dx_at, y_at; /* floats into the backend's copies */
-    int64_t elems;
+    struct pl_cuda_weights w;      /* likewise */
+    bool pads, copies_x, copies_y, copies_w;
+    size_t w_at, dw_at, x_at, dx_at, y_at; /* in the backend's copies */
+    size_t bytes;
 };
 
 bool pl_cuda_conv_wants_last(const struct pl_backend *b, const struct pl_op *op)
 {
-    return b->options.tf32 && op->groups == 1 && op->x[0].dim[1] % 4 == 0 && op->y.dim[1] % 4 == 0;
+    int64_t x = op->x[0].dim[1], y = op->y.dim[1], unit = b->options.bf16 ? 8 : 4; /* 16 bytes */
+    return (b->options.tf32 || b->options.bf16) && op->groups == 1 && x % unit == 0 && y % unit == 0;
 }
 
 /* ---- the plan ----------------------------------------------------------------------------------- */
@@ -37,40 +40,45 @@ static pl_status check(const struct pl_op *op)
     return PL_OK;
 }
 
-static bool lies(struct pl_cuda_view v, bool last) { return v.c == 1 || v.h * v.w == 1 || (last ? v.sc == 1 : v.sp == 1); }
-
-static struct pl_cuda_view view_of(const struct pl_shape *s, bool last)
+/* Whether a tensor lies as it is wanted. */
+static bool lies(struct pl_cuda_view v, struct pl_cuda_view wanted)
 {
-    struct pl_layout l = last ? (struct pl_layout){.block = s->dim[1], .plane = s->dim[2] * s->dim[3]} : (struct pl_layout){0};
+    return v.bf16 == wanted.bf16 && (v.c == 1 || v.h * v.w == 1 || v.sc == wanted.sc);
+}
+
+static struct pl_cuda_view view_of(const struct pl_shape *s, struct pl_cuda_weights how)
+{
+    struct pl_layout l = {.block = how.last ? s->dim[1] : 0, .plane = how.last ? s->dim[2] * s->dim[3] : 0, .bf16 = how.bf16};
     return pl_cuda_view_of(s, &l);
 }
 
-/* A place for a tensor among the backend's copies, aligned as memory of its own would be. */
-static int64_t place(struct state *s, bool needed, int64_t elems)
+/* A place for a tensor among the backend's copies. */
+static size_t place(struct state *s, bool needed, int64_t elems)
 {
-    int64_t at = s->elems;
+    size_t at = s->bytes;
     if (needed)
-        s->elems += (elems + 63) / 64 * 64;
+        s->bytes += pl_cuda_copy_bytes(elems, s->w.bf16);
     return at;
 }
 
 static pl_status plan_copies(struct pl_plan *p, struct state *s, const struct pl_op *inner)
 {
     int64_t w = pl_shape_elems(&p->op.p[0]), x = pl_shape_elems(&inner->x[0]);
-    s->w_at = place(s, s->last, w);
-    s->dw_at = place(s, s->last && p->op.train, w);
+    s->w_at = place(s, s->copies_w, w);
+    s->dw_at = place(s, s->copies_w && p->op.train, w);
     s->x_at = place(s, s->copies_x, x);
     s->dx_at = place(s, s->copies_x && p->op.train && p->op.need_dx[0], x);
     s->y_at = place(s, s->copies_y, pl_shape_elems(&p->op.y));
-    return pl_cuda_copies(p->backend, (size_t)s->elems * sizeof(float));
+    return pl_cuda_copies(p->backend, s->bytes);
 }
 
-static pl_status arrange(struct pl_plan *p, bool last)
+static pl_status arrange(struct pl_plan *p, bool last, bool bf16)
 {
     const struct pl_op *op = &p->op;
+    const int64_t *w = op->p[0].dim;
     struct pl_op inner = *op; /* what cuDNN is to compute */
     struct state *s = p->state;
-    *s = (struct state){.last = last};
+    *s = (struct state){.w = {w[0], w[1], w[2] * w[3], last, bf16}, .copies_w = last || bf16};
     /* Where a stride does not reach the last rows it does not matter how many are added there. */
     for (int k = 0; k < 2; k++)
         s->pads = s->pads || length(op, k, 2 * op->pad_begin[k]) != op->y.dim[2 + k];
@@ -78,29 +86,32 @@ static pl_status arrange(struct pl_plan *p, bool last)
         inner.x[0].dim[2 + k] += op->pad_begin[k] + op->pad_end[k];
         inner.pad_begin[k] = inner.pad_end[k] = 0;
     }
-    s->x = view_of(&inner.x[0], s->last);
-    s->y = view_of(&inner.y, s->last);
-    s->copies_x = s->pads || !lies(p->x[0], s->last);
-    s->copies_y = !lies(p->y, s->last);
+    s->x = view_of(&inner.x[0], s->w);
+    s->y = view_of(&inner.y, s->w);
+    s->copies_x = s->pads || !lies(p->x[0], s->x);
+    s->copies_y = !lies(p->y, s->y);
     PL_TRY(plan_copies(p, s, &inner));
     if (op->bias && op->train)
         PL_TRY(pl_cuda_scratch(p->backend, pl_cuda_channel_scratch(p->y)));
-    return pl_cuda_convolve_create(p->backend, &inner, s->last, &s->convolve);
+    return pl_cuda_convolve_create(p->backend, &inner, last, bf16, &s->convolve);
 }
 
-/* Where cuDNN has no deterministic algorithm for channels last it is canonical between two copies. */
+/* Where cuDNN has no deterministic algorithm for channels last it is canonical between two copies, and where it has none for
+ * bf16 either, of float. */
 static pl_status plan(struct pl_plan *p)
 {
     const struct pl_op *op = &p->op;
-    bool last = pl_cuda_conv_wants_last(p->backend, op) && (op->lx[0].block > 1 || op->ly.block > 1);
+    bool last = pl_cuda_conv_wants_last(p->backend, op) && (op->lx[0].block > 1 || op->ly.block > 1), bf16 = p->backend->options.bf16;
     PL_TRY(check(op));
     p->state = pl_alloc(sizeof(struct state), "a convolution's plan");
     if (!p->state)
         return PL_ERR_MEMORY;
-    pl_status s = arrange(p, last);
-    if (s == PL_ERR_USAGE && last) {
+    pl_status s = arrange(p, last, bf16);
+    while (s == PL_ERR_USAGE && (last || bf16)) {
+        bf16 = bf16 && last;
+        last = false;
         pl_error_clear();
-        s = arrange(p, false);
+        s = arrange(p, last, bf16);
     }
     return s;
 }
@@ -115,14 +126,14 @@ static void destroy(struct pl_plan *p)
 
 /* ---- a pass ------------------------------------------------------------------------------------- */
 
-static float *copied(const struct pl_plan *p, int64_t at) { return (float *)p->backend->copies + at; }
+static void *copied(const struct pl_plan *p, size_t at) { return (char *)p->backend->copies + at; }
 
-static const float *input(const struct pl_plan *p, const struct pl_io *io)
+static const void *input(const struct pl_plan *p, const struct pl_io *io)
 {
     const struct state *s = p->state;
     if (!s->copies_x)
         return io->x[0];
-    float *x = copied(p, s->x_at);
+    void *x = copied(p, s->x_at);
     if (s->pads)
         pl_cuda_pad(p->backend->stream, io->x[0], p->x[0], p->op.pad_begin[0], p->op.pad_begin[1], x, s->x);
     else
@@ -130,21 +141,19 @@ static const float *input(const struct pl_plan *p, const struct pl_io *io)
     return x;
 }
 
-/* [O, C, kh, kw] as [O, kh, kw, C] for channels last */
-static const float *weights(const struct pl_plan *p, const struct pl_io *io)
+static const void *weights(const struct pl_plan *p, const struct pl_io *io)
 {
     const struct state *s = p->state;
-    const int64_t *d = p->op.p[0].dim;
-    if (!s->last)
+    if (!s->copies_w)
         return io->p[0];
-    pl_cuda_weights_last(p->backend->stream, d[0], d[1], d[2] * d[3], io->p[0], copied(p, s->w_at));
+    pl_cuda_weights_lay(p->backend->stream, s->w, io->p[0], copied(p, s->w_at));
     return copied(p, s->w_at);
 }
 
 static pl_status forward(struct pl_plan *p, const struct pl_io *io)
 {
     const struct state *s = p->state;
-    float *y = s->copies_y ? copied(p, s->y_at) : io->y;
+    void *y = s->copies_y ? copied(p, s->y_at) : io->y;
     PL_TRY(pl_cuda_convolve_forward(s->convolve, input(p, io), weights(p, io), y));
     if (s->copies_y)
         pl_cuda_copy(p->backend->stream, y, s->y, io->y, p->y, false);
@@ -153,22 +162,21 @@ static pl_status forward(struct pl_plan *p, const struct pl_io *io)
     return PL_OK;
 }
 
-static pl_status backward_weights(struct pl_plan *p, const struct pl_io *io, const float *dy)
+static pl_status backward_weights(struct pl_plan *p, const struct pl_io *io, const void *dy)
 {
     const struct state *s = p->state;
-    const int64_t *d = p->op.p[0].dim;
-    const float *x = input(p, io);
-    if (!s->last)
+    const void *x = input(p, io);
+    if (!s->copies_w)
         return pl_cuda_convolve_weights(s->convolve, x, dy, io->accumulate, io->dp[0]);
     PL_TRY(pl_cuda_convolve_weights(s->convolve, x, dy, false, copied(p, s->dw_at)));
-    pl_cuda_weights_back(p->backend->stream, d[0], d[1], d[2] * d[3], copied(p, s->dw_at), io->dp[0], io->accumulate);
+    pl_cuda_weights_back(p->backend->stream, s->w, copied(p, s->dw_at), io->dp[0], io->accumulate);
     return PL_OK;
 }
 
-static pl_status backward_data(struct pl_plan *p, const struct pl_io *io, const float *dy)
+static pl_status backward_data(struct pl_plan *p, const struct pl_io *io, const void *dy)
 {
     const struct state *s = p->state;
-    float *dx = s->copies_x ? copied(p, s->dx_at) : io->dx[0];
+    void *dx = s->copies_x ? copied(p, s->dx_at) : io->dx[0];
     PL_TRY(pl_cuda_convolve_data(s->convolve, dy, weights(p, io), dx));
     if (s->pads)
         pl_cuda_crop(p->backend->stream, dx, s->x, p->op.pad_begin[0], p->op.pad_begin[1], io->dx[0], p->x[0]);
@@ -181,9 +189,9 @@ static pl_status backward(struct pl_plan *p, const struct pl_io *io)
 {
     const struct state *s = p->state;
     pl_cuda_stream stream = p->backend->stream;
-    const float *dy = io->dy;
+    const void *dy = io->dy;
     if (p->op.relu)
-        pl_cuda_relu_mask(stream, io->y, (float *)(uintptr_t)io->dy, pl_shape_elems(&p->op.y));
+        pl_cuda_relu_mask(stream, io->y, (float *)(uintptr_t)io->dy, p->y);
     if (p->op.bias && io->dp[1])
         pl_cuda_bias_back(stream, io->dy, p->y, io->accumulate, io->dp[1], p->backend->scratch);
     if (s->copies_y) {

@@ -23,6 +23,7 @@ struct way {
 
 struct pl_cuda_convolve {
     struct pl_backend *backend;
+    bool bf16;
     cudnnTensorDescriptor_t x, y;
     cudnnFilterDescriptor_t w;
     cudnnConvolutionDescriptor_t how[PRODUCTS]; /* they differ in the kind of arithmetic */
@@ -66,7 +67,7 @@ int pl_cuda_dnn_version(void) { return (int)cudnnGetVersion(); }
 
 /* ---- descriptors -------------------------------------------------------------------------------- */
 
-static pl_status tensor(cudnnTensorDescriptor_t *t, const struct pl_shape *s, cudnnTensorFormat_t format)
+static pl_status tensor(cudnnTensorDescriptor_t *t, const struct pl_shape *s, cudnnTensorFormat_t format, cudnnDataType_t type)
 {
     int n, c, h, w;
     PL_TRY(pl_narrow_int(s->dim[0], "cuDNN", &n));
@@ -74,24 +75,31 @@ static pl_status tensor(cudnnTensorDescriptor_t *t, const struct pl_shape *s, cu
     PL_TRY(pl_narrow_int(s->dim[2], "cuDNN", &h));
     PL_TRY(pl_narrow_int(s->dim[3], "cuDNN", &w));
     DNN(cudnnCreateTensorDescriptor(t));
-    DNN(cudnnSetTensor4dDescriptor(*t, format, CUDNN_DATA_FLOAT, n, c, h, w));
+    DNN(cudnnSetTensor4dDescriptor(*t, format, type, n, c, h, w));
     return PL_OK;
+}
+
+/* Of float the default may round to tf32; bf16 asks for tensor cores by name. */
+static cudnnMathType_t wanted_math(const struct pl_cuda_convolve *c)
+{
+    return c->bf16 ? CUDNN_TENSOR_OP_MATH : c->backend->options.tf32 ? CUDNN_DEFAULT_MATH : CUDNN_FMA_MATH;
 }
 
 static pl_status describe(struct pl_cuda_convolve *c, const struct pl_op *op, bool channels_last)
 {
+    cudnnDataType_t type = c->bf16 ? CUDNN_DATA_BFLOAT16 : CUDNN_DATA_FLOAT;
     cudnnTensorFormat_t format = channels_last ? CUDNN_TENSOR_NHWC : CUDNN_TENSOR_NCHW;
     const int64_t *w = op->p[0].dim;
-    PL_TRY(tensor(&c->x, &op->x[0], format));
-    PL_TRY(tensor(&c->y, &op->y, format));
+    PL_TRY(tensor(&c->x, &op->x[0], format, type));
+    PL_TRY(tensor(&c->y, &op->y, format, type));
     DNN(cudnnCreateFilterDescriptor(&c->w));
-    DNN(cudnnSetFilter4dDescriptor(c->w, CUDNN_DATA_FLOAT, format, (int)w[0], (int)w[1], (int)w[2], (int)w[3]));
+    DNN(cudnnSetFilter4dDescriptor(c->w, type, format, (int)w[0], (int)w[1], (int)w[2], (int)w[3]));
     for (int i = 0; i < PRODUCTS; i++) {
         DNN(cudnnCreateConvolutionDescriptor(&c->how[i]));
         DNN(cudnnSetConvolution2dDescriptor(c->how[i], (int)op->pad_begin[0], (int)op->pad_begin[1], (int)op->stride[0], (int)op->stride[1], (int)op->dilation[0],
                                             (int)op->dilation[1], CUDNN_CROSS_CORRELATION, CUDNN_DATA_FLOAT));
         DNN(cudnnSetConvolutionGroupCount(c->how[i], (int)op->groups));
-        DNN(cudnnSetConvolutionMathType(c->how[i], c->backend->options.tf32 ? CUDNN_DEFAULT_MATH : CUDNN_FMA_MATH)); /* default: tf32 may be */
+        DNN(cudnnSetConvolutionMathType(c->how[i], wanted_math(c)));
     }
     return PL_OK;
 }
@@ -103,11 +111,11 @@ static pl_status describe(struct pl_cuda_convolve *c, const struct pl_op *op, bo
     do {                                                                                                                                      \
         for (int i_ = 0; i_ < (n); i_++)                                                                                                      \
             if ((perf)[i_].status == CUDNN_STATUS_SUCCESS && (perf)[i_].determinism == CUDNN_DETERMINISTIC && (perf)[i_].memory <= WORKSPACE_BYTES) \
-                (way)[(ways)++] = (struct way){(int)(perf)[i_].algo, math((c)->backend, (perf)[i_].mathType), (perf)[i_].memory};              \
+                (way)[(ways)++] = (struct way){(int)(perf)[i_].algo, math((c), (perf)[i_].mathType), (perf)[i_].memory};              \
     } while (0)
 
-/* Without tf32 nothing but plain arithmetic, whatever cuDNN reports. */
-static cudnnMathType_t math(const struct pl_backend *b, cudnnMathType_t reported) { return b->options.tf32 ? reported : CUDNN_FMA_MATH; }
+/* Of float without tf32 nothing but plain arithmetic, whatever cuDNN reports. */
+static cudnnMathType_t math(const struct pl_cuda_convolve *c, cudnnMathType_t reported) { return wanted_math(c) == CUDNN_FMA_MATH ? CUDNN_FMA_MATH : reported; }
 
 static pl_status list_forward(struct pl_cuda_convolve *c, struct way *way, int *ways)
 {
@@ -138,10 +146,10 @@ static pl_status list_weights(struct pl_cuda_convolve *c, struct way *way, int *
 
 /* The tensors of a product; which of them is written depends on it. */
 struct operands {
-    const float *x, *w, *y;
+    const void *x, *w, *y;
 };
 
-static float *out(const float *p) { return (float *)(uintptr_t)p; }
+static void *out(const void *p) { return (void *)(uintptr_t)p; }
 
 static cudnnStatus_t start(struct pl_cuda_convolve *c, int product, const struct way *way, void *workspace, struct operands o, float beta)
 {
@@ -239,9 +247,9 @@ static pl_status choose(struct pl_cuda_convolve *c, const struct pl_op *op)
     struct pl_cuda_device *d = c->backend->device;
     const bool needed[PRODUCTS] = {true, op->train && op->need_dx[0], op->train};
     struct trial t = {.convolve = c};
-    float *x = pl_cuda_alloc(d, (size_t)pl_shape_elems(&op->x[0]) * sizeof(float), "choosing a convolution's algorithm");
-    float *w = x ? pl_cuda_alloc(d, (size_t)pl_shape_elems(&op->p[0]) * sizeof(float), "choosing a convolution's algorithm") : NULL;
-    float *y = w ? pl_cuda_alloc(d, (size_t)pl_shape_elems(&op->y) * sizeof(float), "choosing a convolution's algorithm") : NULL;
+    void *x = pl_cuda_alloc(d, pl_cuda_copy_bytes(pl_shape_elems(&op->x[0]), c->bf16), "choosing a convolution's algorithm");
+    void *w = x ? pl_cuda_alloc(d, pl_cuda_copy_bytes(pl_shape_elems(&op->p[0]), c->bf16), "choosing a convolution's algorithm") : NULL;
+    void *y = w ? pl_cuda_alloc(d, pl_cuda_copy_bytes(pl_shape_elems(&op->y), c->bf16), "choosing a convolution's algorithm") : NULL;
     pl_status s = y ? PL_OK : PL_ERR_MEMORY;
     t.operands = (struct operands){x, w, y};
     for (t.product = 0; s == PL_OK && t.product < PRODUCTS; t.product++)
@@ -255,7 +263,7 @@ static pl_status choose(struct pl_cuda_convolve *c, const struct pl_op *op)
 
 /* ---- what cuda.h says --------------------------------------------------------------------------- */
 
-pl_status pl_cuda_convolve_create(struct pl_backend *b, const struct pl_op *op, bool channels_last, struct pl_cuda_convolve **result)
+pl_status pl_cuda_convolve_create(struct pl_backend *b, const struct pl_op *op, bool channels_last, bool bf16, struct pl_cuda_convolve **result)
 {
     *result = NULL;
     PL_TRY(open_dnn(b));
@@ -263,6 +271,7 @@ pl_status pl_cuda_convolve_create(struct pl_backend *b, const struct pl_op *op, 
     if (!c)
         return PL_ERR_MEMORY;
     c->backend = b;
+    c->bf16 = bf16;
     pl_status s = describe(c, op, channels_last);
     if (s == PL_OK)
         s = choose(c, op);
@@ -296,17 +305,17 @@ static pl_status run(struct pl_cuda_convolve *c, int product, struct operands o,
     return e == CUDNN_STATUS_SUCCESS ? PL_OK : failed(e, names[product]);
 }
 
-pl_status pl_cuda_convolve_forward(struct pl_cuda_convolve *c, const float *x, const float *w, float *y)
+pl_status pl_cuda_convolve_forward(struct pl_cuda_convolve *c, const void *x, const void *w, void *y)
 {
     return run(c, FORWARD, (struct operands){x, w, y}, 0.0f);
 }
 
-pl_status pl_cuda_convolve_data(struct pl_cuda_convolve *c, const float *dy, const float *w, float *dx)
+pl_status pl_cuda_convolve_data(struct pl_cuda_convolve *c, const void *dy, const void *w, void *dx)
 {
     return run(c, DATA, (struct operands){dx, w, dy}, 0.0f);
 }
 
-pl_status pl_cuda_convolve_weights(struct pl_cuda_convolve *c, const float *x, const float *dy, bool accumulate, float *dw)
+pl_status pl_cuda_convolve_weights(struct pl_cuda_convolve *c, const void *x, const void *dy, bool accumulate, void *dw)
 {
     return run(c, WEIGHTS, (struct operands){x, dw, dy}, accumulate ? 1.0f : 0.0f);
 }

@@ -125,6 +125,7 @@ struct pl_cuda_view pl_cuda_view_of(const struct pl_shape *s, const struct pl_la
     v.sn = v.c * v.h * v.w;
     v.sc = last(l) ? 1 : v.h * v.w;
     v.sp = last(l) ? v.c : 1;
+    v.bf16 = l->bf16;
     return v;
 }
 
@@ -180,57 +181,69 @@ static bool all_last(const struct pl_op *op)
     return op->inputs > 0;
 }
 
-/* Channels last begins at a convolution that wants it, goes through all that takes any layout, and ends at what does not. */
-static struct pl_layout cuda_layout(struct pl_backend *b, const struct pl_op *op)
+static bool all_bf16(const struct pl_op *op)
 {
-    struct pl_layout l = {0};
-    if (op->y.dims != 4 || op->y.dim[2] * op->y.dim[3] == 1) /* one element a channel: both are the same */
-        return l;
-    if (op->kind == PL_OP_CONV ? pl_cuda_conv_wants_last(b, op) : kinds[op->kind]->any_layout && all_last(op))
-        l = (struct pl_layout){.block = op->y.dim[1], .plane = op->y.dim[2] * op->y.dim[3]};
-    return l;
+    for (int i = 0; i < op->inputs; i++)
+        if (!op->lx[i].bf16)
+            return false;
+    return op->inputs > 0;
 }
 
-/* Of the copy of an input, with which that of its gradient is aligned as memory of its own would be. */
-static int64_t copied_elems(const struct pl_plan *p) { return (pl_shape_elems(&p->op.x[0]) + 63) / 64 * 64; }
+/* Channels last begins at a convolution that wants it, goes through all that takes any layout, and ends at what does not. bf16
+ * begins at a product and ends before a loss. */
+static struct pl_layout cuda_layout(struct pl_backend *b, const struct pl_op *op)
+{
+    bool product = op->kind == PL_OP_CONV || op->kind == PL_OP_DENSE, any = kinds[op->kind]->any_layout;
+    struct pl_layout l = {.bf16 = product ? b->options.bf16 : any && all_bf16(op)};
+    if (op->y.dims != 4 || op->y.dim[2] * op->y.dim[3] == 1) /* one element a channel: both orders are the same */
+        return l;
+    if (op->kind == PL_OP_CONV ? pl_cuda_conv_wants_last(b, op) : any && all_last(op)) {
+        l.block = op->y.dim[1];
+        l.plane = op->y.dim[2] * op->y.dim[3];
+    }
+    return l;
+}
 
 /* Kinds that do not take any layout have one input: its copy in canonical order, and behind it that of its gradient. So have
  * those that go by channels where a flattened tensor lies by those of what it looks at. */
 static pl_status plan_conversion(struct pl_plan *p)
 {
-    bool flattened = p->kind->by_channels && p->op.x[0].dims != 4;
-    p->converts = last(&p->op.lx[0]) && (!p->kind->any_layout || flattened);
+    bool any = p->kind->any_layout, flattened = p->kind->by_channels && p->op.x[0].dims != 4, bf16 = any || p->kind->takes_bf16;
+    p->converts = (last(&p->op.lx[0]) && (!any || flattened)) || (p->op.lx[0].bf16 && !bf16);
     if (!p->converts)
         return PL_OK;
     p->came = p->x[0];
-    p->x[0] = pl_cuda_view_of(&p->op.x[0], &(struct pl_layout){0});
-    return pl_cuda_copies(p->backend, 2 * (size_t)copied_elems(p) * sizeof(float));
+    p->x[0] = pl_cuda_view_of(&p->op.x[0], &(struct pl_layout){.bf16 = p->came.bf16 && bf16});
+    p->converted_bytes = 2 * pl_cuda_copy_bytes(pl_shape_elems(&p->op.x[0]), p->x[0].bf16);
+    return pl_cuda_copies(p->backend, p->converted_bytes);
 }
 
-/* Of a view, the same elements in canonical order. */
-static struct pl_cuda_view canonical(struct pl_cuda_view v)
+/* The copy, seen with the channels of what came. */
+static struct pl_cuda_view converted(const struct pl_plan *p)
 {
+    struct pl_cuda_view v = p->came;
     v.sc = v.h * v.w;
     v.sp = 1;
+    v.bf16 = p->x[0].bf16;
     return v;
 }
+
+static void *converted_dx(const struct pl_plan *p) { return (char *)p->backend->copies + p->converted_bytes / 2; }
 
 static struct pl_io convert_in(const struct pl_plan *p, const struct pl_io *io)
 {
     struct pl_io in = *io;
-    float *x = p->backend->copies;
-    pl_cuda_copy(p->backend->stream, io->x[0], p->came, x, canonical(p->came), false);
-    in.x[0] = x;
+    pl_cuda_copy(p->backend->stream, io->x[0], p->came, p->backend->copies, converted(p), false);
+    in.x[0] = p->backend->copies;
     if (io->dx[0])
-        in.dx[0] = x + copied_elems(p);
+        in.dx[0] = converted_dx(p);
     return in;
 }
 
 static void convert_out(const struct pl_plan *p, const struct pl_io *io)
 {
-    const float *dx = (float *)p->backend->copies + copied_elems(p);
     if (p->op.need_dx[0] && io->dx[0])
-        pl_cuda_copy(p->backend->stream, dx, canonical(p->came), io->dx[0], p->came, false);
+        pl_cuda_copy(p->backend->stream, converted_dx(p), converted(p), io->dx[0], p->came, false);
 }
 
 /* ---- plans -------------------------------------------------------------------------------------- */
@@ -286,7 +299,7 @@ static pl_status cuda_backward(struct pl_plan *p, const struct pl_io *io)
 {
     PL_TRY(pl_cuda_begin(p->backend, io));
     if (p->op.relu && !p->kind->rectifies)
-        pl_cuda_relu_mask(p->backend->stream, io->y, (float *)(uintptr_t)io->dy, pl_shape_elems(&p->op.y));
+        pl_cuda_relu_mask(p->backend->stream, io->y, (float *)(uintptr_t)io->dy, p->y);
     struct pl_io in = p->converts ? convert_in(p, io) : *io;
     PL_TRY(p->kind->backward(p, &in));
     if (p->converts)

@@ -15,6 +15,10 @@
 #include "backend/backend.h"
 #include "backend/cuda/kernels.h"
 
+static inline size_t pl_cuda_element_bytes(const struct pl_cuda_view *v) { return v->bf16 ? sizeof(uint16_t) : sizeof(float); }
+/* Of n elements, such that what lies behind them is aligned as memory of its own would be. */
+static inline size_t pl_cuda_copy_bytes(int64_t n, bool bf16) { return ((size_t)n * (bf16 ? sizeof(uint16_t) : sizeof(float)) + 255) / 256 * 256; }
+
 extern const struct pl_backend_table pl_backend_cuda;
 
 struct pl_cuda_device; /* runtime.c: the device, its streams and events */
@@ -42,6 +46,7 @@ struct pl_cuda_kind {
     bool any_layout;                      /* takes lx and ly as they are: canonical or channels last; otherwise the inputs
                                              are brought into canonical order before, and dx back after */
     bool by_channels;                     /* any_layout, but not of a flattened tensor, whose channels are others */
+    bool takes_bf16;                      /* without any_layout: an input in canonical order may be of bf16, and the output too */
     pl_status (*plan)(struct pl_plan *p); /* checks, and makes p->state; p->op is set */
     void (*destroy)(struct pl_plan *p);   /* also after a plan that failed half way */
     pl_status (*forward)(struct pl_plan *p, const struct pl_io *io);
@@ -55,8 +60,9 @@ struct pl_plan {
     const struct pl_cuda_kind *kind;
     void *state;             /* host memory of pl_alloc */
     void *far;               /* device memory of pl_cuda_alloc */
-    bool converts;           /* the input comes channels last, and is brought into canonical order before */
-    struct pl_cuda_view came; /* then: as it came; x is canonical */
+    bool converts;           /* the input comes as the kind does not take it: a copy of it is brought into canonical order before */
+    struct pl_cuda_view came; /* then: as it came; x is of the copy */
+    size_t converted_bytes;  /* of the backend's copies, that it takes */
     struct pl_cuda_view x[PL_MAX_INPUTS], y; /* how they lie: from op by pl_cuda_view_of */
 };
 
@@ -97,25 +103,27 @@ pl_status pl_cuda_launched(struct pl_cuda_device *d, const char *what); /* after
 pl_status pl_cuda_time(struct pl_cuda_device *d, pl_status (*work)(void *arg), void *arg, double *ms);
 static inline bool pl_cuda_is_faster(double ms, double best) { return best < 0 || (ms < 0.9 * best && best - ms > 0.02); }
 
-/* matmul.c: row-major C[m,n] = op(A) op(B) (+ C); with bias[n] and a rectifier at the end where the plan says so. The
- * algorithm is chosen by measurement when the plan is made. */
-struct pl_cuda_matmul_shape { bool ta, tb; int64_t m, n, k; bool accumulate, bias, relu; };
+/* matmul.c: row-major C[m,n] = op(A) op(B) (+ C); with bias[n], of float, and a rectifier at the end where the plan says so.
+ * bf16: A and B are, and bf16_out: C; all else, and the sums, are float. The algorithm is chosen by measurement when the plan is
+ * made. */
+struct pl_cuda_matmul_shape { bool ta, tb; int64_t m, n, k; bool accumulate, bias, relu, bf16, bf16_out; };
 struct pl_cuda_matmul;
 pl_status pl_cuda_matmul_create(struct pl_backend *b, const struct pl_cuda_matmul_shape *s, struct pl_cuda_matmul **out);
 void pl_cuda_matmul_destroy(struct pl_cuda_matmul *m); /* NULL is fine */
-pl_status pl_cuda_matmul_run(struct pl_cuda_matmul *m, const float *a, const float *b, const float *bias, float *c);
+pl_status pl_cuda_matmul_run(struct pl_cuda_matmul *m, const void *a, const void *b, const float *bias, void *c);
 void pl_cuda_blas_close(struct pl_cuda_blas *blas);
 int pl_cuda_blas_version(void); /* 130002: 13.0.2 */
 
 /* convolve.c: the three products of a convolution. x and y lie as the views say: both canonical, or both channels last, and
- * then weights and their gradients are [out, kh, kw, in/groups] (the caller reorders). Deterministic algorithms only, chosen
- * by measurement when it is made. */
+ * then weights and their gradients are [out, kh, kw, in/groups] (the caller reorders). bf16: all tensors are, the weights'
+ * gradient too, as cuDNN has no other kind; sums are float. Deterministic algorithms only, chosen by measurement when it is
+ * made. */
 struct pl_cuda_convolve;
-pl_status pl_cuda_convolve_create(struct pl_backend *b, const struct pl_op *op, bool channels_last, struct pl_cuda_convolve **out);
+pl_status pl_cuda_convolve_create(struct pl_backend *b, const struct pl_op *op, bool channels_last, bool bf16, struct pl_cuda_convolve **out);
 void pl_cuda_convolve_destroy(struct pl_cuda_convolve *c); /* NULL is fine */
-pl_status pl_cuda_convolve_forward(struct pl_cuda_convolve *c, const float *x, const float *w, float *y);
-pl_status pl_cuda_convolve_data(struct pl_cuda_convolve *c, const float *dy, const float *w, float *dx);
-pl_status pl_cuda_convolve_weights(struct pl_cuda_convolve *c, const float *x, const float *dy, bool accumulate, float *dw);
+pl_status pl_cuda_convolve_forward(struct pl_cuda_convolve *c, const void *x, const void *w, void *y);
+pl_status pl_cuda_convolve_data(struct pl_cuda_convolve *c, const void *dy, const void *w, void *dx);
+pl_status pl_cuda_convolve_weights(struct pl_cuda_convolve *c, const void *x, const void *dy, bool accumulate, void *dw);
 void pl_cuda_dnn_close(struct pl_cuda_dnn *dnn);
 int pl_cuda_dnn_version(void); /* 91900: 9.19.0 */
 

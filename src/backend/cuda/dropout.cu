@@ -30,14 +30,14 @@ PL_DEVICE words bits_of(const pl_cuda_dropout &d, int64_t i, uint32_t q)
     return philox(words{{q, (uint32_t)row, (uint32_t)(row >> 32), d.layer_key}}, (uint32_t)key, (uint32_t)(key >> 32));
 }
 
-struct tensors { const float *x; pl_cuda_view vx; float *y; pl_cuda_view vy; uint8_t *keep; };
+struct tensors { const void *x; pl_cuda_view vx; void *y; pl_cuda_view vy; uint8_t *keep; };
 
 PL_DEVICE void drop(const pl_cuda_dropout &d, const tensors &t, int64_t i, int64_t k, int64_t at, uint32_t bits)
 {
     int64_t to = pl_index(t.vy, i, k, at);
     bool kept = bits >= d.least;
     t.keep[to] = kept;
-    t.y[to] = kept ? t.x[pl_index(t.vx, i, k, at)] * d.scale : 0.0f;
+    pl_put(t.y, t.vy.bf16, to, kept ? pl_get(t.x, t.vx.bf16, pl_index(t.vx, i, k, at)) * d.scale : 0.0f);
 }
 
 /* y canonical: four elements a thread, of the same four words. */
@@ -65,7 +65,7 @@ static __global__ void drop_each(pl_cuda_dropout d, tensors t, pl_order o, int64
         }
 }
 
-void pl_cuda_dropout_forward(pl_cuda_stream s, struct pl_cuda_dropout d, const float *x, struct pl_cuda_view vx, float *y,
+void pl_cuda_dropout_forward(pl_cuda_stream s, struct pl_cuda_dropout d, const void *x, struct pl_cuda_view vx, void *y,
                              struct pl_cuda_view vy, uint8_t *keep)
 {
     int64_t row = pl_row_of(vy);
@@ -77,19 +77,19 @@ void pl_cuda_dropout_forward(pl_cuda_stream s, struct pl_cuda_dropout d, const f
                   pl_order{pl_divisor_of(vy.h * vy.w), false}, row);
 }
 
-static __global__ void pass_kept(float scale, const uint8_t *keep, const float *dy, pl_cuda_view vy, float *dx, pl_cuda_view vx,
+static __global__ void pass_kept(float scale, const uint8_t *keep, const void *dy, pl_cuda_view vy, void *dx, pl_cuda_view vx,
                                  pl_order o, int64_t row)
 {
     PL_EACH_ROW(i, vx.n)
         PL_EACH(e, row) {
             pl_place p = pl_place_of(o, (uint32_t)e);
             int64_t from = pl_index(vy, i, p.k, p.at);
-            dx[pl_index(vx, i, p.k, p.at)] = keep[from] ? dy[from] * scale : 0.0f;
+            pl_put(dx, vx.bf16, pl_index(vx, i, p.k, p.at), keep[from] ? pl_get(dy, vy.bf16, from) * scale : 0.0f);
         }
 }
 
-void pl_cuda_dropout_backward(pl_cuda_stream s, float scale, const uint8_t *keep, const float *dy, struct pl_cuda_view vy,
-                              float *dx, struct pl_cuda_view vx)
+void pl_cuda_dropout_backward(pl_cuda_stream s, float scale, const uint8_t *keep, const void *dy, struct pl_cuda_view vy,
+                              void *dx, struct pl_cuda_view vx)
 {
     int64_t row = pl_row_of(vx);
     PL_LAUNCH(pass_kept, pl_blocks_of_rows(vx.n, row), PL_THREADS, s, scale, keep, dy, vy, dx, vx, pl_order_of(vx), row);

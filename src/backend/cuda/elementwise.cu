@@ -19,56 +19,56 @@ struct hyperbolic {
     static __device__ float back(float y, float dy) { return dy * (1.0f - y * y); }
 };
 
-template <class F> static __global__ void forward_alike(const float *x, float *y, int64_t n)
+template <class F> static __global__ void forward_alike(const void *x, bool x16, void *y, bool y16, int64_t n)
 {
-    PL_EACH(i, n) y[i] = F::of(x[i]);
+    PL_EACH(i, n) pl_put(y, y16, i, F::of(pl_get(x, x16, i)));
 }
 
-template <class F> static __global__ void forward(const float *x, pl_cuda_view vx, float *y, pl_cuda_view vy, pl_order o, int64_t row)
+template <class F> static __global__ void forward(const void *x, pl_cuda_view vx, void *y, pl_cuda_view vy, pl_order o, int64_t row)
 {
     PL_EACH_ROW(i, vy.n)
         PL_EACH(e, row) {
             pl_place p = pl_place_of(o, (uint32_t)e);
-            y[pl_index(vy, i, p.k, p.at)] = F::of(x[pl_index(vx, i, p.k, p.at)]);
+            pl_put(y, vy.bf16, pl_index(vy, i, p.k, p.at), F::of(pl_get(x, vx.bf16, pl_index(vx, i, p.k, p.at))));
         }
 }
 
-template <class F> static __global__ void backward_alike(const float *y, const float *dy, float *dx, int64_t n)
+template <class F> static __global__ void backward_alike(const void *y, const void *dy, bool y16, void *dx, bool x16, int64_t n)
 {
-    PL_EACH(i, n) dx[i] = F::back(y[i], dy[i]);
+    PL_EACH(i, n) pl_put(dx, x16, i, F::back(pl_get(y, y16, i), pl_get(dy, y16, i)));
 }
 
 template <class F>
-static __global__ void backward(const float *y, const float *dy, pl_cuda_view vy, float *dx, pl_cuda_view vx, pl_order o, int64_t row)
+static __global__ void backward(const void *y, const void *dy, pl_cuda_view vy, void *dx, pl_cuda_view vx, pl_order o, int64_t row)
 {
     PL_EACH_ROW(i, vx.n)
         PL_EACH(e, row) {
             pl_place p = pl_place_of(o, (uint32_t)e);
             int64_t at = pl_index(vy, i, p.k, p.at);
-            dx[pl_index(vx, i, p.k, p.at)] = F::back(y[at], dy[at]);
+            pl_put(dx, vx.bf16, pl_index(vx, i, p.k, p.at), F::back(pl_get(y, vy.bf16, at), pl_get(dy, vy.bf16, at)));
         }
 }
 
-template <class F> static void run(pl_cuda_stream s, const float *x, pl_cuda_view vx, float *y, pl_cuda_view vy)
+template <class F> static void run(pl_cuda_stream s, const void *x, pl_cuda_view vx, void *y, pl_cuda_view vy)
 {
     int64_t row = pl_row_of(vy), n = vy.n * row;
     if (pl_alike(vx, vy))
-        PL_LAUNCH(forward_alike<F>, pl_blocks(n), PL_THREADS, s, x, y, n);
+        PL_LAUNCH(forward_alike<F>, pl_blocks(n), PL_THREADS, s, x, vx.bf16, y, vy.bf16, n);
     else
         PL_LAUNCH(forward<F>, pl_blocks_of_rows(vy.n, row), PL_THREADS, s, x, vx, y, vy, pl_order_of(vy), row);
 }
 
 template <class F>
-static void run_back(pl_cuda_stream s, const float *y, const float *dy, pl_cuda_view vy, float *dx, pl_cuda_view vx)
+static void run_back(pl_cuda_stream s, const void *y, const void *dy, pl_cuda_view vy, void *dx, pl_cuda_view vx)
 {
     int64_t row = pl_row_of(vx), n = vx.n * row;
     if (pl_alike(vx, vy))
-        PL_LAUNCH(backward_alike<F>, pl_blocks(n), PL_THREADS, s, y, dy, dx, n);
+        PL_LAUNCH(backward_alike<F>, pl_blocks(n), PL_THREADS, s, y, dy, vy.bf16, dx, vx.bf16, n);
     else
         PL_LAUNCH(backward<F>, pl_blocks_of_rows(vx.n, row), PL_THREADS, s, y, dy, vy, dx, vx, pl_order_of(vx), row);
 }
 
-void pl_cuda_function(pl_cuda_stream s, enum pl_cuda_function f, const float *x, struct pl_cuda_view vx, float *y, struct pl_cuda_view vy)
+void pl_cuda_function(pl_cuda_stream s, enum pl_cuda_function f, const void *x, struct pl_cuda_view vx, void *y, struct pl_cuda_view vy)
 {
     switch (f) {
     case PL_CUDA_RELU: return run<relu>(s, x, vx, y, vy);
@@ -77,8 +77,8 @@ void pl_cuda_function(pl_cuda_stream s, enum pl_cuda_function f, const float *x,
     }
 }
 
-void pl_cuda_function_back(pl_cuda_stream s, enum pl_cuda_function f, const float *y, const float *dy, struct pl_cuda_view vy,
-                           float *dx, struct pl_cuda_view vx)
+void pl_cuda_function_back(pl_cuda_stream s, enum pl_cuda_function f, const void *y, const void *dy, struct pl_cuda_view vy,
+                           void *dx, struct pl_cuda_view vx)
 {
     switch (f) {
     case PL_CUDA_RELU: return run_back<relu>(s, y, dy, vy, dx, vx);
@@ -87,38 +87,40 @@ void pl_cuda_function_back(pl_cuda_stream s, enum pl_cuda_function f, const floa
     }
 }
 
-void pl_cuda_relu_mask(pl_cuda_stream s, const float *y, float *dy, int64_t n)
+void pl_cuda_relu_mask(pl_cuda_stream s, const void *y, void *dy, struct pl_cuda_view vy)
 {
-    PL_LAUNCH(backward_alike<relu>, pl_blocks(n), PL_THREADS, s, y, dy, dy, n);
+    int64_t n = vy.n * pl_row_of(vy);
+    PL_LAUNCH(backward_alike<relu>, pl_blocks(n), PL_THREADS, s, y, dy, vy.bf16, dy, vy.bf16, n);
 }
 
-static __global__ void sum_of(pl_cuda_terms t, bool relu, float *y, int64_t n)
+static __global__ void sum_of(pl_cuda_terms t, bool relu, void *y, bool y16, int64_t n)
 {
     PL_EACH(i, n) {
-        float sum = t.x[0][i];
+        float sum = pl_get(t.x[0], t.bf16[0], i);
         for (int k = 1; k < t.count; k++)
-            sum += t.x[k][i];
-        y[i] = relu ? rectified(sum) : sum;
+            sum += pl_get(t.x[k], t.bf16[k], i);
+        pl_put(y, y16, i, relu ? rectified(sum) : sum);
     }
 }
 
-void pl_cuda_sum(pl_cuda_stream s, struct pl_cuda_terms x, bool relu, float *y, int64_t n)
+void pl_cuda_sum(pl_cuda_stream s, struct pl_cuda_terms x, bool relu, void *y, struct pl_cuda_view vy)
 {
-    PL_LAUNCH(sum_of, pl_blocks(n), PL_THREADS, s, x, relu, y, n);
+    int64_t n = vy.n * pl_row_of(vy);
+    PL_LAUNCH(sum_of, pl_blocks(n), PL_THREADS, s, x, relu, y, vy.bf16, n);
 }
 
-static __global__ void add_bias(float *y, pl_cuda_view v, const float *bias, bool relu, pl_order o, int64_t row)
+static __global__ void add_bias(void *y, pl_cuda_view v, const float *bias, bool relu, pl_order o, int64_t row)
 {
     PL_EACH_ROW(i, v.n)
         PL_EACH(e, row) {
             pl_place p = pl_place_of(o, (uint32_t)e);
             int64_t at = pl_index(v, i, p.k, p.at);
-            float sum = bias ? y[at] + bias[p.k] : y[at];
-            y[at] = relu ? rectified(sum) : sum;
+            float sum = pl_get(y, v.bf16, at) + (bias ? bias[p.k] : 0.0f);
+            pl_put(y, v.bf16, at, relu ? rectified(sum) : sum);
         }
 }
 
-void pl_cuda_bias(pl_cuda_stream s, float *y, struct pl_cuda_view v, const float *bias, bool relu)
+void pl_cuda_bias(pl_cuda_stream s, void *y, struct pl_cuda_view v, const float *bias, bool relu)
 {
     int64_t row = pl_row_of(v);
     PL_LAUNCH(add_bias, pl_blocks_of_rows(v.n, row), PL_THREADS, s, y, v, bias, relu, pl_order_of(v), row);

@@ -1,17 +1,19 @@
 /* join: concatenation along channels, and the sum of several inputs, whose output may be the first of them. */
 #include "backend/cuda/plans.h"
 
-/* The view of input i in y, and where in y it begins. Of a canonical y a part is a run of elements, however they are named. */
-static struct pl_cuda_view part_of(const struct pl_plan *p, int i, int64_t *begin)
+/* The view of input i in y, and the bytes of y before it. Of a canonical y a part is a run of elements, however they are named. */
+static struct pl_cuda_view part_of(const struct pl_plan *p, int i, size_t *begin)
 {
     struct pl_cuda_view v = p->x[i];
     bool last = p->y.sc < p->y.sp;
-    *begin = 0;
+    int64_t elems = 0;
     for (int k = 0; k < i; k++)
-        *begin += last ? p->x[k].c : pl_shape_row_elems(&p->op.x[k]);
+        elems += last ? p->x[k].c : pl_shape_row_elems(&p->op.x[k]);
+    *begin = (size_t)elems * pl_cuda_element_bytes(&p->y);
     v.sn = p->y.sn;
     v.sc = last ? 1 : v.h * v.w;
     v.sp = last ? p->y.c : 1;
+    v.bf16 = p->y.bf16;
     return v;
 }
 
@@ -31,9 +33,9 @@ static pl_status concat_plan(struct pl_plan *p)
 static pl_status concat_forward(struct pl_plan *p, const struct pl_io *io)
 {
     for (int i = 0; i < p->op.inputs; i++) {
-        int64_t begin;
+        size_t begin;
         struct pl_cuda_view part = part_of(p, i, &begin);
-        pl_cuda_copy(p->backend->stream, io->x[i], p->x[i], io->y + begin, part, false);
+        pl_cuda_copy(p->backend->stream, io->x[i], p->x[i], (char *)io->y + begin, part, false);
     }
     return pl_cuda_started(p);
 }
@@ -41,10 +43,10 @@ static pl_status concat_forward(struct pl_plan *p, const struct pl_io *io)
 static pl_status concat_backward(struct pl_plan *p, const struct pl_io *io)
 {
     for (int i = 0; i < p->op.inputs; i++) {
-        int64_t begin;
+        size_t begin;
         struct pl_cuda_view part = part_of(p, i, &begin);
         if (p->op.need_dx[i] && io->dx[i])
-            pl_cuda_copy(p->backend->stream, io->dy + begin, part, io->dx[i], p->x[i], false);
+            pl_cuda_copy(p->backend->stream, (const char *)io->dy + begin, part, io->dx[i], p->x[i], false);
     }
     return pl_cuda_started(p);
 }
@@ -56,9 +58,11 @@ static pl_status add_forward(struct pl_plan *p, const struct pl_io *io)
     pl_cuda_stream stream = p->backend->stream;
     if (pl_cuda_lie_alike(p)) {
         struct pl_cuda_terms terms = {.count = p->op.inputs};
-        for (int i = 0; i < p->op.inputs; i++)
+        for (int i = 0; i < p->op.inputs; i++) {
             terms.x[i] = io->x[i];
-        pl_cuda_sum(stream, terms, p->op.relu, io->y, pl_shape_elems(&p->op.y));
+            terms.bf16[i] = p->x[i].bf16;
+        }
+        pl_cuda_sum(stream, terms, p->op.relu, io->y, p->y);
         return pl_cuda_started(p);
     }
     for (int i = 0; i < p->op.inputs; i++)

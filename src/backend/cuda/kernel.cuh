@@ -9,6 +9,7 @@
 #ifdef PL_CUDA_EMULATED
 #include "emulated.h"
 #else
+#include <cuda_bf16.h>
 #define PL_LAUNCH(kernel, blocks, threads, stream, ...) \
     kernel<<<blocks, threads, 0, reinterpret_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
 #endif
@@ -60,6 +61,20 @@ PL_DEVICE pl_place pl_place_of(pl_order o, uint32_t e)
 PL_DEVICE int64_t pl_index(const struct pl_cuda_view &v, int64_t i, int64_t k, int64_t at)
 {
     return i * v.sn + k * v.sc + at * v.sp;
+}
+
+/* An element, which is of float or of bf16; the same for all threads. */
+PL_DEVICE float pl_get(const void *t, bool bf16, int64_t at)
+{
+    return bf16 ? __bfloat162float(static_cast<const __nv_bfloat16 *>(t)[at]) : static_cast<const float *>(t)[at];
+}
+
+PL_DEVICE void pl_put(void *t, bool bf16, int64_t at, float v)
+{
+    if (bf16)
+        static_cast<__nv_bfloat16 *>(t)[at] = __float2bfloat16_rn(v);
+    else
+        static_cast<float *>(t)[at] = v;
 }
 
 /* The elements of both are at the same index. */

@@ -1,6 +1,6 @@
 /* The kernels of the cuda backend as plain functions: each starts work on the stream and returns at once. Pointers are to
  * device memory, but for what is taken by value. Whether the start failed tells pl_cuda_launched. Numbers of elements are
- * int64_t; everything is in float, sums over many in double or in a fixed order, so that the same run gives the same bits.
+ * int64_t; everything is computed in float, sums over many in double or in a fixed order, so that the same run gives the same bits.
  * A sample has fewer than 2^31 elements (pl_cuda_fits). Views that belong together differ in strides only. */
 #ifndef PL_BACKEND_CUDA_KERNELS_H
 #define PL_BACKEND_CUDA_KERNELS_H
@@ -18,42 +18,43 @@ typedef struct pl_cuda_stream_tag *pl_cuda_stream; /* a cudaStream_t */
 /* What changes from pass to pass; kernels get a pointer to it in device memory. */
 struct pl_cuda_pass { int64_t rows; uint64_t seed, step_key; };
 
-/* An activation [n, c, plane]: element (i, k, at) is at i * sn + k * sc + at * sp. Canonical: sc = plane, sp = 1; channels
- * last: sc = 1, sp = c. */
-struct pl_cuda_view { int64_t n, c, h, w, sn, sc, sp; };
+/* An activation [n, c, plane], of float or of bf16: element (i, k, at) is at i * sn + k * sc + at * sp. Canonical: sc = plane,
+ * sp = 1; channels last: sc = 1, sp = c. Pointers to what a view describes are void's. */
+struct pl_cuda_view { int64_t n, c, h, w, sn, sc, sp; bool bf16; };
 
 /* ---- elementwise.cu ---------------------------------------------------------------------------------------------------- */
 
 enum pl_cuda_function { PL_CUDA_RELU, PL_CUDA_SIGMOID, PL_CUDA_TANH };
-void pl_cuda_function(pl_cuda_stream s, enum pl_cuda_function f, const float *x, struct pl_cuda_view vx, float *y, struct pl_cuda_view vy);
+void pl_cuda_function(pl_cuda_stream s, enum pl_cuda_function f, const void *x, struct pl_cuda_view vx, void *y, struct pl_cuda_view vy);
 /* dx from y and dy, which lie alike */
-void pl_cuda_function_back(pl_cuda_stream s, enum pl_cuda_function f, const float *y, const float *dy, struct pl_cuda_view vy,
-                           float *dx, struct pl_cuda_view vx);
-void pl_cuda_relu_mask(pl_cuda_stream s, const float *y, float *dy, int64_t n); /* dy = 0 where y is not above 0 */
+void pl_cuda_function_back(pl_cuda_stream s, enum pl_cuda_function f, const void *y, const void *dy, struct pl_cuda_view vy,
+                           void *dx, struct pl_cuda_view vx);
+void pl_cuda_relu_mask(pl_cuda_stream s, const void *y, void *dy, struct pl_cuda_view vy); /* dy = 0 where y is not above 0 */
 /* y = the sum of x[0 .. count), then a rectifier if relu; all lie alike, y may be one of them. */
 #define PL_CUDA_TERMS 16
-struct pl_cuda_terms { int count; const float *x[PL_CUDA_TERMS]; };
-void pl_cuda_sum(pl_cuda_stream s, struct pl_cuda_terms x, bool relu, float *y, int64_t n);
+struct pl_cuda_terms { int count; const void *x[PL_CUDA_TERMS]; bool bf16[PL_CUDA_TERMS]; };
+void pl_cuda_sum(pl_cuda_stream s, struct pl_cuda_terms x, bool relu, void *y, struct pl_cuda_view vy);
 /* y += bias of the channel, unless bias is NULL, then a rectifier if relu; in place */
-void pl_cuda_bias(pl_cuda_stream s, float *y, struct pl_cuda_view v, const float *bias, bool relu);
+void pl_cuda_bias(pl_cuda_stream s, void *y, struct pl_cuda_view v, const float *bias, bool relu);
 
 /* ---- copy.cu ----------------------------------------------------------------------------------------------------------- */
 
 /* y = or += x, element by element, whatever their order; views may be of some channels of a tensor. */
-void pl_cuda_copy(pl_cuda_stream s, const float *x, struct pl_cuda_view vx, float *y, struct pl_cuda_view vy, bool add);
-/* Weights [o, c, taps] to [o, taps, c], and back. */
-void pl_cuda_weights_last(pl_cuda_stream s, int64_t o, int64_t c, int64_t taps, const float *w, float *last);
-void pl_cuda_weights_back(pl_cuda_stream s, int64_t o, int64_t c, int64_t taps, const float *last, float *w, bool add);
+void pl_cuda_copy(pl_cuda_stream s, const void *x, struct pl_cuda_view vx, void *y, struct pl_cuda_view vy, bool add);
+/* Weights [o, c, taps] of float to how they are multiplied, as [o, taps, c] if last, and back. */
+struct pl_cuda_weights { int64_t o, c, taps; bool last, bf16; };
+void pl_cuda_weights_lay(pl_cuda_stream s, struct pl_cuda_weights how, const float *w, void *laid);
+void pl_cuda_weights_back(pl_cuda_stream s, struct pl_cuda_weights how, const void *laid, float *w, bool add);
 /* y = x with zeros around it, as many rows above and columns to the left as said, the rest below and to the right; and y, a
  * part of x, taken out of it again. */
-void pl_cuda_pad(pl_cuda_stream s, const float *x, struct pl_cuda_view vx, int64_t top, int64_t left, float *y, struct pl_cuda_view vy);
-void pl_cuda_crop(pl_cuda_stream s, const float *x, struct pl_cuda_view vx, int64_t top, int64_t left, float *y, struct pl_cuda_view vy);
+void pl_cuda_pad(pl_cuda_stream s, const void *x, struct pl_cuda_view vx, int64_t top, int64_t left, void *y, struct pl_cuda_view vy);
+void pl_cuda_crop(pl_cuda_stream s, const void *x, struct pl_cuda_view vx, int64_t top, int64_t left, void *y, struct pl_cuda_view vy);
 
 /* ---- channel.cu: sums over samples and planes, one a channel -------------------------------------------------------------- */
 
 size_t pl_cuda_channel_scratch(struct pl_cuda_view v); /* bytes that these need */
 /* db = or += the sum of dy of each channel, over all samples: the gradient of a bias */
-void pl_cuda_bias_back(pl_cuda_stream s, const float *dy, struct pl_cuda_view v, bool accumulate, float *db, void *scratch);
+void pl_cuda_bias_back(pl_cuda_stream s, const void *dy, struct pl_cuda_view v, bool accumulate, float *db, void *scratch);
 
 /* Batch normalisation of the real rows; see batchnorm.c. `kept` is what forward leaves for backward. */
 struct pl_cuda_batchnorm {
@@ -66,10 +67,10 @@ struct pl_cuda_batchnorm {
     void *scratch;
 };
 #define PL_CUDA_BATCHNORM_KEPT 6
-void pl_cuda_batchnorm_forward(pl_cuda_stream s, struct pl_cuda_batchnorm b, const float *x, float *y);
+void pl_cuda_batchnorm_forward(pl_cuda_stream s, struct pl_cuda_batchnorm b, const void *x, void *y);
 /* dp: each [c] or NULL; dx may be NULL */
-void pl_cuda_batchnorm_backward(pl_cuda_stream s, struct pl_cuda_batchnorm b, const float *x, const float *y, const float *dy,
-                                float *dx, float *const dp[4], bool accumulate);
+void pl_cuda_batchnorm_backward(pl_cuda_stream s, struct pl_cuda_batchnorm b, const void *x, const void *y, const void *dy,
+                                void *dx, float *const dp[4], bool accumulate);
 
 /* ---- dropout.cu --------------------------------------------------------------------------------------------------------- */
 
@@ -81,10 +82,10 @@ struct pl_cuda_dropout {
     float scale;
 };
 /* keep: a byte an element, in y's order */
-void pl_cuda_dropout_forward(pl_cuda_stream s, struct pl_cuda_dropout d, const float *x, struct pl_cuda_view vx, float *y,
+void pl_cuda_dropout_forward(pl_cuda_stream s, struct pl_cuda_dropout d, const void *x, struct pl_cuda_view vx, void *y,
                              struct pl_cuda_view vy, uint8_t *keep);
-void pl_cuda_dropout_backward(pl_cuda_stream s, float scale, const uint8_t *keep, const float *dy, struct pl_cuda_view vy,
-                              float *dx, struct pl_cuda_view vx);
+void pl_cuda_dropout_backward(pl_cuda_stream s, float scale, const uint8_t *keep, const void *dy, struct pl_cuda_view vy,
+                              void *dx, struct pl_cuda_view vx);
 
 /* ---- pool.cu ------------------------------------------------------------------------------------------------------------ */
 
@@ -93,22 +94,22 @@ struct pl_cuda_window {
     bool count_pad;
 };
 /* from: NULL, or where in its plane each maximum was found, in y's order */
-void pl_cuda_pool_largest(pl_cuda_stream s, struct pl_cuda_window w, const float *x, struct pl_cuda_view vx, float *y,
+void pl_cuda_pool_largest(pl_cuda_stream s, struct pl_cuda_window w, const void *x, struct pl_cuda_view vx, void *y,
                           struct pl_cuda_view vy, int32_t *from);
-void pl_cuda_pool_largest_back(pl_cuda_stream s, struct pl_cuda_window w, const float *dy, struct pl_cuda_view vy, const int32_t *from,
-                          float *dx, struct pl_cuda_view vx);
-void pl_cuda_pool_mean(pl_cuda_stream s, struct pl_cuda_window w, const float *x, struct pl_cuda_view vx, float *y, struct pl_cuda_view vy);
-void pl_cuda_pool_mean_back(pl_cuda_stream s, struct pl_cuda_window w, const float *dy, struct pl_cuda_view vy, float *dx,
+void pl_cuda_pool_largest_back(pl_cuda_stream s, struct pl_cuda_window w, const void *dy, struct pl_cuda_view vy, const int32_t *from,
+                          void *dx, struct pl_cuda_view vx);
+void pl_cuda_pool_mean(pl_cuda_stream s, struct pl_cuda_window w, const void *x, struct pl_cuda_view vx, void *y, struct pl_cuda_view vy);
+void pl_cuda_pool_mean_back(pl_cuda_stream s, struct pl_cuda_window w, const void *dy, struct pl_cuda_view vy, void *dx,
                           struct pl_cuda_view vx);
 
 /* ---- lrn.cu ------------------------------------------------------------------------------------------------------------- */
 
 struct pl_cuda_lrn { int64_t before, after; float weight, beta, k; }; /* channels of a window on either side; alpha / size */
 /* base: NULL, or k + weight * the sum of squares, kept for backward; in y's order */
-void pl_cuda_lrn_forward(pl_cuda_stream s, struct pl_cuda_lrn l, const float *x, struct pl_cuda_view vx, float *y,
+void pl_cuda_lrn_forward(pl_cuda_stream s, struct pl_cuda_lrn l, const void *x, struct pl_cuda_view vx, void *y,
                          struct pl_cuda_view vy, float *base);
-void pl_cuda_lrn_backward(pl_cuda_stream s, struct pl_cuda_lrn l, const float *x, struct pl_cuda_view vx, const float *y,
-                          const float *dy, struct pl_cuda_view vy, const float *base, float *dx);
+void pl_cuda_lrn_backward(pl_cuda_stream s, struct pl_cuda_lrn l, const void *x, struct pl_cuda_view vx, const void *y,
+                          const void *dy, struct pl_cuda_view vy, const float *base, void *dx);
 
 /* ---- loss.cu ------------------------------------------------------------------------------------------------------------ */
 

@@ -5,7 +5,7 @@
 
 #include <math.h>
 
-static __global__ void forward(pl_cuda_lrn l, const float *x, pl_cuda_view vx, float *y, pl_cuda_view vy, float *base, pl_order o,
+static __global__ void forward(pl_cuda_lrn l, const void *x, pl_cuda_view vx, void *y, pl_cuda_view vy, float *base, pl_order o,
                                int64_t row)
 {
     PL_EACH_ROW(i, vy.n)
@@ -14,19 +14,19 @@ static __global__ void forward(pl_cuda_lrn l, const float *x, pl_cuda_view vx, f
             int64_t k = p.k, to = pl_index(vy, i, k, p.at);
             float sum = 0;
             for (int64_t j = k < l.before ? 0 : k - l.before; j <= k + l.after && j < vx.c; j++) {
-                float v = x[pl_index(vx, i, j, p.at)];
+                float v = pl_get(x, vx.bf16, pl_index(vx, i, j, p.at));
                 sum += v * v;
             }
             sum = l.k + l.weight * sum;
             if (base)
                 base[to] = sum;
-            y[to] = x[pl_index(vx, i, k, p.at)] * powf(sum, -l.beta);
+            pl_put(y, vy.bf16, to, pl_get(x, vx.bf16, pl_index(vx, i, k, p.at)) * powf(sum, -l.beta));
         }
 }
 
 /* x[k] stands in the sums of the channels whose windows hold it; there x base^(-beta - 1) = y / base. */
-static __global__ void backward(pl_cuda_lrn l, const float *x, pl_cuda_view vx, const float *y, const float *dy, pl_cuda_view vy,
-                                const float *base, float *dx, pl_order o, int64_t row)
+static __global__ void backward(pl_cuda_lrn l, const void *x, pl_cuda_view vx, const void *y, const void *dy, pl_cuda_view vy,
+                                const float *base, void *dx, pl_order o, int64_t row)
 {
     PL_EACH_ROW(i, vx.n)
         PL_EACH(e, row) {
@@ -35,21 +35,22 @@ static __global__ void backward(pl_cuda_lrn l, const float *x, pl_cuda_view vx, 
             float sum = 0;
             for (int64_t j = k < l.after ? 0 : k - l.after; j <= k + l.before && j < vx.c; j++) {
                 int64_t at = pl_index(vy, i, j, p.at);
-                sum += dy[at] * y[at] / base[at];
+                sum += pl_get(dy, vy.bf16, at) * pl_get(y, vy.bf16, at) / base[at];
             }
-            dx[to] = dy[own] * powf(base[own], -l.beta) - 2 * l.weight * l.beta * x[to] * sum;
+            float factor = 2 * l.weight * l.beta * pl_get(x, vx.bf16, to);
+            pl_put(dx, vx.bf16, to, pl_get(dy, vy.bf16, own) * powf(base[own], -l.beta) - factor * sum);
         }
 }
 
-void pl_cuda_lrn_forward(pl_cuda_stream s, struct pl_cuda_lrn l, const float *x, struct pl_cuda_view vx, float *y,
+void pl_cuda_lrn_forward(pl_cuda_stream s, struct pl_cuda_lrn l, const void *x, struct pl_cuda_view vx, void *y,
                          struct pl_cuda_view vy, float *base)
 {
     int64_t row = pl_row_of(vy);
     PL_LAUNCH(forward, pl_blocks_of_rows(vy.n, row), PL_THREADS, s, l, x, vx, y, vy, base, pl_order_of(vy), row);
 }
 
-void pl_cuda_lrn_backward(pl_cuda_stream s, struct pl_cuda_lrn l, const float *x, struct pl_cuda_view vx, const float *y,
-                          const float *dy, struct pl_cuda_view vy, const float *base, float *dx)
+void pl_cuda_lrn_backward(pl_cuda_stream s, struct pl_cuda_lrn l, const void *x, struct pl_cuda_view vx, const void *y,
+                          const void *dy, struct pl_cuda_view vy, const float *base, void *dx)
 {
     int64_t row = pl_row_of(vx);
     PL_LAUNCH(backward, pl_blocks_of_rows(vx.n, row), PL_THREADS, s, l, x, vx, y, dy, vy, base, dx, pl_order_of(vx), row);

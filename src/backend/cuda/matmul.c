@@ -61,25 +61,28 @@ static pl_status set(cublasLtMatmulDesc_t product, cublasLtMatmulDescAttributes_
 }
 
 /* A row-major matrix [rows, columns] is a column-major one [columns, rows]. */
-static pl_status lay(cublasLtMatrixLayout_t *l, int64_t rows, int64_t columns)
+static pl_status lay(cublasLtMatrixLayout_t *l, bool bf16, int64_t rows, int64_t columns)
 {
-    BLAS(cublasLtMatrixLayoutCreate(l, CUDA_R_32F, (uint64_t)columns, (uint64_t)rows, columns));
+    BLAS(cublasLtMatrixLayoutCreate(l, bf16 ? CUDA_R_16BF : CUDA_R_32F, (uint64_t)columns, (uint64_t)rows, columns));
     return PL_OK;
 }
+
+/* To an output of bf16 it would add one of bf16. */
+static bool library_adds_bias(const struct pl_cuda_matmul_shape *s) { return s->bias && !s->bf16_out; }
 
 static pl_status describe(struct pl_cuda_matmul *m)
 {
     const struct pl_cuda_matmul_shape *s = &m->shape;
     cublasOperation_t first = s->tb ? CUBLAS_OP_T : CUBLAS_OP_N, second = s->ta ? CUBLAS_OP_T : CUBLAS_OP_N;
     cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
-    BLAS(cublasLtMatmulDescCreate(&m->product, m->backend->options.tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    BLAS(cublasLtMatmulDescCreate(&m->product, m->backend->options.tf32 && !s->bf16 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUDA_R_32F));
     PL_TRY(set(m->product, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first));
     PL_TRY(set(m->product, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second));
-    if (s->bias)
+    if (library_adds_bias(s))
         PL_TRY(set(m->product, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
-    PL_TRY(lay(&m->a, s->ta ? s->k : s->m, s->ta ? s->m : s->k));
-    PL_TRY(lay(&m->b, s->tb ? s->n : s->k, s->tb ? s->k : s->n));
-    return lay(&m->c, s->m, s->n);
+    PL_TRY(lay(&m->a, s->bf16, s->ta ? s->k : s->m, s->ta ? s->m : s->k));
+    PL_TRY(lay(&m->b, s->bf16, s->tb ? s->n : s->k, s->tb ? s->k : s->n));
+    return lay(&m->c, s->bf16_out, s->m, s->n);
 }
 
 /* ---- the choice of an algorithm ----------------------------------------------------------------- */
@@ -88,10 +91,10 @@ static pl_status describe(struct pl_cuda_matmul *m)
 struct trial {
     struct pl_cuda_matmul *matmul;
     const cublasLtMatmulHeuristicResult_t *candidate;
-    float *a, *b, *c, *bias;
+    void *a, *b, *c, *bias;
 };
 
-static cublasStatus_t start(struct pl_cuda_matmul *m, const cublasLtMatmulAlgo_t *algorithm, size_t workspace_bytes, const float *a, const float *b, float *c)
+static cublasStatus_t start(struct pl_cuda_matmul *m, const cublasLtMatmulAlgo_t *algorithm, size_t workspace_bytes, const void *a, const void *b, void *c)
 {
     const float one = 1.0f, beta = m->shape.accumulate ? 1.0f : 0.0f;
     return cublasLtMatmul(m->backend->blas->handle, m->product, &one, b, m->b, a, m->a, &beta, c, m->c, c, m->c, algorithm, m->backend->scratch,
@@ -149,16 +152,16 @@ static void choose(struct trial *t, const cublasLtMatmulHeuristicResult_t *candi
 static pl_status open_trial(struct trial *t)
 {
     const struct pl_cuda_matmul_shape *s = &t->matmul->shape;
-    struct { float **at; int64_t elems; } operands[] = {{&t->a, s->m * s->k}, {&t->b, s->k * s->n}, {&t->c, s->m * s->n}, {&t->bias, s->n}};
+    struct { void **at; int64_t elems; bool bf16; } operands[] = {{&t->a, s->m * s->k, s->bf16}, {&t->b, s->k * s->n, s->bf16}, {&t->c, s->m * s->n, s->bf16_out}, {&t->bias, s->n, false}};
     for (int i = 0; i < 4; i++)
-        if (!(*operands[i].at = pl_cuda_alloc(t->matmul->backend->device, (size_t)operands[i].elems * sizeof(float), "choosing a matrix product's algorithm")))
+        if (!(*operands[i].at = pl_cuda_alloc(t->matmul->backend->device, pl_cuda_copy_bytes(operands[i].elems, operands[i].bf16), "choosing a matrix product's algorithm")))
             return PL_ERR_MEMORY;
-    return s->bias ? set(t->matmul->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &t->bias, sizeof t->bias) : PL_OK;
+    return library_adds_bias(s) ? set(t->matmul->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &t->bias, sizeof t->bias) : PL_OK;
 }
 
 static void close_trial(struct trial *t)
 {
-    float *const operands[] = {t->a, t->b, t->c, t->bias};
+    void *const operands[] = {t->a, t->b, t->c, t->bias};
     for (int i = 0; i < 4; i++)
         pl_cuda_free(t->matmul->backend->device, operands[i]);
 }
@@ -218,16 +221,18 @@ void pl_cuda_matmul_destroy(struct pl_cuda_matmul *m)
 }
 
 /* The rectifier is ours: what is not a number stays so, where the library's may make it 0, and the loss shows it. */
-pl_status pl_cuda_matmul_run(struct pl_cuda_matmul *m, const float *a, const float *b, const float *bias, float *c)
+pl_status pl_cuda_matmul_run(struct pl_cuda_matmul *m, const void *a, const void *b, const float *bias, void *c)
 {
-    if (m->shape.bias)
+    const struct pl_cuda_matmul_shape *s = &m->shape;
+    bool ours = s->bias && !library_adds_bias(s);
+    if (library_adds_bias(s))
         PL_TRY(set(m->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
     cublasStatus_t e = start(m, &m->algorithm, m->workspace_bytes, a, b, c);
     if (e != CUBLAS_STATUS_SUCCESS)
         return failed(e, "cublasLtMatmul");
-    if (m->shape.relu) {
-        struct pl_cuda_view v = {.n = m->shape.m, .c = m->shape.n, .h = 1, .w = 1, .sn = m->shape.n, .sc = 1, .sp = 1};
-        pl_cuda_bias(m->backend->stream, c, v, NULL, true);
+    if (s->relu || ours) {
+        struct pl_cuda_view v = {.n = s->m, .c = s->n, .h = 1, .w = 1, .sn = s->n, .sc = 1, .sp = 1, .bf16 = s->bf16_out};
+        pl_cuda_bias(m->backend->stream, c, v, ours ? bias : NULL, s->relu);
     }
     return PL_OK;
 }

@@ -57,7 +57,7 @@ PL_DEVICE spot spot_of(const axis &w, uint32_t at)
     return spot{(int32_t)r, (int32_t)(at - r * w.width.by)};
 }
 
-static __global__ void largest(geometry g, const float *x, pl_cuda_view vx, float *y, pl_cuda_view vy, int32_t *from, pl_order o,
+static __global__ void largest(geometry g, const void *x, pl_cuda_view vx, void *y, pl_cuda_view vy, int32_t *from, pl_order o,
                                int64_t row)
 {
     PL_EACH_ROW(i, vy.n)
@@ -65,25 +65,25 @@ static __global__ void largest(geometry g, const float *x, pl_cuda_view vx, floa
             pl_place p = pl_place_of(o, (uint32_t)e);
             spot s = spot_of(g.w, p.at);
             range down = inside(g.h, s.r), across = inside(g.w, s.c);
-            const float *plane = x + pl_index(vx, i, p.k, 0);
+            int64_t plane = pl_index(vx, i, p.k, 0);
             int32_t best = down.begin * g.w.in + across.begin;
-            float most = plane[best * vx.sp];
+            float most = pl_get(x, vx.bf16, plane + best * vx.sp);
             for (int32_t r = down.begin; r < down.end; r++)
                 for (int32_t c = across.begin; c < across.end; c++) {
-                    float v = plane[(r * g.w.in + c) * vx.sp];
+                    float v = pl_get(x, vx.bf16, plane + (r * g.w.in + c) * vx.sp);
                     if (v > most || (v != v && most == most)) {
                         most = v;
                         best = r * g.w.in + c;
                     }
                 }
             int64_t to = pl_index(vy, i, p.k, p.at);
-            y[to] = most;
+            pl_put(y, vy.bf16, to, most);
             if (from)
                 from[to] = best;
         }
 }
 
-static __global__ void largest_back(geometry g, const float *dy, pl_cuda_view vy, const int32_t *from, float *dx, pl_cuda_view vx,
+static __global__ void largest_back(geometry g, const void *dy, pl_cuda_view vy, const int32_t *from, void *dx, pl_cuda_view vx,
                                     pl_order o, int64_t row)
 {
     PL_EACH_ROW(i, vx.n)
@@ -96,29 +96,29 @@ static __global__ void largest_back(geometry g, const float *dy, pl_cuda_view vy
                 for (int32_t c = across.begin; c < across.end; c++) {
                     int64_t at = pl_index(vy, i, p.k, (int64_t)r * g.w.out + c);
                     if (from[at] == (int32_t)p.at)
-                        sum += dy[at];
+                        sum += pl_get(dy, vy.bf16, at);
                 }
-            dx[pl_index(vx, i, p.k, p.at)] = sum;
+            pl_put(dx, vx.bf16, pl_index(vx, i, p.k, p.at), sum);
         }
 }
 
-static __global__ void mean(geometry g, const float *x, pl_cuda_view vx, float *y, pl_cuda_view vy, pl_order o, int64_t row)
+static __global__ void mean(geometry g, const void *x, pl_cuda_view vx, void *y, pl_cuda_view vy, pl_order o, int64_t row)
 {
     PL_EACH_ROW(i, vy.n)
         PL_EACH(e, row) {
             pl_place p = pl_place_of(o, (uint32_t)e);
             spot s = spot_of(g.w, p.at);
             range down = inside(g.h, s.r), across = inside(g.w, s.c);
-            const float *plane = x + pl_index(vx, i, p.k, 0);
+            int64_t plane = pl_index(vx, i, p.k, 0);
             float sum = 0;
             for (int32_t r = down.begin; r < down.end; r++)
                 for (int32_t c = across.begin; c < across.end; c++)
-                    sum += plane[(r * g.w.in + c) * vx.sp];
-            y[pl_index(vy, i, p.k, p.at)] = sum / share(g, s.r, s.c);
+                    sum += pl_get(x, vx.bf16, plane + (r * g.w.in + c) * vx.sp);
+            pl_put(y, vy.bf16, pl_index(vy, i, p.k, p.at), sum / share(g, s.r, s.c));
         }
 }
 
-static __global__ void mean_back(geometry g, const float *dy, pl_cuda_view vy, float *dx, pl_cuda_view vx, pl_order o, int64_t row)
+static __global__ void mean_back(geometry g, const void *dy, pl_cuda_view vy, void *dx, pl_cuda_view vx, pl_order o, int64_t row)
 {
     PL_EACH_ROW(i, vx.n)
         PL_EACH(e, row) {
@@ -128,33 +128,33 @@ static __global__ void mean_back(geometry g, const float *dy, pl_cuda_view vy, f
             float sum = 0;
             for (int32_t r = down.begin; r < down.end; r++)
                 for (int32_t c = across.begin; c < across.end; c++)
-                    sum += dy[pl_index(vy, i, p.k, (int64_t)r * g.w.out + c)] / share(g, r, c);
-            dx[pl_index(vx, i, p.k, p.at)] = sum;
+                    sum += pl_get(dy, vy.bf16, pl_index(vy, i, p.k, (int64_t)r * g.w.out + c)) / share(g, r, c);
+            pl_put(dx, vx.bf16, pl_index(vx, i, p.k, p.at), sum);
         }
 }
 
-void pl_cuda_pool_largest(pl_cuda_stream s, struct pl_cuda_window w, const float *x, struct pl_cuda_view vx, float *y,
+void pl_cuda_pool_largest(pl_cuda_stream s, struct pl_cuda_window w, const void *x, struct pl_cuda_view vx, void *y,
                      struct pl_cuda_view vy, int32_t *from)
 {
     int64_t row = pl_row_of(vy);
     PL_LAUNCH(largest, pl_blocks_of_rows(vy.n, row), PL_THREADS, s, geometry_of(w, vx, vy, vy), x, vx, y, vy, from, pl_order_of(vy), row);
 }
 
-void pl_cuda_pool_largest_back(pl_cuda_stream s, struct pl_cuda_window w, const float *dy, struct pl_cuda_view vy, const int32_t *from,
-                          float *dx, struct pl_cuda_view vx)
+void pl_cuda_pool_largest_back(pl_cuda_stream s, struct pl_cuda_window w, const void *dy, struct pl_cuda_view vy, const int32_t *from,
+                          void *dx, struct pl_cuda_view vx)
 {
     int64_t row = pl_row_of(vx);
     PL_LAUNCH(largest_back, pl_blocks_of_rows(vx.n, row), PL_THREADS, s, geometry_of(w, vx, vy, vx), dy, vy, from, dx, vx,
               pl_order_of(vx), row);
 }
 
-void pl_cuda_pool_mean(pl_cuda_stream s, struct pl_cuda_window w, const float *x, struct pl_cuda_view vx, float *y, struct pl_cuda_view vy)
+void pl_cuda_pool_mean(pl_cuda_stream s, struct pl_cuda_window w, const void *x, struct pl_cuda_view vx, void *y, struct pl_cuda_view vy)
 {
     int64_t row = pl_row_of(vy);
     PL_LAUNCH(mean, pl_blocks_of_rows(vy.n, row), PL_THREADS, s, geometry_of(w, vx, vy, vy), x, vx, y, vy, pl_order_of(vy), row);
 }
 
-void pl_cuda_pool_mean_back(pl_cuda_stream s, struct pl_cuda_window w, const float *dy, struct pl_cuda_view vy, float *dx,
+void pl_cuda_pool_mean_back(pl_cuda_stream s, struct pl_cuda_window w, const void *dy, struct pl_cuda_view vy, void *dx,
                           struct pl_cuda_view vx)
 {
     int64_t row = pl_row_of(vx);

@@ -145,7 +145,9 @@ pl_status pl_cuda_device_open(const struct pl_device_options *o, struct pl_cuda_
     d->process = getpid();
     d->visible = devices;
     describe_device((o->local_rank > 0 ? o->local_rank : 0) % devices, d);
-    pl_status s = open_streams(d);
+    pl_status s = o->bf16 && d->capability < 80 ? pl_error(PL_ERR_USAGE, "device", "train.precision bf16 needs a GPU of compute capability 8.0 or later: device %d, %s, has %d.%d",
+                                                           d->ordinal, d->name, d->capability / 10, d->capability % 10)
+                                                : open_streams(d);
     if (s < 0) {
         pl_cuda_device_close(d);
         return s;
