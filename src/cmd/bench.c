@@ -2,8 +2,9 @@
  * paceline bench layers JOB.yaml: where the time of a step goes, layer by layer.
  * paceline bench data JOB.yaml: how fast the loader alone makes batches of data.train.
  * paceline bench step JOB.yaml: speed of a training step on made-up data, beside the machine's own
- * matrix product measured between the runs with the same threads. Work counted: 2 per multiply-add
+ * matrix product measured between the runs with the same threads, or the device's (bench_peak.c). Work counted: 2 per multiply-add
  * of convolutions and dense layers, times 3 for training. */
+#include "cmd/bench_peak.h"
 #include "cmd/cmd.h"
 
 #include <math.h>
@@ -11,7 +12,6 @@
 #include <string.h>
 
 #define MOST_ROUNDS 100
-#define PEAK_SIZE 2048
 
 extern const struct pl_command pl_cmd_bench;
 
@@ -93,40 +93,21 @@ static double held_mb(void)
     return (double)kib / 1024;
 }
 
-/* GFLOP/s at a matrix product, c = a a. */
-struct product { float *a, *c; };
-
-static pl_status product_make(struct product *p)
-{
-    size_t n = (size_t)PEAK_SIZE * PEAK_SIZE;
-    p->a = pl_alloc(n * sizeof(float), "bench matrix");
-    p->c = pl_alloc(n * sizeof(float), "bench matrix");
-    for (size_t i = 0; p->a && i < n; i++)
-        p->a[i] = (float)(i % 17) * 0.01f;
-    return p->a && p->c ? PL_OK : PL_ERR_MEMORY;
-}
-
-static double measure_peak(const struct product *p)
-{
-    double begin = pl_now_ms();
-    pl_backend_cpu_sgemm(PEAK_SIZE, PEAK_SIZE, PEAK_SIZE, p->a, p->a, p->c);
-    return 2.0 * PEAK_SIZE * PEAK_SIZE * PEAK_SIZE / (pl_now_ms() - begin) / 1e6;
-}
-
 /* After warm-up, where the memory of training is read, rounds of steps and peak in turn, so that both see
  * the same machine. */
-static pl_status measure(struct pl_trainer *t, int steps, struct figures *f, struct product *p)
+static pl_status measure(struct pl_trainer *t, int steps, struct figures *f, struct pl_bench_peak **p)
 {
     struct pl_step_result r;
+    double warm;
     for (int i = 0; i < 3; i++)
         PL_TRY(pl_trainer_step(t, &r));
     f->memory_mb = held_mb();
     PL_TRY(pl_exchange_sum(t->exchange, &f->memory_mb, 1));
     f->memory_mb /= t->world->ranks;
-    PL_TRY(product_make(p));
-    measure_peak(p);
+    PL_TRY(pl_bench_peak_create(t->table, t->backend, t->job->train.precision == PL_BF16, p));
+    PL_TRY(pl_bench_peak_measure(*p, &warm));
     for (int round = 0; round < f->rounds; round++) {
-        f->peak[round] = measure_peak(p);
+        PL_TRY(pl_bench_peak_measure(*p, &f->peak[round]));
         double ms = 0, exposed = 0, busy = 0, update = 0, sent = 0;
         PL_TRY(pl_exchange_sum(t->exchange, &ms, 1)); /* start together */
         for (int i = 0; i < steps; i++) {
@@ -212,7 +193,7 @@ static pl_status bench(struct pl_trainer *t, struct pl_world *w, const struct pl
 {
     struct made_up m = {0};
     struct figures f = {0};
-    struct product p = {0};
+    struct pl_bench_peak *p = NULL;
     int steps = 0;
     pl_status s = made_up_make(&m, t);
     if (s == PL_OK)
@@ -230,8 +211,7 @@ static pl_status bench(struct pl_trainer *t, struct pl_world *w, const struct pl
             print_figures(t, &f);
     }
     made_up_free(&m);
-    pl_free(p.a);
-    pl_free(p.c);
+    pl_bench_peak_destroy(p);
     return s;
 }
 

@@ -43,7 +43,6 @@ double pl_bench_median(double *v, int n); /* sorts v[n] (bench.c) */
 
 /* The same for bench nullstep. (bench_nullstep.c) */
 pl_status pl_bench_nullstep(struct pl_world *w, int argc, char **argv);
-double pl_bench_median(double *v, int n); /* sorts v[n] (bench.c) */
 /* --NAME TEXT: an integer from 1 to most; without it `otherwise`. PL_ERR_USAGE. (bench.c) */
 pl_status pl_bench_count(const char *name, const char *text, long otherwise, long most, int *out);
 
