@@ -13,7 +13,7 @@ job=models/lenet/mnist.yaml ranks="1 2 4" taus="0 1 5 10 50" rate=100mbit accura
 while [ $# -gt 0 ]; do
     case $1 in
         --job|--ranks|--taus|--rate|--accuracy|--steps|--every|--out) [ $# -gt 1 ] || die "$1 takes a value"; declare "${1#--}=$2"; shift ;;
-        --help|-h) sed -n '2,10p' "$0" | cut -c3-; exit 0 ;;
+        --help|-h) sed -n '2,9p' "$0" | cut -c3-; exit 0 ;;
         -*) die "unknown option $1; see --help" ;;
         *=*) keys+=("$1") ;;
         *) files+=("$1") ;;

@@ -6,7 +6,7 @@
 # CaffeOnSpark, TensorFlow on Spark). cifar10: ResNet-20 by Adam to 85 % (Bitfusion). tau: bench/local_sgd.sh (root), its times over
 # one rank's, or what it wrote before as --local-sgd (SparkNet). backup: bench/stragglers.sh on 8 ranks and bench/simulate on
 # 50 + b, b from 0 to 5 (TensorFlow). nullstep: paceline bench nullstep (TensorFlow). DIR of --data holds mnist-train.h5,
-# mnist-test.h5, cifar10-train.h5, cifar10-test.h5 (data/scripts). An hour and a half on two cores; --quick a minute, on data
+# mnist-test.h5, cifar10-train.h5, cifar10-test.h5 (data/scripts). An hour and a half on two cores; --quick some minutes, on data
 # that it makes up. Each table is printed when its part ends and written to PART.md in --out (.), with published.md and
 # published.json of all. A part that fails does not stop the others. What has ended in --out with the same keys is taken as it is.
 # Their figures and where they are from: bench/published_figures.json.

@@ -1,7 +1,7 @@
 """A job of images trained in PyTorch by the same recipe, for time_to_accuracy.py: the network of the model file with its
 initial values, batch, optimizer, schedule, warm-up, mirroring and crops of the job file; an evaluation every epoch, until
 the accuracy is above train.stop.above. Channels lie first or last, whichever is faster over a few steps. One line of JSON an epoch. Runs in PyTorch's Python:
-pytorch_train.py JOB.yaml THREADS [key=value ...]"""
+pytorch_train.py JOB.yaml THREADS [key=value ...] [--check]; --check: only whether it can."""
 import json
 import math
 import os
@@ -135,11 +135,14 @@ def faster_layout(network, images, batch):
 
 
 def main():
-    job = read_job(sys.argv[1], sys.argv[3:])
+    check = sys.argv[-1] == "--check"
+    job = read_job(sys.argv[1], sys.argv[3:-1] if check else sys.argv[3:])
     torch.set_num_threads(int(sys.argv[2]))
     torch.manual_seed(job["train"].get("seed", 1))
     with open(job["model"]) as f:
         network, layers, _ = build(yaml.safe_load(f))
+    if check:
+        return
     initial_values(layers)
     scores = {}
     loss_layer = [module for layer, module in layers.values() if layer["kind"] == "softmax_loss"][-1]

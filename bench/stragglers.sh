@@ -14,7 +14,7 @@ ranks=4 backup="0 1 2" delay=tail ms='' shape=1.5 steps=500 rounds=5 compute=20 
 while [ $# -gt 0 ]; do
     case $1 in
         --ranks|--backup|--delay|--ms|--shape|--steps|--rounds|--compute|--loss|--out|--job) [ $# -gt 1 ] || die "$1 takes a value"; declare "${1#--}=$2"; shift ;;
-        --help|-h) sed -n '2,12p' "$0" | cut -c3-; exit 0 ;;
+        --help|-h) sed -n '2,10p' "$0" | cut -c3-; exit 0 ;;
         *=*) keys+=("$1") ;;
         *) die "unknown option $1; see --help" ;;
     esac

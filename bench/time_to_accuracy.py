@@ -7,7 +7,6 @@ figure to compare. VENV is a virtual environment with torch, h5py and pyyaml (be
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -43,9 +42,28 @@ def main():
     p.add_argument("--paceline", default=os.environ.get("PACELINE", os.path.join(HERE, "..", "build", "release", "paceline")))
     a = p.parse_intermixed_args()
     cores = sorted(os.sched_getaffinity(0))
+    python = os.path.join(a.venv, "bin", "python")
+    if not 0 < a.above < 1:
+        refuse("--above is an accuracy, between 0 and 1")
+    if a.threads < 1:
+        refuse("--threads is 1 or more")
+    for path in (a.job, a.paceline, python):
+        if not os.path.exists(path):
+            refuse(f"there is no {path}")
     if len(cores) < a.threads * (1 + a.together):
-        sys.exit(f"time_to_accuracy.py: {len(cores)} cores are too few for {a.threads} threads" + (" of both together" if a.together else ""))
-    folder = tempfile.mkdtemp(prefix="time-to-accuracy-")
+        refuse(f"{len(cores)} cores are too few for {a.threads} threads" + (" of both together" if a.together else ""))
+    recipe = [python, os.path.join(HERE, "pytorch_train.py"), a.job, str(a.threads), *a.overrides]
+    if subprocess.run([*recipe, "--check"]).returncode:
+        refuse("PyTorch does not take this recipe")
+    with tempfile.TemporaryDirectory(prefix="time-to-accuracy-") as folder:
+        compare(a, cores, folder)
+
+
+def refuse(why):
+    sys.exit("time_to_accuracy.py: " + why)
+
+
+def compare(a, cores, folder):
     env = dict(os.environ, OMP_NUM_THREADS=str(a.threads))
     overrides = [*a.overrides, f"train.stop.above={a.above}"]
     ours, theirs = {}, {}
@@ -60,15 +78,17 @@ def main():
     for t in threads:
         t.join()
     if ours["code"] or theirs["code"]:
-        sys.exit(f"time_to_accuracy.py: Paceline ended with {ours['code']}, PyTorch with {theirs['code']}; nothing to compare")
+        refuse(f"Paceline ended with {ours['code']}, PyTorch with {theirs['code']}; nothing to compare")
     ours["epochs"] = [{"epoch": i + 1, "accuracy": e["accuracy"]} for i, e in enumerate(evaluations(folder))]
     theirs["epochs"] = [json.loads(line) for line in theirs["lines"]]
-    shutil.rmtree(folder)
     print(f"{'':10} {'epochs':>6} {'accuracy':>9} {'seconds':>9} {'processor s':>12}")
     for name, r in (("Paceline", ours), ("PyTorch", theirs)):
         last = r["epochs"][-1]
         print(f"{name:10} {last['epoch']:6d} {last['accuracy']:9.4f} {r['seconds']:9.1f} {r['cpu_seconds']:12.1f}")
         print("           by epoch:", " ".join(f"{e['accuracy']:.3f}" for e in r["epochs"]))
+    late = [name for name, r in (("Paceline", ours), ("PyTorch", theirs)) if not r["epochs"][-1]["accuracy"] > a.above]
+    if late:
+        refuse(f"{' and '.join(late)} did not reach {a.above}: no ratio")
     print(f"{'ratio':10} {'':6} {'':9} {theirs['seconds'] / ours['seconds']:9.2f} {theirs['cpu_seconds'] / ours['cpu_seconds']:12.2f}")
 
 

@@ -103,7 +103,7 @@ with tempfile.TemporaryDirectory() as tmp:
             lr = min(fixed, key=lambda r: fixed[r][p])
             rows.append({"seed": seed, "passes": p, "lr": lr, "descent": fixed[lr][p], "sandblaster": lbfgs[p], "steps": steps[p],
                          "edge": lr <= a.least or lr * math.sqrt(2) >= a.most})
-text = "%s: %d samples, hidden layers %s, %s\n" % (os.path.basename(a.train), samples, a.hidden or "none", " ".join(keys))
+text = "%s\n" % ", ".join(["%s: %d samples" % (os.path.basename(a.train), samples), "hidden layers %s" % (a.hidden or "none"), *keys])
 text += "%6s %7s %10s %16s %14s %10s\n" % ("seed", "passes", "best lr", "gradient descent", "sandblaster", "its steps")
 for r in rows:
     text += "%6d %7d %9.4g%s %16.4f %14.4f %10d\n" % (r["seed"], r["passes"], r["lr"], "!" if r["edge"] else " ", r["descent"], r["sandblaster"], r["steps"])
@@ -114,4 +114,5 @@ with open(os.path.join(a.out, "whole_batch.json"), "w") as f:
 with open(os.path.join(a.out, "whole_batch.txt"), "w") as f:
     f.write(text)
 print(text, end="")
-sys.exit(0 if all(r["sandblaster"] < r["descent"] for r in rows) else 1)
+worse = [r for r in rows if not r["sandblaster"] < r["descent"]]
+sys.exit("whole_batch.py: L-BFGS was no better in %d of %d rows" % (len(worse), len(rows)) if worse else 0)

@@ -58,5 +58,5 @@ if(PACELINE_HAVE_CUDA)
   # Everything is resolved when it is opened or it is refused; what it exports is one symbol.
   set_target_properties(paceline_cuda PROPERTIES PREFIX "" C_VISIBILITY_PRESET hidden CUDA_VISIBILITY_PRESET hidden CUDA_STANDARD 17
     LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR} BUILD_RPATH "${cuda_folders}" INSTALL_RPATH "${cuda_folders}")
-  install(TARGETS paceline_cuda LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}/paceline)
+  install(TARGETS paceline_cuda LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}/paceline OPTIONAL) # the quickstart builds the program alone
 endif()

@@ -35,8 +35,8 @@ a = a.parse_args()
 if a.jpeg and (a.size or a.compress):
     stop("--jpeg stores files as they are: no --size, no --compress")
 a.size = 256 if a.size is None else a.size
-if a.size < 1 or a.threads < 1:
-    stop("--size and --threads must be at least 1")
+if not 1 <= a.size <= 16384 or a.threads < 1:
+    stop("--size must be from 1 to 16384, --threads at least 1")
 
 
 def class_names(folders):
@@ -69,7 +69,11 @@ def read_jpeg(path):
     """The file's bytes, once they have been decoded: what is broken is known now."""
     with open(path, "rb") as f:
         raw = f.read()
-    with Image.open(io.BytesIO(raw)) as image:
+    try:
+        opened = Image.open(io.BytesIO(raw))
+    except OSError:
+        return "%s: is no image" % path
+    with opened as image:
         if image.format != "JPEG":
             return "%s: is %s inside, not JPEG" % (path, image.format)
         image.load()
@@ -82,6 +86,8 @@ def read_image(path):
         if a.jpeg:
             return read_jpeg(path)
         with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):  # Pillow would cut their values off at 255
+                return "%s: has more than 8 bits a pixel (mode %s); convert it to 8 bits first" % (path, image.mode)
             image = image.convert("RGB")
         w, h = image.size
         x, y = (w - min(w, h)) / 2, (h - min(w, h)) / 2

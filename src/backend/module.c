@@ -47,7 +47,7 @@ static char *find(void)
             return path;
         pl_free(path);
     }
-    reason = pl_strdupf("not built or not installed: no " FILE_NAME " beside the program or in " PL_MODULE_FOLDER " from there");
+    reason = pl_strdupf("not built (target paceline_cuda) or not installed: no " FILE_NAME " beside the program or in " PL_MODULE_FOLDER " from there");
     return NULL;
 }
 

@@ -234,7 +234,9 @@ const char *pl_jpeg_decode(struct pl_jpeg *j, const struct pl_augment *a, const 
         return "it is empty";
     if (tjDecompressHeader3(j->tj, row->data, (unsigned long)row->bytes, &width, &height, &subsampling, &colours) != 0)
         return tjGetErrorStr2(j->tj);
-    if ((int64_t)width * height > MOST_PIXELS || width < 1 || height < 1) {
+    if (width < 1 || height < 1)
+        return "it has no image in it";
+    if ((int64_t)width * height > MOST_PIXELS) {
         snprintf(j->text, sizeof j->text, "its size of %dx%d is beyond belief", width, height);
         return j->text;
     }

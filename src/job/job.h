@@ -122,8 +122,9 @@ pl_status pl_job_layer_error(const struct pl_job_layer *l, const char *fmt, ...)
 bool pl_job_set_given(const struct pl_job_set *s); /* by file or files */
 bool pl_job_given(const struct pl_job *j, const char *key); /* in the job file or on the command line, not by default */
 
-/* The names that sync.kind and exchange.transport, .algorithm and .compress give, "auto" and "none" included. */
+/* The names that sync.kind, train.precision and exchange.transport, .algorithm and .compress give, "auto" and "none" included. */
 const char *pl_job_sync_name(const struct pl_job *j);
+const char *pl_job_precision_name(const struct pl_job *j);
 const char *pl_job_transport_name(const struct pl_job *j);
 const char *pl_job_algorithm_name(const struct pl_job *j);
 const char *pl_job_compress_name(const struct pl_job *j);

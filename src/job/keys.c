@@ -124,6 +124,12 @@ const char *pl_job_sync_name(const struct pl_job *j)
     return names[j->sync.kind];
 }
 
+const char *pl_job_precision_name(const struct pl_job *j)
+{
+    static const char *const names[] = {[PL_FP32] = "fp32", [PL_TF32] = "tf32", [PL_BF16] = "bf16"};
+    return names[j->train.precision];
+}
+
 const char *pl_job_transport_name(const struct pl_job *j)
 {
     static const char *const names[] = {"auto", "mpi", "tcp", "verbs"};

@@ -32,6 +32,12 @@ pl_status pl_report_open(const char *dir, bool active, int64_t total_steps, doub
     return s;
 }
 
+void pl_report_length(struct pl_report *r, int64_t total_steps, double total_epochs)
+{
+    r->total_steps = total_steps;
+    r->total_epochs = total_epochs;
+}
+
 void pl_report_close(struct pl_report *r)
 {
     if (!r)
@@ -71,9 +77,9 @@ void pl_report_start(struct pl_report *r, const struct pl_report_start *s)
     pl_metrics_text(&t, "trial", s->trial);
     pl_metrics_write(r, "start", &t);
     pl_text_free(&t);
-    pl_progress_line(r, "Paceline %s: %s, %lld parameters, %d rank%s x %d thread%s, batch %lld, %lld training samples", PL_VERSION,
+    pl_progress_line(r, "Paceline %s: %s, %lld parameters, %d rank%s x %d thread%s, %s, batch %lld, %lld training samples", PL_VERSION,
                      s->model, (long long)s->parameters, s->ranks, s->ranks == 1 ? "" : "s", s->threads,
-                     s->threads == 1 ? "" : "s", (long long)s->global_batch, (long long)s->train_samples);
+                     s->threads == 1 ? "" : "s", s->precision, (long long)s->global_batch, (long long)s->train_samples);
     pl_progress_line(r, "%s", s->device);
 }
 

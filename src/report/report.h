@@ -9,6 +9,7 @@ struct pl_report;
 /* dir NULL: no metrics file. total_steps for the time left, INT64_MAX: not known. PL_ERR_CHECKPOINT (6) if dir cannot be written. */
 pl_status pl_report_open(const char *dir, bool active, int64_t total_steps, double total_epochs, struct pl_report **out);
 void pl_report_close(struct pl_report *r);
+void pl_report_length(struct pl_report *r, int64_t total_steps, double total_epochs); /* where it has become another one */
 
 struct pl_report_start { int ranks, threads; const char *device, *backend, *precision, *transport, *algorithm, *why, *model, *trial, *sync; int64_t tau; /* 0: not local_sgd */ bool average_momentum; int64_t parameters, batch, global_batch, train_samples, test_samples; };
 void pl_report_start(struct pl_report *r, const struct pl_report_start *s);

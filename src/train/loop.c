@@ -87,11 +87,15 @@ static pl_status open_loaders(struct run *r)
     return pl_trainer_eval_loader(t, r->test_data, &r->test_loader);
 }
 
+static double epochs_of(const struct pl_trainer *t)
+{
+    return t->sync_table->whole ? t->job->train.epochs : t->steps_per_epoch > 0 ? (double)(t->total_steps - t->ahead) / (double)t->steps_per_epoch : 0;
+}
+
 static pl_status open_outputs(struct run *r)
 {
     struct pl_trainer *t = &r->t;
-    double epochs = t->sync_table->whole ? t->job->train.epochs : t->steps_per_epoch > 0 ? (double)(t->total_steps - t->ahead) / (double)t->steps_per_epoch : 0;
-    PL_TRY(pl_report_open(t->job->report.dir, r->root, t->total_steps, epochs, &r->report));
+    PL_TRY(pl_report_open(t->job->report.dir, r->root, t->total_steps, epochs_of(t), &r->report));
     if (!t->job->checkpoint.dir)
         return PL_OK;
     if (!r->root)
@@ -155,8 +159,7 @@ static void announce(struct run *r, const char *from)
     char device[256];
     char *trial = pl_trial_describe(t->job);
     t->table->describe(t->backend, device, sizeof device);
-    static const char *const precision[] = {[PL_FP32] = "fp32", [PL_TF32] = "tf32", [PL_BF16] = "bf16"};
-    struct pl_report_start s = {.precision = precision[t->job->train.precision], .ranks = t->world->ranks, .threads = t->threads, .device = device,
+    struct pl_report_start s = {.precision = pl_job_precision_name(t->job), .ranks = t->world->ranks, .threads = t->threads, .device = device,
                                 .backend = t->table->name, .transport = path.transport,
                                 .algorithm = path.algorithm, .why = path.why,
                                 .sync = pl_job_sync_name(t->job), .tau = local_steps(t->job), .average_momentum = t->job->sync.average_momentum,
@@ -391,8 +394,10 @@ static pl_status look_round(struct run *r)
     if (r->last.went_on && r->last.step_ms > t->job->sync.suspect_ms)
         pl_log("the run went on without this rank: it goes on with a peer's parameters, from step %lld", (long long)t->state.step);
     PL_TRY(take_over(r, r->last.writes));
-    if (r->last.lost || r->last.back)
+    if (r->last.lost || r->last.back) {
         pl_report_members(r->report, t->state.step, r->last.lost, r->last.back, t->state.ranks);
+        pl_report_length(r->report, t->total_steps, epochs_of(t)); /* other ranks, other steps in an epoch */
+    }
     return PL_OK;
 }
 

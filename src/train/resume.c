@@ -94,10 +94,23 @@ static pl_status load_checkpoint(struct pl_trainer *t, const char *path)
     return s < 0 ? s : PL_OK;
 }
 
+/* Checkpoints of earlier versions do not say. */
+static void say_other_precision(const struct pl_trainer *t, const char *path)
+{
+    char *was = NULL;
+    const char *is = pl_job_precision_name(t->job);
+    if (pl_checkpoint_text(path, "precision", &was) < 0)
+        pl_error_clear();
+    else if (strcmp(was, is) != 0)
+        pl_log_root("note: the run goes on in %s, it was in %s until here", is, was);
+    pl_free(was);
+}
+
 /* Where the checkpoint left off the same samples follow, on whatever ranks. */
 static pl_status go_on(struct pl_trainer *t, const char *path)
 {
     PL_TRY(load_checkpoint(t, path));
+    say_other_precision(t, path);
     int64_t was = t->state.global_batch;
     PL_TRY(pl_trainer_deal(t, t->world->rank, t->world->ranks));
     if (was != t->state.global_batch && !t->sync_table->whole)
