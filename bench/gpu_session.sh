@@ -5,7 +5,9 @@
 #   bench/gpu_session.sh run [PART...]     there, in the unpacked folder: the parts, all by default, each with a log in $OUT
 #                                          (./out); needs the CUDA toolkit's libraries and cuDNN, of a folder in
 #                                          LD_LIBRARY_PATH or of the nvidia packages of python3
-# Parts: doctor ops train sanitizer accuracy step torch profile.
+# Parts: doctor ops train sanitizer accuracy step torch profile. Where a command may take ten minutes: "doctor ops train", then
+# "sanitizer accuracy", "step profile", and torch for PRECISIONS (tf32 bf16 fp32) and MODELS (all) at a time. What is there when
+# a part is cut off lies in $OUT.
 set -eu
 here=$(cd "$(dirname "$0")/.." && pwd)
 die() { echo "gpu_session: $*" >&2; exit 2; }
@@ -30,6 +32,11 @@ pack() {
         cp -rL "$plugins"/openmpi*/ "$stage/plugins/"
         for lib in $(libraries "$stage"/plugins/*/*.so); do cp -nL "$lib" "$stage/lib/"; done
     fi
+    for lib in paceline gpu_ops; do # our libraries for these alone: Python there has its own
+        mv "$stage/bin/$lib" "$stage/bin/$lib.bin"
+        printf '#!/bin/sh\nLD_LIBRARY_PATH=$PACELINE_LIBRARIES exec "${0%%/*}/%s.bin" "$@"\n' $lib >"$stage/bin/$lib"
+        chmod +x "$stage/bin/$lib"
+    done
     cp -r "$here"/{models,bench,jobs} "$stage/"
     cp -r "$here/tests/gpu" "$here/tests/tools" "$here/tests/environment.sh" "$here/tests/lsan.supp" "$stage/tests/"
     sed -i 's|/usr/bin/python3|/usr/bin/env python3|' "$stage"/tests/tools/* "$stage"/tests/gpu/* # whichever has h5py there
@@ -53,7 +60,7 @@ part_sanitizer() {
     local bad=0
     for tool in memcheck racecheck; do
         echo "== $tool"
-        "$sanitizer" --tool $tool --error-exitcode 9 "$here/bin/gpu_ops" || bad=1
+        PL_TEST_ROUNDS=8 timeout 200 "$sanitizer" --tool $tool --target-processes all --error-exitcode 9 "$here/bin/gpu_ops" || bad=1
     done
     return $bad
 }
@@ -87,7 +94,18 @@ mlp/higgs 64
 mlp/molecular 64
 L
 }
-part_torch() { local precision bad=0; for precision in fp32 tf32 bf16; do python3 "$here/bench/vs_pytorch.py" --device cuda --precision "$precision" --build "$here/bin" --json "$OUT/vs_pytorch-$precision.json" --venv none || bad=1; done; return $bad; }
+part_torch() {
+    local precision model bad=0
+    mkdir -p "$here/json"
+    for precision in ${PRECISIONS:-tf32 bf16 fp32}; do
+        for model in ${MODELS:-lenet mlp-mnist mlp-higgs mlp-molecular alexnet overfeat vgg-a googlenet resnet50 inception-v3}; do
+            timeout 240 python3 "$here/bench/vs_pytorch.py" --device cuda --precision "$precision" --models "$model" --rounds 3 --seconds 1 \
+                --build "$here/bin" --json "$here/json/$precision-$model.json" --venv none || bad=1
+            tar -C "$here/json" -cf "$OUT/vs_pytorch.tar" .
+        done
+    done
+    return $bad
+}
 part_profile() {
     local model
     for model in imagenet/resnet50 imagenet/alexnet lenet/mnist; do
@@ -99,7 +117,7 @@ run() {
     local part failed=0 nvidia
     export PACELINE=$here/bin/paceline OUT=${OUT:-$here/out} PL_TMPDIR=$here/tmp PACELINE_MODULE_PATH=$here/bin
     nvidia=$(python3 -c 'import nvidia, os; print(*[os.path.join(d, "lib") for p in nvidia.__path__ for d, s, f in os.walk(p) if "lib" in s], sep=":")' 2>/dev/null || true)
-    export LD_LIBRARY_PATH=$here/lib:${LD_LIBRARY_PATH:-}:/usr/local/cuda/lib64:$nvidia
+    export PACELINE_LIBRARIES=$here/lib:${LD_LIBRARY_PATH:-}:/usr/local/cuda/lib64:$nvidia
     export OPAL_PREFIX=$here OMPI_MCA_ess_singleton_isolated=1 OMPI_MCA_mca_base_component_path=$here/plugins/openmpi3:$here/plugins/openmpi
     mkdir -p "$OUT"
     for part in "${@:-doctor}"; do
@@ -112,5 +130,5 @@ run() {
 case ${1:-} in
 pack) [ $# -ge 2 ] || die "usage: bench/gpu_session.sh pack OUT [DATA]"; pack "${@:2}" ;;
 run) shift; set -o pipefail; [ $# -gt 0 ] || set -- doctor ops train sanitizer accuracy step torch profile; run "$@" ;;
-*) sed -n '2,9s/^# //p' "$0"; exit 2 ;;
+*) sed -n '2,11s/^# //p' "$0"; exit 2 ;;
 esac

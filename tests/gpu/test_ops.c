@@ -1,4 +1,6 @@
 /* Every operation of the cuda backend's module, on a GPU, against `reference`: in fp32, with products in tf32, and in bf16. */
+static int rounds = 40; /* of each kind; PL_TEST_ROUNDS, for a tool that makes them slow */
+#define ROUNDS rounds
 #define PL_ON_GPU
 #include "../cuda/test_ops.c"
 
@@ -6,11 +8,13 @@
 
 int main(void)
 {
-    const char *given = getenv("PL_TEST_SEED");
+    const char *given = getenv("PL_TEST_SEED"), *fewer = getenv("PL_TEST_ROUNDS");
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_canonical), cmocka_unit_test(test_channels_last), cmocka_unit_test(test_large),
                                        cmocka_unit_test(test_few), cmocka_unit_test(test_flattened), cmocka_unit_test(test_wrong_label)};
     seed = given ? strtoull(given, NULL, 10) : 1;
     rng = pl_rng_make(seed, 0, 0, 0);
+    rounds = fewer ? atoi(fewer) : rounds;
+    cmocka_set_test_filter(getenv("PL_TEST_ONLY"));
     cuda = pl_backend_find("cuda");
     if (!cuda || cuda->open(&(struct pl_device_options){.threads = 1}, &cuda_backend) < 0) {
         printf("skipped: %s\n", pl_error_text());

@@ -43,11 +43,11 @@ static void fill(struct made_up *m, const struct made_up_asked *asked)
     made_up_noise(m, pl_rng_make(1, (uint64_t)m->t.world->rank, 0, 0), m->t.batch - 1);
 }
 
-static int steps_of(struct pl_world *w, const char *model, const char *threads, const char *two_level, const char *sync)
+static int steps_of(struct pl_world *w, const char *model, const char *threads, const char *two_level, const char *sync, const char *precision)
 {
     struct made_up m = {.fill = fill};
     struct pl_step_result r;
-    char *key[] = {(char *)threads, "train.global_batch=24", "optimizer.clip_norm=1", "exchange.bucket_mb=0.1", (char *)two_level, (char *)sync};
+    char *key[] = {(char *)threads, "train.global_batch=24", "optimizer.clip_norm=1", "exchange.bucket_mb=0.1", (char *)two_level, (char *)sync, (char *)precision};
     made_up_open(&m, w, made_up_job(model, sizeof key / sizeof *key, key), model);
     m.t.steps_per_epoch = m.t.total_steps = 100;
     count = 0;
@@ -56,9 +56,26 @@ static int steps_of(struct pl_world *w, const char *model, const char *threads, 
         made_up_step(&m, &r);
         counting = false;
     }
-    printf("rank %d, %s, %s, %s, %s: %d allocations in 6 steps\n", w->rank, model, threads, two_level, sync, count);
+    printf("rank %d, %s, %s, %s, %s, %s: %d allocations in 6 steps\n", w->rank, model, threads, two_level, sync, precision, count);
     made_up_close(&m);
     return count;
+}
+
+static int steps_in_bf16(struct pl_world *w, const char *sync)
+{
+    static const char *const models[] = {"lenet/mnist", "mlp/mnist", "cifar10/resnet20"}, bf16[] = "train.precision=bf16";
+    char has[512];
+    int bad = 0;
+    pl_backend_cpu_describe(has, sizeof has);
+    if (strstr(has, "no bf16")) {
+        printf("rank %d: not counted in bf16: %s\n", w->rank, has);
+        return 0;
+    }
+    for (size_t m = 0; m < sizeof models / sizeof *models; m++) {
+        bad += steps_of(w, models[m], "train.threads=1", "exchange.two_level=auto", sync, bf16);
+        bad += steps_of(w, models[m], "train.threads=2", "exchange.two_level=auto", sync, bf16);
+    }
+    return bad;
 }
 
 int main(int argc, char **argv)
@@ -76,14 +93,15 @@ int main(int argc, char **argv)
     counting = false;
     free(p);
     bad += count != 1;
-    static const char all[] = "sync={kind: allreduce}", local[] = "sync={kind: local_sgd, tau: 2, average_momentum: true}";
+    static const char all[] = "sync={kind: allreduce}", local[] = "sync={kind: local_sgd, tau: 2, average_momentum: true}", fp32[] = "train.precision=fp32";
     for (size_t m = 0; m < sizeof models / sizeof *models; m++) {
-        bad += steps_of(&w, models[m], "train.threads=1", "exchange.two_level=auto", all);
-        bad += steps_of(&w, models[m], "train.threads=2", "exchange.two_level=auto", all);
-        bad += steps_of(&w, models[m], "train.threads=1", "exchange.two_level=never", all);
+        bad += steps_of(&w, models[m], "train.threads=1", "exchange.two_level=auto", all, fp32);
+        bad += steps_of(&w, models[m], "train.threads=2", "exchange.two_level=auto", all, fp32);
+        bad += steps_of(&w, models[m], "train.threads=1", "exchange.two_level=never", all, fp32);
     }
-    bad += steps_of(&w, models[0], "train.threads=2", "exchange.two_level=auto", local);
-    bad += steps_of(&w, models[0], "train.threads=1", "exchange.two_level=never", local);
+    bad += steps_of(&w, models[0], "train.threads=2", "exchange.two_level=auto", local, fp32);
+    bad += steps_of(&w, models[0], "train.threads=1", "exchange.two_level=never", local, fp32);
+    bad += steps_in_bf16(&w, all);
     int code = pl_world_finish(&w, PL_OK);
     return bad ? 1 : code;
 }

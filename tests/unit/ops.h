@@ -13,7 +13,9 @@
 
 #include <cmocka.h>
 
+#ifndef ROUNDS
 #define ROUNDS 40
+#endif
 #define CONV_ROUNDS 240
 
 static uint64_t seed;

@@ -108,10 +108,12 @@ static pl_status try(void *arg)
     return start(t->matmul, &t->candidate->algo, t->candidate->workspaceSize, t->a, t->b, t->c) == CUBLAS_STATUS_SUCCESS ? PL_OK : PL_ERR_MEMORY;
 }
 
-static pl_status prefer(cublasLtMatmulPreference_t p)
+/* Partial sums are float, also of an output of bf16. */
+static pl_status prefer(cublasLtMatmulPreference_t p, bool bf16_out)
 {
     const size_t workspace = WORKSPACE_BYTES;
-    const uint32_t sums = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE, aligned = 64; /* as tensors in slabs are */
+    const uint32_t aligned = 64; /* as tensors in slabs are */
+    const uint32_t sums = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE | (bf16_out ? 0 : CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE);
     static const cublasLtMatmulPreferenceAttributes_t alignments[] = {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
                                                                       CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
     BLAS(cublasLtMatmulPreferenceSetAttribute(p, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace));
@@ -125,7 +127,7 @@ static pl_status list(struct pl_cuda_matmul *m, cublasLtMatmulHeuristicResult_t 
 {
     cublasLtMatmulPreference_t preference = NULL;
     BLAS(cublasLtMatmulPreferenceCreate(&preference));
-    pl_status s = prefer(preference);
+    pl_status s = prefer(preference, m->shape.bf16_out);
     cublasStatus_t e = CUBLAS_STATUS_SUCCESS;
     if (s == PL_OK)
         e = cublasLtMatmulAlgoGetHeuristic(m->backend->blas->handle, m->product, m->b, m->a, m->c, m->c, preference, CANDIDATES, candidate, candidates);
