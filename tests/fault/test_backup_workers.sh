@@ -17,12 +17,13 @@ end_all() {
 trap end_all EXIT
 
 keys=(exchange.transport=tcp sync.backup_workers=1 sync.suspect_after="500 ms" sync.lost_after="1500 ms" debug.compute_ms=20
-    train.batch=8 train.steps=100 train.eval_every=never)
+    train.batch=8 train.eval_every=never)
+length=train.steps=100
 # launch DIR N KEYS...: a run in the background, its output in DIR.log
 launch() {
     local dir=$1 n=$2; shift 2
     rm -rf "$dir"
-    timeout --kill-after=5 120 "$PL_SOURCE_DIR/jobs/launch.sh" --oversubscribe --bind-to none -n "$n" job.yaml "${keys[@]}" checkpoint.dir="$dir" report.dir="$dir" "$@" >"$dir.log" 2>&1 &
+    timeout --kill-after=5 120 "$PL_SOURCE_DIR/jobs/launch.sh" --oversubscribe --bind-to none -n "$n" job.yaml "${keys[@]}" "$length" checkpoint.dir="$dir" report.dir="$dir" "$@" >"$dir.log" 2>&1 &
     launched=$!
 }
 # until_step DIR STEP: until the run has reported one that is later, or has ended
@@ -47,10 +48,12 @@ kept() { [ -e "$1/latest" ] && [ -e "$1/$(cat "$1/latest")/model.h5" ] || fail "
 untouched() { [ ! -e "$1/latest" ] || fail "$1: a checkpoint was written"; }
 
 # Lost ranks.
-launch killed 4; until_step killed 20
+length=train.epochs=2 launch killed 4; until_step killed 20
 kill -KILL "$(rank_of killed 2)"
 ends killed 0 0 '^lost rank 2 at step'
 says killed '"event": "lost_rank"'; kept killed
+shown=$(grep '^epoch' killed.log | tail -n 1) # with fewer ranks an epoch has more steps
+[[ $shown =~ step\ ([0-9]+)/([0-9]+) && ${BASH_REMATCH[1]} -eq ${BASH_REMATCH[2]} && ${BASH_REMATCH[1]} -gt 125 ]] || fail "killed: its last line is $shown"
 launch first 4; until_step first 20
 kill -KILL "$(rank_of first 0)"
 ends first 0 0 '^lost rank 0 at step'
