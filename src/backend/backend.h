@@ -6,7 +6,7 @@
 #ifndef PL_BACKEND_H
 #define PL_BACKEND_H
 
-#include "job/job.h"
+#include "data/data.h"
 
 #define PL_MAX_INPUTS 16
 #define PL_MAX_PARAMS 4
@@ -130,6 +130,8 @@ struct pl_backend_table {
     /* Copies to this host memory, until it is unpinned, go on by themselves. Where it cannot be they are slower. */
     void (*pin)(struct pl_backend *b, void *host, size_t bytes);
     void (*unpin)(struct pl_backend *b, void *host);
+    /* Of far ones, NULL: none can. Starts to make what the network takes, in float and canonical order, of pixels that lie there. */
+    pl_status (*pixels)(struct pl_backend *b, const struct pl_pixels *p, float *data);
     /* Of a loss plan, after a forward with the same io but without sums: what it found. NULL: forward alone tells. */
     pl_status (*loss_sums)(struct pl_plan *p, const struct pl_io *io);
     /* Of far ones, NULL: none can. What work starts is recorded and not run; then it is started as often as wanted, each time

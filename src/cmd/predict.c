@@ -58,7 +58,7 @@ static pl_status run_all(struct prediction *p)
     PL_TRY(pl_graph_prepare(p->t.graph));
     PL_TRY(pl_loader_start(p->loader, 0, 0, true));
     while ((s = pl_loader_next(p->loader, &b)) == PL_OK) {
-        struct pl_graph_batch in = {.rows = b->rows, .data = b->data, .index = b->index};
+        struct pl_graph_batch in = {.rows = b->rows, .data = b->data, .pixels = b->pixels, .index = b->index};
         int64_t rows = b->rows;
         s = pl_graph_forward(p->t.graph, &in, false, &ignored);
         pl_loader_release(p->loader, b);

@@ -73,3 +73,16 @@ void pl_augment(const struct pl_augment *a, const struct pl_decoder *d, const vo
         for (int64_t y = 0; y < a->out_height; y++, out += a->out_width)
             take_line(a, d, row, c, p.top + y, p.left, p.flip, out);
 }
+
+static int32_t within(int64_t v, int64_t most) { return (int32_t)(v < 0 ? 0 : v > most ? most : v); }
+
+void pl_augment_cut(const struct pl_augment *a, const uint8_t *row, int64_t epoch, int64_t sample, uint8_t *value, struct pl_pixel_place *place)
+{
+    struct pl_place p = pl_augment_place(a, a->height, a->width, epoch, sample);
+    *place = (struct pl_pixel_place){within(-p.top, a->out_height), within(a->height - p.top, a->out_height), within(-p.left, a->out_width),
+                                     within(a->width - p.left, a->out_width), p.flip};
+    size_t n = place->right > place->left ? (size_t)(place->right - place->left) : 0;
+    for (int64_t c = 0; c < a->channels; c++)
+        for (int64_t y = place->top; y < place->bottom; y++)
+            memcpy(value + (c * a->out_height + y) * a->out_width + place->left, row + (c * a->height + p.top + y) * a->width + p.left + place->left, n);
+}

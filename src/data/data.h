@@ -51,10 +51,22 @@ void pl_sampler_share(int64_t samples, int64_t global_batch, int64_t begin, int 
 
 /* ---- loader.c ------------------------------------------------------------------------------------- */
 
+/* Images of uint8 as they are stored, cut out but not yet mirrored and scaled, for a device that does the rest. Value v of
+ * channel c becomes v * factor[c] + factor[channels + c], rounded after each of the two, within a sample's place; outside, in the
+ * padding and in padding rows, it is 0. Then the sample is mirrored from left to right if it says so. */
+struct pl_pixel_place { int32_t top, bottom, left, right, mirrored; }; /* rows [top, bottom), columns [left, right) */
+struct pl_pixels {
+    int64_t capacity, channels, height, width;
+    uint8_t *value;               /* [capacity, channels, height, width]; outside of a place: anything */
+    struct pl_pixel_place *place; /* [capacity] */
+    const float *factor;          /* [2, channels] */
+};
+
 struct pl_batch {
     int64_t epoch, begin, end; /* the global batch: positions [begin, end) of the epoch's order */
     int64_t rows, capacity;  /* real rows; the rest is zero */
-    float *data;             /* [capacity, ...] scaled, normalised, augmented */
+    float *data;             /* [capacity, ...] scaled, normalised, augmented; NULL where it comes as pixels */
+    struct pl_pixels *pixels; /* or NULL */
     void *label;             /* int32_t[capacity] or float[capacity, K] */
     int64_t *index;          /* [capacity] sample index, -1 for padding */
     double read_ms, decode_ms; /* what the thread spent on it: blocks read and inflated; values, crops, copies */
@@ -67,6 +79,7 @@ struct pl_loader_options {
     uint64_t seed;
     bool shuffle, augment;   /* random crop and flip; otherwise the centre crop */
     int64_t classes;         /* labels must be below this; 0: floats */
+    bool pixels;             /* sets of uint8, but of JPEG images, come as pixels */
     int depth;               /* batches read ahead */
     int threads;             /* that decode, the loader's own included (1) */
 };

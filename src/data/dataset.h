@@ -101,6 +101,9 @@ struct pl_place pl_augment_place(const struct pl_augment *a, int64_t height, int
 void pl_augment(const struct pl_augment *a, const struct pl_decoder *d, const void *row,
                 int64_t epoch, int64_t sample, float *out);
 
+/* The part that a sample takes of a stored row of uint8, for pl_pixels: value [channels, out_height, out_width]. */
+void pl_augment_cut(const struct pl_augment *a, const uint8_t *row, int64_t epoch, int64_t sample, uint8_t *value, struct pl_pixel_place *place);
+
 /* jpeg.c: the same from the bytes of a JPEG image. One thread at a time has a pl_jpeg. */
 struct pl_jpeg;
 pl_status pl_jpeg_create(struct pl_jpeg **out); /* PL_ERR_DATA where it is not built in */

@@ -21,6 +21,9 @@ struct pl_loader {
     struct pl_cache *cache;
     int64_t capacity, out_elems;
     size_t label_bytes;
+    bool pixels;                   /* batches are of pixels */
+    struct pl_pixels *pixel;       /* [batches], then */
+    float *factor;                 /* [2, channels] */
     int batches;                   /* depth, and one for the caller */
     struct pl_batch *batch;        /* [batches] */
     bool *lent;                    /* [batches], between next and release; the caller's thread */
@@ -35,6 +38,38 @@ struct pl_loader {
     _Atomic int error;
 };
 
+static pl_status make_pixels(struct pl_loader *l, struct pl_pixels *p)
+{
+    const struct pl_augment *a = &l->augment;
+    *p = (struct pl_pixels){.capacity = l->capacity, .channels = a->channels, .height = a->out_height, .width = a->out_width, .factor = l->factor};
+    p->value = pl_alloc((size_t)(l->capacity * l->out_elems), "a batch");
+    p->place = pl_alloc((size_t)l->capacity * sizeof *p->place, "a batch");
+    return p->value && p->place ? PL_OK : PL_ERR_MEMORY;
+}
+
+static pl_status make_data(struct pl_loader *l, int i)
+{
+    struct pl_batch *b = &l->batch[i];
+    if (l->pixels) {
+        b->pixels = &l->pixel[i];
+        return make_pixels(l, b->pixels);
+    }
+    b->data = pl_alloc((size_t)(l->capacity * l->out_elems) * sizeof(float), "a batch");
+    return b->data ? PL_OK : PL_ERR_MEMORY;
+}
+
+static pl_status make_factors(struct pl_loader *l)
+{
+    int64_t channels = l->augment.channels;
+    l->factor = pl_alloc(2 * (size_t)channels * sizeof *l->factor, "factors of channels");
+    l->pixel = pl_alloc((size_t)l->batches * sizeof *l->pixel, "batches");
+    if (!l->factor || !l->pixel)
+        return PL_ERR_MEMORY;
+    for (int64_t c = 0; c < channels; c++)
+        pl_decoder_values(l->decoder, c, &l->factor[c], &l->factor[channels + c]);
+    return PL_OK;
+}
+
 static pl_status make_batches(struct pl_loader *l)
 {
     l->batches = (l->o.depth < 1 ? 1 : l->o.depth) + 1;
@@ -43,13 +78,14 @@ static pl_status make_batches(struct pl_loader *l)
     l->ask = pl_alloc((size_t)l->batches * sizeof *l->ask, "batches");
     if (!l->batch || !l->lent || !l->ask)
         return PL_ERR_MEMORY;
+    PL_TRY(l->pixels ? make_factors(l) : PL_OK);
     for (int i = 0; i < l->batches; i++) {
         struct pl_batch *b = &l->batch[i];
         b->capacity = l->capacity;
-        b->data = pl_alloc((size_t)(l->capacity * l->out_elems) * sizeof(float), "a batch");
+        PL_TRY(make_data(l, i));
         b->label = pl_alloc((size_t)l->capacity * l->label_bytes, "a batch");
         b->index = pl_alloc((size_t)l->capacity * sizeof(int64_t), "a batch");
-        if (!b->data || !b->label || !b->index)
+        if (!b->label || !b->index)
             return PL_ERR_MEMORY;
     }
     return PL_OK;
@@ -85,6 +121,7 @@ static pl_status create(struct pl_loader *l)
         return PL_ERR_MEMORY;
     PL_TRY(pl_decoder_create(d, &l->decoder));
     l->augment = pl_augment_make(d, l->o.augment, l->o.seed);
+    l->pixels = l->o.pixels && d->type == PL_U8 && !d->encoded;
     l->out_elems = l->augment.channels * l->augment.out_height * l->augment.out_width;
     PL_TRY(pl_cache_create(d, l->o.classes, l->o.shuffle, &l->cache));
     PL_TRY(make_team(l));
@@ -135,10 +172,16 @@ void pl_loader_destroy(struct pl_loader *l)
     stop_thread(l);
     for (int i = 0; l->batch && i < l->batches; i++) {
         pl_free(l->batch[i].data);
+        if (l->batch[i].pixels) {
+            pl_free(l->batch[i].pixels->value);
+            pl_free(l->batch[i].pixels->place);
+        }
         pl_free(l->batch[i].label);
         pl_free(l->batch[i].index);
     }
     pl_free(l->batch);
+    pl_free(l->pixel);
+    pl_free(l->factor);
     pl_free(l->lent);
     pl_free(l->ask);
     pl_free(l->row);
@@ -176,6 +219,11 @@ static void decode_row(void *arg, int worker, int64_t i)
     const struct decoding *w = arg;
     struct pl_loader *l = w->l;
     int64_t row = l->decoded + i, sample = w->b->index[row];
+    if (l->pixels) {
+        const struct pl_pixels *p = w->b->pixels;
+        pl_augment_cut(&l->augment, l->row[row].data, w->b->epoch, sample, p->value + row * l->out_elems, &p->place[row]);
+        return;
+    }
     float *out = w->b->data + row * l->out_elems;
     if (!l->jpeg) {
         pl_augment(&l->augment, l->decoder, l->row[row].data, w->b->epoch, sample, out);
@@ -235,7 +283,10 @@ static pl_status fill_rows(struct pl_loader *l, struct pl_batch *b, int64_t epoc
     PL_TRY(pl_sampler_order(l->sampler, epoch, first, b->rows, b->index));
     PL_TRY(read_rows(l, b));
     int64_t rest = b->capacity - b->rows;
-    memset(b->data + b->rows * l->out_elems, 0, (size_t)(rest * l->out_elems) * sizeof(float));
+    if (l->pixels)
+        memset(b->pixels->place + b->rows, 0, (size_t)rest * sizeof *b->pixels->place);
+    else
+        memset(b->data + b->rows * l->out_elems, 0, (size_t)(rest * l->out_elems) * sizeof(float));
     memset((char *)b->label + (size_t)b->rows * l->label_bytes, 0, (size_t)rest * l->label_bytes);
     for (int64_t i = b->rows; i < b->capacity; i++)
         b->index[i] = -1;

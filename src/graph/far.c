@@ -10,6 +10,7 @@ struct pl_graph_far {
     void *label;
     int64_t *index;
     size_t data_bytes, label_bytes, index_bytes;
+    void *pixels[3];          /* of a batch that comes so: values, places, factors */
     float *output;            /* in host memory; NULL before it was asked for */
     struct slice *slice;      /* [layers] on their way, in order */
     int first, slices;
@@ -87,8 +88,8 @@ void pl_graph_far_destroy(struct pl_graph *g)
     if (!f)
         return;
     pl_graph_unpin(g);
-    void *const at[] = {f->params, f->grads, f->data, f->label, f->index};
-    for (int i = 0; i < 5; i++)
+    void *const at[] = {f->params, f->grads, f->data, f->label, f->index, f->pixels[0], f->pixels[1], f->pixels[2]};
+    for (size_t i = 0; i < sizeof at / sizeof *at; i++)
         if (at[i])
             g->table->free(g->backend, at[i]);
     pl_free(f->output);
@@ -144,12 +145,32 @@ void pl_graph_batch_there(const struct pl_graph *g, const struct pl_graph_batch 
     there->index = b->index ? f->index : NULL;
 }
 
+/* Memory for them is taken with the first ones. */
+static pl_status send_pixels(struct pl_graph *g, const struct pl_pixels *p)
+{
+    struct pl_graph_far *f = g->far;
+    const void *here[] = {p->value, p->place, p->factor};
+    const size_t bytes[] = {(size_t)(p->capacity * p->channels * p->height * p->width), (size_t)p->capacity * sizeof *p->place, 2 * (size_t)p->channels * sizeof *p->factor};
+    if (bytes[0] * sizeof(float) != f->data_bytes)
+        return pl_error(PL_ERR_USAGE, "graph", "a batch of %zu pixels for a network that takes %zu numbers", bytes[0], f->data_bytes / sizeof(float));
+    for (int i = 0; i < 3; i++) {
+        if (!f->pixels[i])
+            PL_TRY(take(g, bytes[i], "a batch", &f->pixels[i]));
+        PL_TRY(g->table->upload(g->backend, f->pixels[i], here[i], bytes[i]));
+    }
+    struct pl_pixels there = *p;
+    there.value = f->pixels[0];
+    there.place = f->pixels[1];
+    there.factor = f->pixels[2];
+    return g->table->pixels(g->backend, &there, f->data);
+}
+
 pl_status pl_graph_send_batch(struct pl_graph *g, const struct pl_graph_batch *b)
 {
     const struct pl_graph_far *f = g->far;
     if (!f)
         return PL_OK;
-    PL_TRY(g->table->upload(g->backend, f->data, b->data, f->data_bytes));
+    PL_TRY(b->pixels ? send_pixels(g, b->pixels) : g->table->upload(g->backend, f->data, b->data, f->data_bytes));
     if (b->label)
         PL_TRY(g->table->upload(g->backend, f->label, b->label, f->label_bytes));
     return b->index ? g->table->upload(g->backend, f->index, b->index, f->index_bytes) : PL_OK;
@@ -204,10 +225,10 @@ pl_status pl_graph_bring_rest(struct pl_graph *g, pl_status s, pl_slice_fn *slic
 const float *pl_graph_output(struct pl_graph *g)
 {
     int root = g->node[g->output].root;
-    const float *there = root == PL_DATA ? g->last_data : pl_span_memory(g, g->node[root].y);
     struct pl_graph_far *f = g->far;
+    const float *there = root != PL_DATA ? pl_span_memory(g, g->node[root].y) : f ? f->data : g->last_data;
     size_t bytes = (size_t)pl_shape_elems(pl_graph_output_shape(g)) * sizeof(float);
-    if (!f || root == PL_DATA)
+    if (!f)
         return there;
     if (!f->output && !(f->output = pl_alloc(bytes, "an output")))
         return NULL;

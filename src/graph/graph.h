@@ -68,6 +68,7 @@ pl_status pl_graph_prepare(struct pl_graph *g);
 struct pl_graph_batch {
     int64_t rows;
     const float *data;        /* [batch, ...], padding rows 0 */
+    const struct pl_pixels *pixels; /* or, where the backend makes data of them, these */
     const void *label;        /* int32_t or float; NULL: no loss is computed (predict) */
     const int64_t *index;     /* [batch] sample index, names random streams */
     uint64_t seed, step_key;  /* dropout */

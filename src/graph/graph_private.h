@@ -67,7 +67,7 @@ struct pl_graph {
     struct pl_recording *recording; /* run.c: of a training pass, or NULL */
     bool passed, started; /* a training pass was made; the backward of this one has been started with its forward */
     bool unrecordable;
-    const float *last_data; /* in host memory: for an output that is a view of the input */
+    const float *last_data; /* of a near backend: for an output that is a view of the input */
 };
 
 /* build.c: g->layer in an order in which every layer follows its inputs; checks the network's form.

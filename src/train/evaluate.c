@@ -9,7 +9,7 @@ pl_status pl_trainer_eval_loader(struct pl_trainer *t, struct pl_dataset *d, str
     bool parts = t->sync_table && t->sync_table->meshed;
     int ranks = parts ? 1 : t->world->ranks;
     struct pl_loader_options o = {.global_batch = t->batch * ranks, .rank = parts ? 0 : t->world->rank, .ranks = ranks, .seed = (uint64_t)t->job->train.seed,
-                                  .classes = pl_graph_classes(t->graph), .depth = 2, .threads = (int)t->job->data.threads};
+                                  .classes = pl_graph_classes(t->graph), .pixels = t->table->pixels != NULL, .depth = 2, .threads = (int)t->job->data.threads};
     return pl_loader_create(d, &o, out);
 }
 
@@ -20,7 +20,7 @@ static pl_status sum_up(struct pl_graph *graph, struct pl_loader *loader, int64_
     pl_status s = PL_OK;
     PL_TRY(pl_loader_start(loader, 0, from, true));
     for (int64_t at = from; at < to && (s = pl_loader_next(loader, &b)) == PL_OK;) {
-        struct pl_graph_batch in = {.rows = b->rows, .data = b->data, .label = b->label, .index = b->index};
+        struct pl_graph_batch in = {.rows = b->rows, .data = b->data, .pixels = b->pixels, .label = b->label, .index = b->index};
         at = b->end;
         if (b->rows > 0)
             s = pl_graph_forward(graph, &in, false, sums);

@@ -75,7 +75,7 @@ static pl_status open_loaders(struct run *r)
     struct pl_loader_options o = {.global_batch = t->micro_global, .rank = t->world->rank,
                                   .ranks = t->world->ranks, .seed = (uint64_t)t->job->train.seed,
                                   .shuffle = t->job->train_set.shuffle && !t->sync_table->whole, .augment = true,
-                                  .classes = pl_graph_classes(t->graph), .depth = 4,
+                                  .classes = pl_graph_classes(t->graph), .pixels = t->table->pixels != NULL, .depth = 4,
                                   .threads = (int)t->job->data.threads};
     PL_TRY(pl_loader_create(r->train_data, &o, &r->loader));
     t->source = (struct pl_source){.deal = loader_deal, .next = loader_next, .release = loader_release, .feed = loader_feed, .ask = loader_ask, .arg = r->loader,

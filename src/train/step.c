@@ -46,7 +46,7 @@ pl_status pl_train_micro_batch(struct pl_trainer *t, int64_t micro, bool abandon
     out->end = b->end;
     *last = micro + 1 >= t->job->train.accumulate || b->end == t->source.epoch_samples;
     /* One key for every draw of an epoch: a sample is drawn once in it. */
-    struct pl_graph_batch in = {.rows = b->rows, .data = b->data, .label = b->label, .index = b->index,
+    struct pl_graph_batch in = {.rows = b->rows, .data = b->data, .pixels = b->pixels, .label = b->label, .index = b->index,
                                 .seed = (uint64_t)t->job->train.seed, .step_key = (uint64_t)b->epoch,
                                 .abandoned = t->sync_table->meshed ? t->sync_table->meshed->abandoned : NULL, .arg = t->sync};
     pl_status s = abandoned ? PL_END : compute(t, &in, out->step, micro, *last, sums);

@@ -74,6 +74,8 @@ static inline void __syncthreads() { pl_emulated_barrier(); }
 struct __nv_bfloat16 { uint16_t bits; };
 static inline float __bfloat162float(__nv_bfloat16 h) { return pl_emulated_widen(h.bits); }
 static inline __nv_bfloat16 __float2bfloat16_rn(float v) { return __nv_bfloat16{pl_emulated_round(v)}; }
+static inline float __fmul_rn(float a, float b) { return a * b; }
+static inline float __fadd_rn(float a, float b) { return a + b; }
 static inline uint32_t __umulhi(uint32_t a, uint32_t b) { return (uint32_t)(((uint64_t)a * b) >> 32); }
 
 template <class T> static void pl_emulated_check_argument(const T &) {}

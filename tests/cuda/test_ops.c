@@ -305,6 +305,28 @@ static void check_relu_mask(void)
     free(a), free(b);
 }
 
+static void check_pixels(void)
+{
+    enum { N = 4, C = 3, H = 5, W = 7, ROW = C * H * W };
+    static const struct pl_cuda_place places[N] = {{0, H, 0, W, 0}, {1, 4, 2, 7, 1}, {0, 3, 0, 6, 1}, {0, 0, 0, 0, 0}};
+    uint8_t value[N * ROW];
+    float *factor, *far_factor = far_noise(2 * C, &factor), *wanted, *far = far_noise(N * ROW, &wanted);
+    for (int i = 0; i < N * ROW; i++)
+        value[i] = (uint8_t)between(0, 255);
+    for (int i = 0; i < N * ROW; i++) {
+        int n = i / ROW, c = i / (H * W) % C, r = i / W % H, x = i % W, from = places[n].mirrored ? W - 1 - x : x;
+        bool inside = r >= places[n].top && r < places[n].bottom && from >= places[n].left && from < places[n].right;
+        float scaled = (float)value[i - x + from] * factor[c];
+        wanted[i] = inside ? scaled + factor[C + c] : 0;
+    }
+    uint8_t *far_value = lend(cuda, cuda_backend, value, sizeof value);
+    struct pl_cuda_place *far_places = lend(cuda, cuda_backend, places, sizeof places);
+    pl_cuda_widen(cuda_backend->stream, (struct pl_cuda_pixels){N, C, H, W, far_value, far_places, far_factor}, far);
+    expect("pixels", far, wanted, N * ROW);
+    cuda->free(cuda_backend, far_value), cuda->free(cuda_backend, far_places), cuda->free(cuda_backend, far_factor), cuda->free(cuda_backend, far);
+    free(factor), free(wanted);
+}
+
 static void test_helpers(void **state)
 {
     (void)state;
@@ -314,6 +336,7 @@ static void test_helpers(void **state)
     check_pad(false);
     check_pad(true);
     check_relu_mask();
+    check_pixels();
 }
 
 #endif

@@ -28,6 +28,7 @@ for kind in sgd momentum nesterov adagrad adadelta rmsprop adam adamw lars; do
     both 1 "$kind" 1e-3 1e-2 optimizer.kind=$kind optimizer.lr=0.01 "${short[@]}"
 done
 both 1 accumulate 1e-4 1e-3 train.accumulate=3 train.steps=4 train.eval_every=never
+both 1 crops 1e-3 1e-2 "data.train.augment={crop: 12, pad: 2, flip: true}" "${short[@]}"
 both 1 clip 1e-3 1e-2 optimizer.clip_norm=0.5 "${short[@]}"
 grep -q '"grad_norm"' clip-cuda/metrics.jsonl || fail "no gradient norm in the metrics"
 

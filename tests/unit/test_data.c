@@ -524,6 +524,60 @@ TEST(faults_come_out_of_next)
     end(&r, true);
 }
 
+/* What data.h says of pixels */
+static void widen(const struct pl_pixels *p, int64_t i, float *out)
+{
+    const struct pl_pixel_place *at = &p->place[i];
+    for (int64_t c = 0; c < p->channels; c++)
+        for (int64_t y = 0; y < p->height; y++)
+            for (int64_t x = 0; x < p->width; x++) {
+                int64_t line = (c * p->height + y) * p->width, from = at->mirrored ? p->width - 1 - x : x;
+                bool inside = y >= at->top && y < at->bottom && from >= at->left && from < at->right;
+                float scaled = inside ? p->value[i * p->channels * p->height * p->width + line + from] * p->factor[c] : 0;
+                out[line + x] = inside ? scaled + p->factor[p->channels + c] : 0;
+            }
+}
+
+/* The images that these make are those that come otherwise; a set that is not of uint8 comes as it did. */
+TEST(pixels_for_a_device)
+{
+    static const struct { int64_t crop, pad; bool flip, augment; } cases[] = {{0, 0, false, true}, {0, 0, true, true}, {2, 0, true, true}, {3, 2, true, true},
+                                                                            {6, 4, true, true}, {2, 0, true, false}, {5, 1, false, false}};
+    float wide[2 * 6 * 6];
+    for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
+        struct run plain, pixel;
+        struct pl_job_input want = images;
+        struct pl_job_set set = make_bytes(50, 7);
+        struct pl_loader_options o = LOAD(.global_batch = 12, .shuffle = true, .augment = cases[k].augment, .classes = 10, .threads = 2);
+        set.crop = cases[k].crop, set.pad = cases[k].pad, set.flip = cases[k].flip;
+        set.scale = 0.3, set.mean = (struct pl_doubles){2, {3, 5}}, set.std = (struct pl_doubles){2, {0.7, 4}};
+        if (set.crop > 0)
+            want.dim[1] = want.dim[2] = set.crop;
+        begin(&plain, set, &want, 0, 0, o);
+        o.pixels = true;
+        begin(&pixel, set, &want, 0, 0, o);
+        size_t bytes = (size_t)(2 * want.dim[1] * want.dim[2]) * sizeof *wide;
+        for (int step = 0; step < 9; step++) { /* into the second epoch: short batches too */
+            struct pl_batch *a = next(plain.l), *b = next(pixel.l);
+            assert_true(!a->pixels && a->data && b->pixels && !b->data);
+            assert_int_equal(a->rows, b->rows);
+            for (int64_t i = 0; i < a->capacity; i++) {
+                widen(b->pixels, i, wide);
+                assert_memory_equal(wide, (char *)a->data + (size_t)i * bytes, bytes);
+                assert_int_equal(a->index[i], b->index[i]);
+            }
+            pl_loader_release(plain.l, a);
+            pl_loader_release(pixel.l, b);
+        }
+        end(&plain, false);
+        end(&pixel, true);
+    }
+    struct run r;
+    begin(&r, make(MADE(.n = 20, .type = PL_I16, .label_type = PL_U8)), &images, 0, 0, LOAD(.global_batch = 4, .pixels = true, .classes = 10));
+    assert_true(!next(r.l)->pixels);
+    end(&r, true);
+}
+
 /* The loader applies what augment.c draws: test_sampler.c holds that against its statistics. */
 TEST(augments_alike_on_any_ranks)
 {
@@ -846,6 +900,7 @@ int main(void)
                                        cmocka_unit_test(steps_allocate_nothing),
                                        cmocka_unit_test(faults_come_out_of_next),
                                        cmocka_unit_test(augments_alike_on_any_ranks),
+                                       cmocka_unit_test(pixels_for_a_device),
                                        cmocka_unit_test(several_files),
 #ifdef PL_HAVE_JPEG
                                        cmocka_unit_test(jpeg_colours),

@@ -75,6 +75,15 @@ static pl_status cuda_fetched(struct pl_backend *b, uint64_t ticket, bool wait, 
 static void cuda_pin(struct pl_backend *b, void *host, size_t bytes) { pl_cuda_pin(b->device, host, bytes); }
 static void cuda_unpin(struct pl_backend *b, void *host) { pl_cuda_unpin(b->device, host); }
 
+_Static_assert(sizeof(struct pl_cuda_place) == sizeof(struct pl_pixel_place), "places are the same for both");
+
+static pl_status cuda_pixels(struct pl_backend *b, const struct pl_pixels *p, float *data)
+{
+    pl_cuda_widen(b->stream, (struct pl_cuda_pixels){.n = p->capacity, .channels = p->channels, .height = p->height, .width = p->width, .value = p->value,
+                                                      .place = (const struct pl_cuda_place *)(const void *)p->place, .factor = p->factor}, data);
+    return pl_cuda_launched(b->device, "a batch");
+}
+
 /* ---- recorded passes ---------------------------------------------------------------------------- */
 
 static pl_status cuda_record(struct pl_backend *b, const struct pl_io *io, pl_status (*work)(void *arg), void *arg, struct pl_recording **out)
@@ -324,6 +333,7 @@ const struct pl_backend_table pl_backend_cuda = {
     .fetched = cuda_fetched,
     .pin = cuda_pin,
     .unpin = cuda_unpin,
+    .pixels = cuda_pixels,
     .record = cuda_record,
     .replay = cuda_replay,
     .recording_destroy = cuda_recording_destroy,

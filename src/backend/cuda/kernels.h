@@ -50,6 +50,18 @@ void pl_cuda_weights_back(pl_cuda_stream s, struct pl_cuda_weights how, const vo
 void pl_cuda_pad(pl_cuda_stream s, const void *x, struct pl_cuda_view vx, int64_t top, int64_t left, void *y, struct pl_cuda_view vy);
 void pl_cuda_crop(pl_cuda_stream s, const void *x, struct pl_cuda_view vx, int64_t top, int64_t left, void *y, struct pl_cuda_view vy);
 
+/* ---- pixels.cu ---------------------------------------------------------------------------------------------------------- */
+
+/* As struct pl_pixels and pl_pixel_place of data.h, whose comments say what becomes of them. */
+struct pl_cuda_place { int32_t top, bottom, left, right, mirrored; };
+struct pl_cuda_pixels {
+    int64_t n, channels, height, width;
+    const uint8_t *value;
+    const struct pl_cuda_place *place;
+    const float *factor; /* [2, channels] */
+};
+void pl_cuda_widen(pl_cuda_stream s, struct pl_cuda_pixels p, float *y); /* [n, channels, height, width] */
+
 /* ---- channel.cu: sums over samples and planes, one a channel -------------------------------------------------------------- */
 
 size_t pl_cuda_channel_scratch(struct pl_cuda_view v); /* bytes that these need */
