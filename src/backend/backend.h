@@ -127,7 +127,14 @@ struct pl_backend_table {
      * there, wait: once it is. Tickets rise by one, and copies end in their order. */
     pl_status (*fetch)(struct pl_backend *b, void *host, const void *far, size_t bytes, uint64_t *ticket);
     pl_status (*fetched)(struct pl_backend *b, uint64_t ticket, bool wait, bool *done);
-    /* Copies to this host memory, until it is unpinned, go on by themselves. Where it cannot be they are slower. */
+    /* Of far ones, NULL: none can. Begins a copy there that goes on beside the work that was started, once what was last said to be
+     * taken is done with. The host memory stays as it is until ahead_wait, which waits for all such copies; work started
+     * after it finds them. ahead_taken: what was sent so has been used by the work started so far and may be overwritten. */
+    pl_status (*ahead)(struct pl_backend *b, void *far, const void *host, size_t bytes);
+    pl_status (*ahead_wait)(struct pl_backend *b);
+    pl_status (*ahead_taken)(struct pl_backend *b);
+    pl_status (*copy)(struct pl_backend *b, void *to, const void *from, size_t bytes); /* there, as work is started */
+    /* Copies to and from this host memory, until it is unpinned, go on by themselves. Where it cannot be they are slower. */
     void (*pin)(struct pl_backend *b, void *host, size_t bytes);
     void (*unpin)(struct pl_backend *b, void *host);
     /* Of far ones, NULL: none can. Starts to make what the network takes, in float and canonical order, of pixels that lie there. */

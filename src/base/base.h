@@ -84,6 +84,8 @@ void pl_log_root(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 /* Memory of at least `bytes`, zeroed, aligned to 64. NULL (with the error recorded, naming `what`)
  * where there is none. Owner: the caller, pl_free. */
 void *pl_alloc(size_t bytes, const char *what);
+/* The same in whole pages, which nothing else is in: for what is pinned. */
+void *pl_alloc_pages(size_t bytes, const char *what);
 void *pl_realloc(void *p, size_t old_bytes, size_t new_bytes, const char *what);
 void pl_free(void *p); /* NULL is fine */
 char *pl_strdup(const char *s);

@@ -4,23 +4,28 @@
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define ALIGNMENT 64
 
 static _Atomic uint64_t allocations;
 
-void *pl_alloc(size_t bytes, const char *what)
+/* In whole units, of which each begins at a multiple of itself. */
+static void *take(size_t bytes, size_t unit, const char *what)
 {
     void *p = NULL;
-    size_t rounded = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    size_t rounded = (bytes + unit - 1) / unit * unit;
     atomic_fetch_add(&allocations, 1);
-    if (rounded < bytes || posix_memalign(&p, ALIGNMENT, rounded ? rounded : ALIGNMENT) != 0) {
+    if (rounded < bytes || posix_memalign(&p, unit, rounded ? rounded : unit) != 0) {
         pl_error(PL_ERR_MEMORY, "memory", "no %.1f MB left for %s", (double)bytes / 1e6, what);
         return NULL;
     }
-    memset(p, 0, rounded ? rounded : ALIGNMENT);
+    memset(p, 0, rounded ? rounded : unit);
     return p;
 }
+
+void *pl_alloc(size_t bytes, const char *what) { return take(bytes, ALIGNMENT, what); }
+void *pl_alloc_pages(size_t bytes, const char *what) { return take(bytes, (size_t)sysconf(_SC_PAGESIZE), what); }
 
 void *pl_realloc(void *p, size_t old_bytes, size_t new_bytes, const char *what)
 {

@@ -31,13 +31,6 @@ static pl_status made_up_next(void *arg, struct pl_batch **out)
 
 static void made_up_release(void *arg, struct pl_batch *b) { (void)arg, (void)b; }
 
-static void made_up_free(struct made_up *m)
-{
-    pl_free(m->batch.data);
-    pl_free(m->batch.label);
-    pl_free(m->batch.index);
-}
-
 /* One batch of noise, used in every step. */
 static pl_status made_up_make(struct made_up *m, const struct pl_trainer *t)
 {
@@ -46,12 +39,8 @@ static pl_status made_up_make(struct made_up *m, const struct pl_trainer *t)
     struct pl_rng r = pl_rng_make(1, (uint64_t)t->world->rank, 0, 0);
     for (int d = 0; d < in->dims; d++)
         row *= in->dim[d];
-    m->batch = (struct pl_batch){.rows = t->batch, .capacity = t->batch};
-    m->batch.data = pl_alloc((size_t)(t->batch * row) * sizeof(float), "bench data");
-    m->batch.label = pl_alloc((size_t)(t->batch * wide) * sizeof(float), "bench labels");
-    m->batch.index = pl_alloc((size_t)t->batch * sizeof(int64_t), "bench indices");
-    if (!m->batch.data || !m->batch.label || !m->batch.index)
-        return PL_ERR_MEMORY;
+    PL_TRY(pl_batch_make(&m->batch, t->batch, row, (size_t)wide * sizeof(float), NULL));
+    m->batch.rows = t->batch;
     pl_rng_normals(&r, m->batch.data, t->batch * row);
     for (int64_t i = 0; i < t->batch * wide && classes > 0; i++)
         ((int32_t *)m->batch.label)[i] = (int32_t)pl_rng_below(&r, (uint64_t)classes);
@@ -201,7 +190,8 @@ static pl_status bench(struct pl_trainer *t, struct pl_world *w, const struct pl
     if (s == PL_OK)
         s = pl_bench_count("rounds", args->option_value[1], 5, MOST_ROUNDS, &f.rounds);
     s = pl_world_agree(w, s);
-    t->source = (struct pl_source){.deal = made_up_deal, .next = made_up_next, .release = made_up_release, .arg = &m, .epoch_samples = INT64_MAX};
+    pl_trainer_attach(t, &(struct pl_source){.deal = made_up_deal, .next = made_up_next, .next_ready = made_up_next, .release = made_up_release, .arg = &m,
+                                             .epoch_samples = INT64_MAX, .batch = &m.batch, .batches = 1});
     t->steps_per_epoch = t->total_steps = INT32_MAX;
     if (s == PL_OK) {
         s = by_layer ? bench_layers(t, w, f.rounds, steps) : measure(t, steps, &f, &p);
@@ -210,7 +200,8 @@ static pl_status bench(struct pl_trainer *t, struct pl_world *w, const struct pl
         if (w->rank == 0 && !by_layer)
             print_figures(t, &f);
     }
-    made_up_free(&m);
+    pl_trainer_detach(t);
+    pl_batch_free(&m.batch);
     pl_bench_peak_destroy(p);
     return s;
 }

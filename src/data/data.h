@@ -59,7 +59,7 @@ struct pl_pixels {
     int64_t capacity, channels, height, width;
     uint8_t *value;               /* [capacity, channels, height, width]; outside of a place: anything */
     struct pl_pixel_place *place; /* [capacity] */
-    const float *factor;          /* [2, channels] */
+    float *factor;                /* [2, channels] */
 };
 
 struct pl_batch {
@@ -71,7 +71,15 @@ struct pl_batch {
     int64_t *index;          /* [capacity] sample index, -1 for padding */
     double read_ms, decode_ms; /* what the thread spent on it: blocks read and inflated; values, crops, copies */
     int64_t read_bytes;      /* of those blocks, inflated */
+    void *memory;            /* data, label, index and what pixels points to: in pages of its own, which can be pinned */
+    size_t memory_bytes;
+    struct pl_pixels own_pixels;
 };
+
+/* batch.c: an empty batch of so many samples of so many elements each; pixels: it comes so, with these sizes. The batch must stay
+ * where it is. PL_ERR_MEMORY; free it then, too. */
+pl_status pl_batch_make(struct pl_batch *b, int64_t capacity, int64_t elems, size_t label_bytes, const struct pl_pixels *pixels);
+void pl_batch_free(struct pl_batch *b);
 
 struct pl_loader_options {
     int64_t global_batch;    /* samples of one batch over all ranks */
@@ -104,6 +112,10 @@ pl_status pl_loader_ask(struct pl_loader *l, int64_t epoch, int64_t first, int64
 /* The next batch, waiting for it; errors of the thread come out here. Borrowed until release, beyond a
  * restart too; up to depth + 1 at once. deal, start, next and release belong to one thread. */
 pl_status pl_loader_next(struct pl_loader *l, struct pl_batch **out);
+/* The same where it need not be waited for; otherwise NULL, and PL_OK. */
+pl_status pl_loader_next_ready(struct pl_loader *l, struct pl_batch **out);
+/* The batches that it fills in turn, [depth + 1], for who pins their memory until the loader is destroyed. */
+int pl_loader_batches(const struct pl_loader *l, const struct pl_batch **out);
 void pl_loader_release(struct pl_loader *l, struct pl_batch *b);
 
 #endif

@@ -22,8 +22,6 @@ struct pl_loader {
     int64_t capacity, out_elems;
     size_t label_bytes;
     bool pixels;                   /* batches are of pixels */
-    struct pl_pixels *pixel;       /* [batches], then */
-    float *factor;                 /* [2, channels] */
     int batches;                   /* depth, and one for the caller */
     struct pl_batch *batch;        /* [batches] */
     bool *lent;                    /* [batches], between next and release; the caller's thread */
@@ -38,35 +36,13 @@ struct pl_loader {
     _Atomic int error;
 };
 
-static pl_status make_pixels(struct pl_loader *l, struct pl_pixels *p)
+static pl_status make_batch(const struct pl_loader *l, struct pl_batch *b)
 {
     const struct pl_augment *a = &l->augment;
-    *p = (struct pl_pixels){.capacity = l->capacity, .channels = a->channels, .height = a->out_height, .width = a->out_width, .factor = l->factor};
-    p->value = pl_alloc((size_t)(l->capacity * l->out_elems), "a batch");
-    p->place = pl_alloc((size_t)l->capacity * sizeof *p->place, "a batch");
-    return p->value && p->place ? PL_OK : PL_ERR_MEMORY;
-}
-
-static pl_status make_data(struct pl_loader *l, int i)
-{
-    struct pl_batch *b = &l->batch[i];
-    if (l->pixels) {
-        b->pixels = &l->pixel[i];
-        return make_pixels(l, b->pixels);
-    }
-    b->data = pl_alloc((size_t)(l->capacity * l->out_elems) * sizeof(float), "a batch");
-    return b->data ? PL_OK : PL_ERR_MEMORY;
-}
-
-static pl_status make_factors(struct pl_loader *l)
-{
-    int64_t channels = l->augment.channels;
-    l->factor = pl_alloc(2 * (size_t)channels * sizeof *l->factor, "factors of channels");
-    l->pixel = pl_alloc((size_t)l->batches * sizeof *l->pixel, "batches");
-    if (!l->factor || !l->pixel)
-        return PL_ERR_MEMORY;
-    for (int64_t c = 0; c < channels; c++)
-        pl_decoder_values(l->decoder, c, &l->factor[c], &l->factor[channels + c]);
+    const struct pl_pixels sizes = {.channels = a->channels, .height = a->out_height, .width = a->out_width};
+    PL_TRY(pl_batch_make(b, l->capacity, l->out_elems, l->label_bytes, l->pixels ? &sizes : NULL));
+    for (int64_t c = 0; l->pixels && c < a->channels; c++)
+        pl_decoder_values(l->decoder, c, &b->pixels->factor[c], &b->pixels->factor[a->channels + c]);
     return PL_OK;
 }
 
@@ -78,16 +54,8 @@ static pl_status make_batches(struct pl_loader *l)
     l->ask = pl_alloc((size_t)l->batches * sizeof *l->ask, "batches");
     if (!l->batch || !l->lent || !l->ask)
         return PL_ERR_MEMORY;
-    PL_TRY(l->pixels ? make_factors(l) : PL_OK);
-    for (int i = 0; i < l->batches; i++) {
-        struct pl_batch *b = &l->batch[i];
-        b->capacity = l->capacity;
-        PL_TRY(make_data(l, i));
-        b->label = pl_alloc((size_t)l->capacity * l->label_bytes, "a batch");
-        b->index = pl_alloc((size_t)l->capacity * sizeof(int64_t), "a batch");
-        if (!b->label || !b->index)
-            return PL_ERR_MEMORY;
-    }
+    for (int i = 0; i < l->batches; i++)
+        PL_TRY(make_batch(l, &l->batch[i]));
     return PL_OK;
 }
 
@@ -170,18 +138,9 @@ void pl_loader_destroy(struct pl_loader *l)
     if (!l)
         return;
     stop_thread(l);
-    for (int i = 0; l->batch && i < l->batches; i++) {
-        pl_free(l->batch[i].data);
-        if (l->batch[i].pixels) {
-            pl_free(l->batch[i].pixels->value);
-            pl_free(l->batch[i].pixels->place);
-        }
-        pl_free(l->batch[i].label);
-        pl_free(l->batch[i].index);
-    }
+    for (int i = 0; l->batch && i < l->batches; i++)
+        pl_batch_free(&l->batch[i]);
     pl_free(l->batch);
-    pl_free(l->pixel);
-    pl_free(l->factor);
     pl_free(l->lent);
     pl_free(l->ask);
     pl_free(l->row);
@@ -436,7 +395,7 @@ static bool all_lent(const struct pl_loader *l)
     return n == l->batches;
 }
 
-pl_status pl_loader_next(struct pl_loader *l, struct pl_batch **out)
+static pl_status next(struct pl_loader *l, double wait_ms, struct pl_batch **out)
 {
     void *item = NULL;
     *out = NULL;
@@ -445,7 +404,7 @@ pl_status pl_loader_next(struct pl_loader *l, struct pl_batch **out)
     if (all_lent(l))
         return pl_error(PL_ERR_USAGE, "data", "all %d batches are lent: release one first",
                         l->batches);
-    pl_status s = pl_queue_get(l->full, -1, &item);
+    pl_status s = pl_queue_get(l->full, wait_ms, &item);
     if (s == PL_OK) {
         *out = item;
         l->lent[*out - l->batch] = true;
@@ -453,6 +412,24 @@ pl_status pl_loader_next(struct pl_loader *l, struct pl_batch **out)
     }
     int error = atomic_load(&l->error);
     return error < 0 ? error : s;
+}
+
+pl_status pl_loader_next(struct pl_loader *l, struct pl_batch **out) { return next(l, -1, out); }
+
+/* An error comes out where the batch is waited for. */
+pl_status pl_loader_next_ready(struct pl_loader *l, struct pl_batch **out)
+{
+    *out = NULL;
+    if (all_lent(l))
+        return PL_OK;
+    pl_status s = next(l, 0, out);
+    return l->running ? PL_OK : s;
+}
+
+int pl_loader_batches(const struct pl_loader *l, const struct pl_batch **out)
+{
+    *out = l->batch;
+    return l->batches;
 }
 
 void pl_loader_release(struct pl_loader *l, struct pl_batch *b)

@@ -1,16 +1,23 @@
 /* A backend whose memory is far: parameters and batches are sent there, gradients and outputs brought here. The slabs in host
- * memory are what everybody else works on. A gradient is brought while the layers before it still compute. */
+ * memory are what everybody else works on. A gradient is brought while the layers before it still compute.
+ *
+ * Passes find a batch always in the same place, so that they can be recorded. The next one can be sent while a pass runs: it
+ * waits in a place of its own, and is moved, or made of pixels, when its pass begins. */
 #include "graph/graph_private.h"
+
+#include <string.h>
 
 struct slice { int64_t a, b; uint64_t ticket; };
 
+enum { DATA, LABEL, INDEX, PIXELS, PLACES, FACTORS, PARTS }; /* of a batch */
+struct part { const void *here; size_t bytes; };
+
 struct pl_graph_far {
     float *params, *grads;    /* slabs; params: of the graph that the parameters belong to */
-    float *data;              /* the batch */
-    void *label;
-    int64_t *index;
+    void *batch[INDEX + 1];   /* as passes read it */
+    void *sent[PARTS];        /* as it is sent ahead, or as pixels; NULL before the first that is */
+    const void *next;         /* whose data or pixels are, or NULL */
     size_t data_bytes, label_bytes, index_bytes;
-    void *pixels[3];          /* of a batch that comes so: values, places, factors */
     float *output;            /* in host memory; NULL before it was asked for */
     struct slice *slice;      /* [layers] on their way, in order */
     int first, slices;
@@ -47,7 +54,7 @@ pl_status pl_graph_far_create(struct pl_graph *g)
     void *at[5] = {NULL};
     f->data_bytes = (size_t)pl_shape_elems(&g->data) * sizeof(float);
     f->label_bytes = label_bytes(g);
-    f->index_bytes = (size_t)g->batch * sizeof *f->index;
+    f->index_bytes = (size_t)g->batch * sizeof(int64_t);
     const size_t bytes[] = {g->share ? 0 : slab, g->train ? slab : 0, f->data_bytes, f->label_bytes, f->index_bytes};
     static const char *const what[] = {"parameters", "gradients", "a batch", "labels", "indices of samples"};
     pl_status s = PL_OK;
@@ -56,9 +63,7 @@ pl_status pl_graph_far_create(struct pl_graph *g)
             s = take(g, bytes[i], what[i], &at[i]);
     f->params = at[0];
     f->grads = at[1];
-    f->data = at[2];
-    f->label = at[3];
-    f->index = at[4];
+    memcpy(f->batch, at + 2, sizeof f->batch);
     f->slice = pl_alloc((size_t)(g->layers + 1) * sizeof *f->slice, "parts of a gradient");
     return s == PL_OK && !f->slice ? PL_ERR_MEMORY : s;
 }
@@ -88,10 +93,12 @@ void pl_graph_far_destroy(struct pl_graph *g)
     if (!f)
         return;
     pl_graph_unpin(g);
-    void *const at[] = {f->params, f->grads, f->data, f->label, f->index, f->pixels[0], f->pixels[1], f->pixels[2]};
-    for (size_t i = 0; i < sizeof at / sizeof *at; i++)
-        if (at[i])
-            g->table->free(g->backend, at[i]);
+    g->table->free(g->backend, f->params);
+    g->table->free(g->backend, f->grads);
+    for (int i = 0; i <= INDEX; i++)
+        g->table->free(g->backend, f->batch[i]);
+    for (int i = 0; i < PARTS; i++)
+        g->table->free(g->backend, f->sent[i]);
     pl_free(f->output);
     pl_free(f->slice);
     pl_free(f);
@@ -140,40 +147,90 @@ void pl_graph_batch_there(const struct pl_graph *g, const struct pl_graph_batch 
     *there = *b;
     if (!f)
         return;
-    there->data = f->data;
-    there->label = b->label ? f->label : NULL;
-    there->index = b->index ? f->index : NULL;
+    there->data = f->batch[DATA];
+    there->label = b->label ? f->batch[LABEL] : NULL;
+    there->index = b->index ? f->batch[INDEX] : NULL;
 }
 
-/* Memory for them is taken with the first ones. */
-static pl_status send_pixels(struct pl_graph *g, const struct pl_pixels *p)
+static const void *name_of(const struct pl_graph_batch *b) { return b->pixels ? (const void *)b->pixels : b->data; }
+
+static pl_status find_parts(const struct pl_graph_far *f, const struct pl_graph_batch *b, struct part *part)
+{
+    const struct pl_pixels *p = b->pixels;
+    memset(part, 0, PARTS * sizeof *part);
+    part[LABEL] = (struct part){b->label, f->label_bytes};
+    part[INDEX] = (struct part){b->index, f->index_bytes};
+    if (!p) {
+        part[DATA] = (struct part){b->data, f->data_bytes};
+        return PL_OK;
+    }
+    part[PIXELS] = (struct part){p->value, (size_t)(p->capacity * p->channels * p->height * p->width)};
+    part[PLACES] = (struct part){p->place, (size_t)p->capacity * sizeof *p->place};
+    part[FACTORS] = (struct part){p->factor, 2 * (size_t)p->channels * sizeof *p->factor};
+    if (part[PIXELS].bytes * sizeof(float) == f->data_bytes)
+        return PL_OK;
+    return pl_error(PL_ERR_USAGE, "graph", "a batch of %zu pixels for a network that takes %zu numbers", part[PIXELS].bytes, f->data_bytes / sizeof(float));
+}
+
+/* Memory for what is sent there is taken with the first of it, and is not zeroed before the work that was started is done. */
+static pl_status send_part(struct pl_graph *g, const struct part *p, void **to, bool ahead)
+{
+    if (!p->here)
+        return PL_OK;
+    if (!*to) {
+        PL_TRY(take(g, p->bytes, "a batch", to));
+        PL_TRY(g->table->ahead ? g->table->ahead_taken(g->backend) : PL_OK);
+    }
+    return (ahead ? g->table->ahead : g->table->upload)(g->backend, *to, p->here, p->bytes);
+}
+
+static pl_status widen(struct pl_graph *g, const struct pl_pixels *p)
 {
     struct pl_graph_far *f = g->far;
-    const void *here[] = {p->value, p->place, p->factor};
-    const size_t bytes[] = {(size_t)(p->capacity * p->channels * p->height * p->width), (size_t)p->capacity * sizeof *p->place, 2 * (size_t)p->channels * sizeof *p->factor};
-    if (bytes[0] * sizeof(float) != f->data_bytes)
-        return pl_error(PL_ERR_USAGE, "graph", "a batch of %zu pixels for a network that takes %zu numbers", bytes[0], f->data_bytes / sizeof(float));
-    for (int i = 0; i < 3; i++) {
-        if (!f->pixels[i])
-            PL_TRY(take(g, bytes[i], "a batch", &f->pixels[i]));
-        PL_TRY(g->table->upload(g->backend, f->pixels[i], here[i], bytes[i]));
-    }
     struct pl_pixels there = *p;
-    there.value = f->pixels[0];
-    there.place = f->pixels[1];
-    there.factor = f->pixels[2];
-    return g->table->pixels(g->backend, &there, f->data);
+    there.value = f->sent[PIXELS];
+    there.place = f->sent[PLACES];
+    there.factor = f->sent[FACTORS];
+    return g->table->pixels(g->backend, &there, f->batch[DATA]);
+}
+
+pl_status pl_graph_drop_next(struct pl_graph *g)
+{
+    if (!g->far || !g->far->next)
+        return PL_OK;
+    g->far->next = NULL;
+    return g->table->ahead_wait(g->backend);
 }
 
 pl_status pl_graph_send_batch(struct pl_graph *g, const struct pl_graph_batch *b)
 {
-    const struct pl_graph_far *f = g->far;
+    struct pl_graph_far *f = g->far;
+    struct part part[PARTS];
     if (!f)
         return PL_OK;
-    PL_TRY(b->pixels ? send_pixels(g, b->pixels) : g->table->upload(g->backend, f->data, b->data, f->data_bytes));
-    if (b->label)
-        PL_TRY(g->table->upload(g->backend, f->label, b->label, f->label_bytes));
-    return b->index ? g->table->upload(g->backend, f->index, b->index, f->index_bytes) : PL_OK;
+    bool sent = f->next == name_of(b);
+    PL_TRY(pl_graph_drop_next(g));
+    PL_TRY(find_parts(f, b, part));
+    for (int i = 0; i < PARTS; i++)
+        if (!sent)
+            PL_TRY(send_part(g, &part[i], i <= INDEX ? &f->batch[i] : &f->sent[i], false));
+        else if (i <= INDEX && part[i].here)
+            PL_TRY(g->table->copy(g->backend, f->batch[i], f->sent[i], part[i].bytes));
+    if (b->pixels)
+        PL_TRY(widen(g, b->pixels));
+    return g->table->ahead ? g->table->ahead_taken(g->backend) : PL_OK;
+}
+
+pl_status pl_graph_send_next(struct pl_graph *g, const struct pl_graph_batch *b)
+{
+    struct part part[PARTS];
+    if (!b || !g->far || !g->table->ahead)
+        return PL_OK;
+    PL_TRY(find_parts(g->far, b, part));
+    g->far->next = name_of(b);
+    for (int i = 0; i < PARTS; i++)
+        PL_TRY(send_part(g, &part[i], &g->far->sent[i], true));
+    return PL_OK;
 }
 
 /* ---- here ------------------------------------------------------------------------------------ */
@@ -226,7 +283,7 @@ const float *pl_graph_output(struct pl_graph *g)
 {
     int root = g->node[g->output].root;
     struct pl_graph_far *f = g->far;
-    const float *there = root != PL_DATA ? pl_span_memory(g, g->node[root].y) : f ? f->data : g->last_data;
+    const float *there = root != PL_DATA ? pl_span_memory(g, g->node[root].y) : f ? f->batch[DATA] : g->last_data;
     size_t bytes = (size_t)pl_shape_elems(pl_graph_output_shape(g)) * sizeof(float);
     if (!f)
         return there;

@@ -74,11 +74,16 @@ struct pl_graph_batch {
     uint64_t seed, step_key;  /* dropout */
     bool (*abandoned)(void *arg); /* NULL, or asked before each layer: true ends a forward pass with PL_END */
     void *arg;
+    /* The batch of the next pass, where it is known: sent to a far backend while this one is computed. Its memory stays as it
+     * is until that pass, or until pl_graph_drop_next. */
+    const struct pl_graph_batch *next;
 };
 /* Layers forward; adds to *sums (may be NULL where label is): total is that of all losses, the rest of
  * the main one. train: only a graph made for it. */
 pl_status pl_graph_forward(struct pl_graph *g, const struct pl_graph_batch *b, bool train,
                            struct pl_loss_sums *sums);
+/* There will be another one than was said, or none. */
+pl_status pl_graph_drop_next(struct pl_graph *g);
 /* Of the last forward, until the next: [batch, ...] as pl_graph_output_shape says, in host memory. NULL: it could not be
  * brought there. */
 const float *pl_graph_output(struct pl_graph *g);

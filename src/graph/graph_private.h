@@ -114,6 +114,7 @@ bool pl_graph_gradient_stays(const struct pl_graph *g);
 void pl_graph_pin(struct pl_graph *g); /* the gradient's slab, which slices are brought into */
 void pl_graph_unpin(struct pl_graph *g);
 pl_status pl_graph_send_batch(struct pl_graph *g, const struct pl_graph_batch *b);
+pl_status pl_graph_send_next(struct pl_graph *g, const struct pl_graph_batch *b); /* beside what was started; NULL is fine */
 void pl_graph_batch_there(const struct pl_graph *g, const struct pl_graph_batch *b, struct pl_graph_batch *there);
 /* Elements [a, b) of the gradient are final: brings them here, and says so to slice, which may be NULL, once they are; in
  * order, those before it first. rest: at the end of a backward pass, however it ended (s); returns what came of it. What

@@ -196,6 +196,8 @@ pl_status pl_graph_forward(struct pl_graph *g, const struct pl_graph_batch *b, b
     g->last_data = b->data;
     g->started = false;
     pl_status s = can_replay(g, train) ? forward_recorded(g, &there, sums) : forward_layers(g, &there, train, sums);
+    if (s == PL_OK)
+        s = pl_graph_send_next(g, b->next);
     return s == PL_OK ? collect(g, &there, sums) : s;
 }
 

@@ -40,8 +40,10 @@ static pl_status set_out(struct pl_trainer *t, struct pl_agreement *out)
     if (pl_job_set_given(&t->job->test_set))
         leg.until = next_due(t, t->job->train.eval_every, leg.until);
     leg.until = next_due(t, t->job->checkpoint.every, leg.until);
-    if (!t->fed)
+    if (!t->fed) {
+        PL_TRY(pl_train_give_early_back(t));
         PL_TRY(t->source.feed(t->source.arg));
+    }
     t->fed = t->apart = true;
     return t->sync_table->apart->set_out(t->sync, &leg, out);
 }

@@ -46,5 +46,6 @@ pl_status pl_trainer_deal(struct pl_trainer *t, int index, int members)
     t->state.ranks = members;
     if (t->source.epoch_samples < INT64_MAX) /* a benchmark goes on until it has had enough */
         PL_TRY(measure(t));
+    PL_TRY(pl_train_give_early_back(t));
     return t->source.deal(t->source.arg, t->micro_global, index, members, t->state.epoch, t->state.position);
 }

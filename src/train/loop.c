@@ -29,6 +29,7 @@ static pl_status loader_deal(void *arg, int64_t global_batch, int rank, int rank
 }
 
 static pl_status loader_next(void *arg, struct pl_batch **out) { return pl_loader_next(arg, out); }
+static pl_status loader_next_ready(void *arg, struct pl_batch **out) { return pl_loader_next_ready(arg, out); }
 static void loader_release(void *arg, struct pl_batch *b) { pl_loader_release(arg, b); }
 static pl_status loader_feed(void *arg) { return pl_loader_feed(arg); }
 static pl_status loader_ask(void *arg, int64_t epoch, int64_t first, int64_t rows) { return pl_loader_ask(arg, epoch, first, rows); }
@@ -78,8 +79,10 @@ static pl_status open_loaders(struct run *r)
                                   .classes = pl_graph_classes(t->graph), .pixels = t->table->pixels != NULL, .depth = 4,
                                   .threads = (int)t->job->data.threads};
     PL_TRY(pl_loader_create(r->train_data, &o, &r->loader));
-    t->source = (struct pl_source){.deal = loader_deal, .next = loader_next, .release = loader_release, .feed = loader_feed, .ask = loader_ask, .arg = r->loader,
-                                   .epoch_samples = pl_dataset_samples(r->train_data)};
+    struct pl_source source = {.deal = loader_deal, .next = loader_next, .next_ready = loader_next_ready, .release = loader_release, .feed = loader_feed,
+                               .ask = loader_ask, .arg = r->loader, .epoch_samples = pl_dataset_samples(r->train_data)};
+    source.batches = pl_loader_batches(r->loader, &source.batch);
+    pl_trainer_attach(t, &source);
     t->state.train_file = t->train_file = pl_dataset_name(r->train_data);
     if (!r->test_data)
         return PL_OK;
@@ -123,6 +126,7 @@ static void tear_down(struct run *r)
 {
     pl_checkpoint_writer_destroy(r->writer);
     pl_report_close(r->report);
+    pl_trainer_detach(&r->t);
     pl_loader_destroy(r->loader);
     pl_loader_destroy(r->test_loader);
     pl_dataset_close(r->train_data);

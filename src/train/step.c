@@ -35,21 +35,35 @@ static pl_status compute(struct pl_trainer *t, const struct pl_graph_batch *in, 
     return s;
 }
 
+/* One key for every draw of an epoch: a sample is drawn once in it. */
+static struct pl_graph_batch as_input(const struct pl_trainer *t, const struct pl_batch *b)
+{
+    return (struct pl_graph_batch){.rows = b->rows, .data = b->data, .pixels = b->pixels, .label = b->label, .index = b->index,
+                                   .seed = (uint64_t)t->job->train.seed, .step_key = (uint64_t)b->epoch};
+}
+
 pl_status pl_train_micro_batch(struct pl_trainer *t, int64_t micro, bool abandoned, struct pl_loss_sums *sums,
                                struct pl_step_result *out, bool *last)
 {
     struct pl_batch *b;
     double begin = pl_now_ms();
-    PL_TRY(t->source.next(t->source.arg, &b));
+    PL_TRY(pl_train_take_batch(t, &b));
     double loaded = pl_now_ms();
     out->epoch = b->epoch;
     out->end = b->end;
     *last = micro + 1 >= t->job->train.accumulate || b->end == t->source.epoch_samples;
-    /* One key for every draw of an epoch: a sample is drawn once in it. */
-    struct pl_graph_batch in = {.rows = b->rows, .data = b->data, .pixels = b->pixels, .label = b->label, .index = b->index,
-                                .seed = (uint64_t)t->job->train.seed, .step_key = (uint64_t)b->epoch,
-                                .abandoned = t->sync_table->meshed ? t->sync_table->meshed->abandoned : NULL, .arg = t->sync};
-    pl_status s = abandoned ? PL_END : compute(t, &in, out->step, micro, *last, sums);
+    struct pl_graph_batch in = as_input(t, b), next;
+    in.abandoned = t->sync_table->meshed ? t->sync_table->meshed->abandoned : NULL;
+    in.arg = t->sync;
+    pl_status s = abandoned ? PL_END : pl_train_look_ahead(t);
+    if (t->early) {
+        next = as_input(t, t->early);
+        in.next = &next;
+    }
+    if (s == PL_OK)
+        s = compute(t, &in, out->step, micro, *last, sums);
+    if (s == PL_END && pl_graph_drop_next(t->graph) < 0) /* what was sent of it may not have been used */
+        s = PL_ERR_MEMORY;
     t->source.release(t->source.arg, b);
     out->data_ms += loaded - begin;
     out->compute_ms += pl_now_ms() - loaded;

@@ -15,12 +15,15 @@ struct pl_source {
     /* Goes to sample `position` of `epoch` and reads on from there as `rank` of `ranks`. */
     pl_status (*deal)(void *arg, int64_t global_batch, int rank, int ranks, int64_t epoch, int64_t position);
     pl_status (*next)(void *arg, struct pl_batch **out);
+    pl_status (*next_ready)(void *arg, struct pl_batch **out); /* NULL where it is not there yet. NULL: this source cannot tell. */
     void (*release)(void *arg, struct pl_batch *b);
     /* From feed until the next deal, next gives what was asked for. ask: any thread. NULL: this source cannot. */
     pl_status (*feed)(void *arg);
     pl_status (*ask)(void *arg, int64_t epoch, int64_t first, int64_t rows);
     void *arg;
     int64_t epoch_samples; /* INT64_MAX: it never ends */
+    const struct pl_batch *batch; /* [batches]: those that next gives, in turn; none: unknown */
+    int batches;
 };
 
 struct pl_trainer {
@@ -34,6 +37,7 @@ struct pl_trainer {
     const struct pl_sync_table *sync_table;
     struct pl_sync *sync;
     struct pl_source source;
+    struct pl_batch *early;              /* taken from the source for the next pass, NULL: none */
     int threads;
     int64_t micro_global;                /* samples of a micro-batch over all ranks */
     int64_t batch;                       /* rows of this rank's micro-batch at most */
@@ -89,6 +93,16 @@ int64_t pl_train_micro_global(const struct pl_job *job, int members);
  * global batch, t->batch rows a member at most, the lengths of epoch and run, and restarts the source there. Every sample
  * still comes once an epoch, in the same order. A step that was not committed is read again. Local; the same state and `members` on all members. */
 pl_status pl_trainer_deal(struct pl_trainer *t, int index, int members);
+
+/* train/source.c */
+/* Reads from s, whose memory a far backend pins; detach, before the source is closed. */
+void pl_trainer_attach(struct pl_trainer *t, const struct pl_source *s);
+void pl_trainer_detach(struct pl_trainer *t);
+pl_status pl_train_take_batch(struct pl_trainer *t, struct pl_batch **out); /* the next; the source's release gives it back */
+/* Takes the one after it, into t->early, if the backend is far and it need not be waited for. */
+pl_status pl_train_look_ahead(struct pl_trainer *t);
+/* It goes back unread: before the source is restarted or fed. */
+pl_status pl_train_give_early_back(struct pl_trainer *t);
 
 /* Loads what checkpoint.resume says, or train.init's weights, or draws initial values; deals out the data from there on.
  * path: the checkpoint's, "" for none. Before it: t->source and train_file of t->state. Ranks agree inside. */

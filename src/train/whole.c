@@ -43,8 +43,10 @@ pl_status pl_train_step_whole(struct pl_trainer *t, struct pl_step_result *out)
     *out = (struct pl_step_result){.step = t->state.step, .grad_norm = NAN};
     double begin = pl_now_ms();
     pl_log_step(out->step);
-    if (!t->fed)
+    if (!t->fed) {
+        PL_TRY(pl_train_give_early_back(t));
         PL_TRY(t->source.feed(t->source.arg));
+    }
     t->fed = true;
 
     pl_status s = t->sync_table->whole->iterate(t->sync, &passes, &step, &agreed);

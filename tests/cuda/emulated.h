@@ -17,6 +17,7 @@ extern "C" {
 void pl_emulated_enter(void);
 void pl_emulated_leave(void);
 void pl_emulated_check(const void *p); /* in device memory, or NULL */
+extern int pl_emulated_moves; /* within device memory: of what came ahead */
 /* emulated.cc: runs work with a copy of arg, and device memory to touch; or while a pass is recorded keeps it for replays. */
 void pl_emulated_do(void (*run)(const void *arg), const void *arg, size_t bytes);
 struct pl_recording;

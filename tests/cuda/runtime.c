@@ -9,13 +9,14 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-struct block { char *map, *at; size_t map_bytes, bytes; struct block *next; };
+struct block { char *map, *at; size_t map_bytes, bytes; bool is_new; struct block *next; }; /* is_new: a device might still be zeroing it */
 
 struct pl_cuda_device { int unused; };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* guards what follows */
 static struct block *blocks;
 static int inside; /* enters without a leave */
+int pl_emulated_moves;
 
 static void protect(const struct block *b, int how)
 {
@@ -68,7 +69,12 @@ pl_status pl_cuda_device_open(const struct pl_device_options *o, struct pl_cuda_
     return *out ? PL_OK : PL_ERR_MEMORY;
 }
 
-void pl_cuda_device_close(struct pl_cuda_device *d) { pl_free(d); }
+void pl_cuda_device_close(struct pl_cuda_device *d)
+{
+    if (getenv("PL_EMULATED_PINNED"))
+        fprintf(stderr, "emulated device: %d moves of what came ahead\n", pl_emulated_moves);
+    pl_free(d);
+}
 
 void pl_cuda_device_describe(const struct pl_cuda_device *d, char *text, size_t bytes)
 {
@@ -88,7 +94,7 @@ void *pl_cuda_alloc(struct pl_cuda_device *d, size_t bytes, const char *what)
         return NULL;
     }
     pthread_mutex_lock(&lock);
-    *b = (struct block){.map = map, .at = map + pages - room, .map_bytes = pages, .bytes = room, .next = blocks};
+    *b = (struct block){.map = map, .at = map + pages - room, .map_bytes = pages, .bytes = room, .is_new = true, .next = blocks};
     blocks = b;
     if (inside)
         protect(b, PROT_READ | PROT_WRITE);
@@ -164,8 +170,94 @@ pl_status pl_cuda_fetched(struct pl_cuda_device *d, uint64_t ticket, bool wait, 
     return *done ? pl_cuda_download(d, fetched[i].host, fetched[i].far, fetched[i].bytes) : PL_OK;
 }
 
-void pl_cuda_pin(struct pl_cuda_device *d, void *host, size_t bytes) { (void)d, (void)host, (void)bytes; }
-void pl_cuda_unpin(struct pl_cuda_device *d, void *host) { (void)d, (void)host; }
+/* Copies ahead are made when they are waited for. One that could overwrite what is still to be read, or be overwritten, ends the
+ * program, as one from memory that is not pinned does where PL_EMULATED_PINNED is set. */
+enum { AHEAD = 32, PINNED = 64 };
+static struct { void *far; const void *host; size_t bytes; } ahead[AHEAD];
+static struct { const char *host; size_t bytes; } pinned[PINNED];
+static int aheads;
+static bool not_taken;
+
+static bool is_pinned(const char *host, size_t bytes)
+{
+    for (int i = 0; i < PINNED; i++)
+        if (pinned[i].host && host >= pinned[i].host && host + bytes <= pinned[i].host + pinned[i].bytes)
+            return true;
+    return false;
+}
+
+static bool is_new(const void *far)
+{
+    bool found = false;
+    pthread_mutex_lock(&lock);
+    for (struct block *b = blocks; b && !found; b = b->next)
+        found = b->is_new && (const char *)far >= b->at && (const char *)far < b->at + b->bytes;
+    pthread_mutex_unlock(&lock);
+    return found;
+}
+
+pl_status pl_cuda_ahead(struct pl_cuda_device *d, void *far, const void *host, size_t bytes)
+{
+    const char *wrong = not_taken ? "to where something is still to be taken" : aheads == AHEAD ? "that nobody waits for" : is_new(far) ? "to memory that may not be zeroed yet" :
+                        getenv("PL_EMULATED_PINNED") && !is_pinned(host, bytes) ? "from memory that is not pinned" : NULL;
+    (void)d;
+    if (wrong) {
+        fprintf(stderr, "a copy ahead %s\n", wrong);
+        abort();
+    }
+    ahead[aheads].far = far;
+    ahead[aheads].host = host;
+    ahead[aheads++].bytes = bytes;
+    return PL_OK;
+}
+
+pl_status pl_cuda_ahead_wait(struct pl_cuda_device *d)
+{
+    pl_status s = PL_OK;
+    not_taken = not_taken || aheads > 0;
+    for (int i = 0; i < aheads && s == PL_OK; i++)
+        s = pl_cuda_upload(d, ahead[i].far, ahead[i].host, ahead[i].bytes);
+    aheads = 0;
+    return s;
+}
+
+pl_status pl_cuda_ahead_taken(struct pl_cuda_device *d)
+{
+    (void)d;
+    not_taken = false;
+    pthread_mutex_lock(&lock);
+    for (struct block *b = blocks; b; b = b->next)
+        b->is_new = false;
+    pthread_mutex_unlock(&lock);
+    return PL_OK;
+}
+
+pl_status pl_cuda_duplicate(struct pl_cuda_device *d, void *to, const void *from, size_t bytes)
+{
+    if (bytes && !is_far(from, bytes))
+        return pl_error(PL_ERR_MEMORY, "backend", "a copy of %zu bytes from what is not emulated device memory", bytes);
+    pl_emulated_moves++;
+    return pl_cuda_upload(d, to, from, bytes);
+}
+
+void pl_cuda_pin(struct pl_cuda_device *d, void *host, size_t bytes)
+{
+    (void)d;
+    for (int i = 0; i < PINNED; i++)
+        if (!pinned[i].host) {
+            pinned[i].host = host;
+            pinned[i].bytes = bytes;
+            return;
+        }
+}
+
+void pl_cuda_unpin(struct pl_cuda_device *d, void *host)
+{
+    (void)d;
+    for (int i = 0; i < PINNED; i++)
+        if (pinned[i].host == host)
+            pinned[i].host = NULL;
+}
 
 pl_status pl_cuda_record(struct pl_cuda_device *d, pl_status (*work)(void *arg), void *arg, struct pl_recording **out)
 {

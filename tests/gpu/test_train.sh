@@ -39,6 +39,12 @@ compare twice-a twice-b 0 0 exact
 on cuda 1 resumed train.steps=10
 on cuda 1 resumed train.steps=20
 compare twice-a resumed 0 0 exact
+# Batches go there ahead, from memory that is pinned.
+if [ -n "${PL_EMULATED:-}" ]; then
+    PL_EMULATED_PINNED=1 on cuda 1 ahead train.steps=20
+    grep -q 'emulated device: [1-9][0-9]* moves of what came ahead' ahead.log || fail "nothing came ahead: $(tail -n 2 ahead.log)"
+    compare twice-a ahead 0 0 exact
+fi
 accuracy() { grep '"eval"' "$1/metrics.jsonl" | tail -n 1 | sed -E 's/.*"accuracy": ([0-9.]+).*/\1/'; }
 on cuda 1 learns train.epochs=6
 awk "BEGIN{exit !($(accuracy learns) > 0.9)}" || fail "accuracy $(accuracy learns), wanted more than 0.9"

@@ -578,6 +578,44 @@ TEST(pixels_for_a_device)
     end(&r, true);
 }
 
+/* What is ready is what comes next, and nobody waits for what is not. */
+TEST(what_is_ready)
+{
+    for (int pixels = 0; pixels < 2; pixels++) {
+        struct run waits, looks;
+        struct pl_batch *b[4];
+        const struct pl_batch *all;
+        struct pl_loader_options o = LOAD(.global_batch = 7, .shuffle = true, .classes = 10, .pixels = pixels, .depth = 3);
+        begin(&waits, make_bytes(50, 7), &images, 0, 0, o);
+        begin(&looks, make_bytes(50, 7), &images, 0, 0, o);
+        assert_int_equal(pl_loader_batches(looks.l, &all), 4);
+        for (int step = 0; step < 24; step++) {
+            int ready = 0, most = step % 4 + 1;
+            double end = pl_now_ms() + 20000;
+            while (ready < most && pl_now_ms() < end) {
+                assert_int_equal(pl_loader_next_ready(looks.l, &b[ready]), PL_OK);
+                ready += b[ready] != NULL;
+            }
+            assert_int_equal(ready, most);
+            struct pl_batch *more = b[0];
+            if (ready == 4) /* no more are to be had */
+                assert_true(pl_loader_next_ready(looks.l, &more) == PL_OK && !more);
+            for (int i = 0; i < ready; i++) {
+                struct pl_batch *a = next(waits.l);
+                const char *from = b[i]->memory, *to = from + b[i]->memory_bytes, *values = pixels ? (const char *)b[i]->pixels->value : (const char *)b[i]->data;
+                assert_true(b[i] >= all && b[i] < all + 4 && (uintptr_t)from % 4096 == 0);
+                assert_true(values >= from && values < to && (char *)b[i]->label >= from && (char *)(b[i]->index + b[i]->capacity) <= to);
+                assert_int_equal(a->begin, b[i]->begin);
+                assert_memory_equal(a->index, b[i]->index, (size_t)a->capacity * sizeof *a->index);
+                pl_loader_release(waits.l, a);
+                pl_loader_release(looks.l, b[i]);
+            }
+        }
+        end(&waits, false);
+        end(&looks, true);
+    }
+}
+
 /* The loader applies what augment.c draws: test_sampler.c holds that against its statistics. */
 TEST(augments_alike_on_any_ranks)
 {
@@ -901,6 +939,7 @@ int main(void)
                                        cmocka_unit_test(faults_come_out_of_next),
                                        cmocka_unit_test(augments_alike_on_any_ranks),
                                        cmocka_unit_test(pixels_for_a_device),
+                                       cmocka_unit_test(what_is_ready),
                                        cmocka_unit_test(several_files),
 #ifdef PL_HAVE_JPEG
                                        cmocka_unit_test(jpeg_colours),

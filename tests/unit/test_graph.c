@@ -129,10 +129,12 @@ static void fill_batch(struct net *n, int64_t capacity, int64_t rows)
 }
 
 #ifdef PL_ON_CUDA /* over the stand-in of a device, whose memory is far */
+#include "cuda/emulated.h"
 extern const struct pl_backend_table pl_backend_cuda;
 static const char *backend = "cuda";
 static const struct pl_backend_table *find_backend(const char *name) { return strcmp(name, "cuda") == 0 ? &pl_backend_cuda : pl_backend_find(name); }
 #else
+static int pl_emulated_moves;
 static const char *backend = "reference";
 #define find_backend pl_backend_find
 #endif
@@ -309,6 +311,57 @@ static void check_accumulate(struct net *n, const struct model *m)
     pl_free(twice);
 }
 static void accumulate_adds(void **state) { (void)state, each(check_accumulate); }
+
+/* The gradient of a pass over b, where `next` is said to come next. */
+static float *gradient_of(struct net *n, const struct pl_graph_batch *b, const struct pl_graph_batch *next)
+{
+    n->batch = *b;
+    n->batch.next = next;
+    forward(n, true);
+    backward(n, false);
+    float *copy = pl_alloc(sizeof(float) * (size_t)n->g->elems, "test");
+    memcpy(copy, pl_graph_grads(n->g), sizeof(float) * (size_t)n->g->elems);
+    return copy;
+}
+
+/* A batch that is sent ahead is that batch when its pass comes, and no other one is. */
+static void check_ahead(struct net *n, const struct model *m)
+{
+    struct net other = {.job = n->job};
+    const struct pl_graph_batch one = n->batch;
+    fill_batch(&other, n->g->batch, ROWS - 1);
+    for (int64_t i = 0; i < pl_shape_elems(&n->g->data); i++)
+        other.data[i] *= -0.5f;
+    for (int64_t i = 0; i < ROWS; i++)
+        other.index[i] += 1000;
+    float *wanted[2] = {gradient_of(n, &one, NULL), gradient_of(n, &other.batch, NULL)};
+    const struct pl_graph_batch *of[] = {&one, &other.batch};
+    static const struct { int is, next; } pass[] = {{0, 1}, {1, 0}, {0, 0}, {0, 1}, {0, -1}, {1, 1}, {1, 0}, {1, 1}, {0, -1}};
+    for (size_t i = 0; i < sizeof pass / sizeof *pass; i++) {
+        float *found = gradient_of(n, of[pass[i].is], pass[i].next < 0 ? NULL : of[pass[i].next]);
+        assert_same(m->name, wanted[pass[i].is], found, n->g->elems, 0);
+        pl_free(found);
+    }
+    /* What was dropped may change. */
+    pl_free(gradient_of(n, &one, &other.batch));
+    assert_int_equal(pl_graph_drop_next(n->g), PL_OK);
+    memcpy(other.data, n->data, sizeof(float) * (size_t)pl_shape_elems(&n->g->data));
+    memcpy(other.index, n->index, sizeof *n->index * ROWS);
+    other.batch.rows = ROWS;
+    memcpy(other.label, n->label, sizeof(float) * ROWS * (size_t)(n->job->input.label_floats > 0 ? n->job->input.label_floats : 1));
+    float *found = gradient_of(n, &other.batch, NULL);
+    assert_same(m->name, wanted[0], found, n->g->elems, 0);
+    n->batch = one;
+    pl_free(found), pl_free(wanted[0]), pl_free(wanted[1]);
+    pl_free(other.data), pl_free(other.label), pl_free(other.index);
+}
+static void a_batch_ahead(void **state)
+{
+    (void)state;
+    const int before = pl_emulated_moves, four_came = strcmp(backend, "cuda") == 0 ? 4 * 3 : 0; /* data, label and index each */
+    each(check_ahead);
+    assert_int_equal(pl_emulated_moves - before, four_came * MODELS);
+}
 
 /* ---- slices ---------------------------------------------------------------------------------- */
 
@@ -807,6 +860,7 @@ int main(void)
         cmocka_unit_test(padding_rows),
         cmocka_unit_test(no_rows),
         cmocka_unit_test(accumulate_adds),
+        cmocka_unit_test(a_batch_ahead),
         cmocka_unit_test(slices),
         cmocka_unit_test(given_up),
         cmocka_unit_test(evaluation_graph),

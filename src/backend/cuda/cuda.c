@@ -72,6 +72,10 @@ static pl_status cuda_fetch(struct pl_backend *b, void *host, const void *far, s
 }
 
 static pl_status cuda_fetched(struct pl_backend *b, uint64_t ticket, bool wait, bool *done) { return pl_cuda_fetched(b->device, ticket, wait, done); }
+static pl_status cuda_ahead(struct pl_backend *b, void *far, const void *host, size_t bytes) { return pl_cuda_ahead(b->device, far, host, bytes); }
+static pl_status cuda_ahead_wait(struct pl_backend *b) { return pl_cuda_ahead_wait(b->device); }
+static pl_status cuda_ahead_taken(struct pl_backend *b) { return pl_cuda_ahead_taken(b->device); }
+static pl_status cuda_copy(struct pl_backend *b, void *to, const void *from, size_t bytes) { return pl_cuda_duplicate(b->device, to, from, bytes); }
 static void cuda_pin(struct pl_backend *b, void *host, size_t bytes) { pl_cuda_pin(b->device, host, bytes); }
 static void cuda_unpin(struct pl_backend *b, void *host) { pl_cuda_unpin(b->device, host); }
 
@@ -331,6 +335,10 @@ const struct pl_backend_table pl_backend_cuda = {
     .finish = cuda_finish,
     .fetch = cuda_fetch,
     .fetched = cuda_fetched,
+    .ahead = cuda_ahead,
+    .ahead_wait = cuda_ahead_wait,
+    .ahead_taken = cuda_ahead_taken,
+    .copy = cuda_copy,
     .pin = cuda_pin,
     .unpin = cuda_unpin,
     .pixels = cuda_pixels,

@@ -6,7 +6,8 @@
  * same plans and kernels over stand-ins of these three files that compute on the host (tests/cuda), with device memory that
  * faults when the host touches it.
  *
- * All work goes to one stream in the order of the calls, copies of results to the host to a second one. A plan's forward and
+ * All work goes to one stream in the order of the calls, copies of results to the host to a second one, those of the batch
+ * after the present one to a third. A plan's forward and
  * backward only start work: they neither wait for it nor allocate, so that a pass can be captured in a CUDA graph. What
  * changes from pass to pass without a change of shapes (rows, seeds) kernels read from device memory (struct pl_cuda_pass). */
 #ifndef PL_BACKEND_CUDA_H
@@ -91,6 +92,11 @@ pl_status pl_cuda_finish(struct pl_cuda_device *d);
 /* backend.h's fetch and fetched; host memory that is not pinned makes fetch wait. */
 pl_status pl_cuda_fetch(struct pl_cuda_device *d, void *host, const void *far, size_t bytes, uint64_t *ticket);
 pl_status pl_cuda_fetched(struct pl_cuda_device *d, uint64_t ticket, bool wait, bool *done);
+/* backend.h's ahead, ahead_wait, ahead_taken and copy; host memory that is not pinned makes ahead wait. */
+pl_status pl_cuda_ahead(struct pl_cuda_device *d, void *far, const void *host, size_t bytes);
+pl_status pl_cuda_ahead_wait(struct pl_cuda_device *d);
+pl_status pl_cuda_ahead_taken(struct pl_cuda_device *d);
+pl_status pl_cuda_duplicate(struct pl_cuda_device *d, void *to, const void *from, size_t bytes);
 void pl_cuda_pin(struct pl_cuda_device *d, void *host, size_t bytes);
 void pl_cuda_unpin(struct pl_cuda_device *d, void *host);
 /* What work gives to the stream becomes a CUDA graph instead. It may start work and copies within the device, nothing else. */

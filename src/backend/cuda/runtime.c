@@ -1,6 +1,7 @@
 /* runtime: the device of this rank, its memory, streams and copies, over the CUDA runtime. Pageable host memory goes through
  * pinned pieces, so that the copy of one piece runs beside the transfer of another; copies to the host have a stream of their
- * own, which waits for what the main one had been given so far. Waits sleep: cores are for compute. Every error is
+ * own, which waits for what the main one had been given so far; so have copies of what is not needed yet, which wait for what
+ * still reads what was there before. Waits sleep: cores are for compute. Every error is
  * PL_ERR_MEMORY and says which call failed, on which device. */
 #include "backend/cuda/cuda.h"
 
@@ -25,8 +26,9 @@ struct pl_cuda_device {
     char name[96];
     int capability; /* 90: of compute capability 9.0 */
     size_t memory_bytes;
-    cudaStream_t stream, home;         /* for all work; for copies to the host */
+    cudaStream_t stream, home, early;  /* for all work; for copies to the host; for copies ahead */
     cudaEvent_t given, done;           /* what stream was given before a copy to the host; the end of a wait */
+    cudaEvent_t taken, arrived;        /* what stream was given before copies ahead may begin; their end */
     cudaEvent_t begin, end;            /* of pl_cuda_time */
     struct staging there, back;
     cudaEvent_t fetched[FETCHES];      /* of the last so many copies to the host that go on by themselves */
@@ -114,7 +116,10 @@ static pl_status open_streams(struct pl_cuda_device *d)
     CUDA(d, cudaSetDevice(d->ordinal));
     CUDA(d, cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking));
     CUDA(d, cudaStreamCreateWithFlags(&d->home, cudaStreamNonBlocking));
+    CUDA(d, cudaStreamCreateWithFlags(&d->early, cudaStreamNonBlocking));
     CUDA(d, cudaEventCreateWithFlags(&d->given, cudaEventDisableTiming));
+    CUDA(d, cudaEventCreateWithFlags(&d->taken, cudaEventDisableTiming));
+    CUDA(d, cudaEventCreateWithFlags(&d->arrived, cudaEventDisableTiming | cudaEventBlockingSync));
     CUDA(d, cudaEventCreateWithFlags(&d->done, cudaEventDisableTiming | cudaEventBlockingSync));
     CUDA(d, cudaEventCreate(&d->begin));
     CUDA(d, cudaEventCreate(&d->end));
@@ -181,14 +186,20 @@ void pl_cuda_device_close(struct pl_cuda_device *d)
             cudaStreamSynchronize(d->stream);
         if (d->home)
             cudaStreamSynchronize(d->home);
+        if (d->early)
+            cudaStreamSynchronize(d->early);
         close_staging(&d->there);
         close_staging(&d->back);
         for (int i = 0; i < FETCHES; i++)
             close_event(d->fetched[i]);
         close_event(d->given);
         close_event(d->done);
+        close_event(d->taken);
+        close_event(d->arrived);
         close_event(d->begin);
         close_event(d->end);
+        if (d->early)
+            cudaStreamDestroy(d->early);
         if (d->home)
             cudaStreamDestroy(d->home);
         if (d->stream)
@@ -364,6 +375,37 @@ pl_status pl_cuda_fetched(struct pl_cuda_device *d, uint64_t ticket, bool wait, 
         return PL_OK;
     return failed(d, is, "a copy to the host", NULL);
 }
+
+/* ---- copies to the device that go ahead ----------------------------------------------------------- */
+
+pl_status pl_cuda_ahead(struct pl_cuda_device *d, void *far, const void *host, size_t bytes)
+{
+    CUDA(d, cudaSetDevice(d->ordinal));
+    CUDA(d, cudaStreamWaitEvent(d->early, d->taken, 0)); /* never recorded: nothing to wait for */
+    CUDA(d, cudaMemcpyAsync(far, host, bytes, cudaMemcpyHostToDevice, d->early));
+    return PL_OK;
+}
+
+pl_status pl_cuda_ahead_wait(struct pl_cuda_device *d)
+{
+    CUDA(d, cudaEventRecord(d->arrived, d->early));
+    CUDA(d, cudaEventSynchronize(d->arrived));
+    return PL_OK;
+}
+
+pl_status pl_cuda_ahead_taken(struct pl_cuda_device *d)
+{
+    CUDA(d, cudaEventRecord(d->taken, d->stream));
+    return PL_OK;
+}
+
+pl_status pl_cuda_duplicate(struct pl_cuda_device *d, void *to, const void *from, size_t bytes)
+{
+    CUDA(d, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, d->stream));
+    return PL_OK;
+}
+
+/* ---- pinned memory ---------------------------------------------------------------------------------- */
 
 /* Memory that cannot be pinned (a limit, another's mapping) is copied to more slowly. */
 void pl_cuda_pin(struct pl_cuda_device *d, void *host, size_t bytes)
