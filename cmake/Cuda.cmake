@@ -48,6 +48,11 @@ if(PACELINE_HAVE_CUDA)
   set_source_files_properties(src/backend/cuda/update.cu PROPERTIES COMPILE_OPTIONS -fmad=false)
   target_link_libraries(paceline_cuda PRIVATE paceline_options CUDA::cudart_static CUDA::cublasLt ${CUDNN_LIBRARY})
   target_include_directories(paceline_cuda SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS} ${CUDNN_INCLUDE})
+  find_path(NCCL_INCLUDE nccl.h HINTS ${NCCL_ROOT} $ENV{NCCL_ROOT} ${CUDAToolkit_INCLUDE_DIRS} PATH_SUFFIXES include)
+  if(NCCL_INCLUDE) # the library is opened at run time
+    target_compile_definitions(paceline_cuda PRIVATE PL_HAVE_NCCL)
+    target_include_directories(paceline_cuda SYSTEM PRIVATE ${NCCL_INCLUDE})
+  endif()
   string(REPLACE ";" "," cuda_architectures "${CMAKE_CUDA_ARCHITECTURES}")
   target_compile_definitions(paceline_cuda PRIVATE PL_CUDA_ARCHITECTURES="${cuda_architectures}")
   target_compile_options(paceline_cuda PRIVATE

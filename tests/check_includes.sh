@@ -31,9 +31,10 @@ home 'infiniband|rdma/' '^src/transport/verbs/'
 home 'yaml' '^src/job/'
 home 'cuda' '^src/backend/cuda/(runtime\.c|[a-z]*\.cuh?):'
 home 'cublas' '^src/backend/cuda/matmul\.c:'
+home 'nccl' '^src/backend/cuda/reduce\.c:'
 home 'cudnn' '^src/backend/cuda/convolve\.c:'
 for room in src/*/; do
     r=$(basename "$room")
-    grep -nE '#include <(mpi|hdf5|cblas|oneapi|yaml|turbojpeg|cuda|cublas|cudnn|infiniband)' "$room$r.h" 2>/dev/null && bad=1
+    grep -nE '#include <(mpi|hdf5|cblas|oneapi|yaml|turbojpeg|cuda|cublas|cudnn|nccl|infiniband)' "$room$r.h" 2>/dev/null && bad=1
 done
 exit $bad

@@ -110,6 +110,8 @@ struct pl_slab_update {
     float *params, *slot[2];
 };
 struct pl_slab_optimizer;
+struct pl_reducer; /* sums over ranks, made by the device's own library */
+enum { PL_REDUCER_ID_BYTES = 128 };
 struct pl_recording; /* a pass that was recorded, to be started as one */
 
 struct pl_backend_table {
@@ -146,6 +148,16 @@ struct pl_backend_table {
     pl_status (*record)(struct pl_backend *b, const struct pl_io *io, pl_status (*work)(void *arg), void *arg, struct pl_recording **out);
     pl_status (*replay)(struct pl_backend *b, struct pl_recording *r, const struct pl_io *io);
     void (*recording_destroy)(struct pl_backend *b, struct pl_recording *r);
+    /* Of far ones, NULL: none can. Who sums is named by an id that one rank makes and all have; open is collective over them, and
+     * every rank makes the same calls. reduce: starts to sum v[n] over the ranks, in place, once the work started so far is
+     * done, and beside what is started after it. reduced: whether all such sums are there; PL_ERR_PEER once they cannot be.
+     * close waits for nobody. */
+    pl_status (*reducer_id)(struct pl_backend *b, void *id);
+    pl_status (*reducer_open)(struct pl_backend *b, const void *id, int rank, int ranks, struct pl_reducer **out);
+    void (*reducer_describe)(const struct pl_reducer *r, char *text, size_t bytes);
+    pl_status (*reduce)(struct pl_reducer *r, float *v, int64_t n);
+    pl_status (*reduced)(struct pl_reducer *r, bool *done);
+    void (*reducer_close)(struct pl_reducer *r); /* NULL is fine */
     /* Of far ones, NULL: none can. square_sum: of the trainable gradient, in double, in a fixed order. */
     pl_status (*optimizer)(struct pl_backend *b, const struct pl_job *job, const struct pl_slab_tensor *t, int n, struct pl_slab_optimizer **out);
     void (*optimizer_destroy)(struct pl_slab_optimizer *o);

@@ -125,6 +125,8 @@ static pl_status make_sums(struct pl_exchange *x)
 
 static pl_status make_slabs(struct pl_exchange *x)
 {
+    if (x->reducer)
+        return PL_OK;
     PL_TRY(make_sums(x));
     if (!x->codec)
         return PL_OK;
@@ -156,7 +158,7 @@ static pl_status open_network(struct pl_exchange *x)
     struct pl_transport_options o = x->options.network;
     char why[1024], reason[256];
     o.timeout_ms = x->options.timeout_ms;
-    PL_TRY(pl_world_agree(w, pl_transport_find(w, x->options.transport, &o, &n.table, why, sizeof why)));
+    PL_TRY(pl_world_agree(w, pl_transport_find(w, x->reducer ? "mpi" : x->options.transport, &o, &n.table, why, sizeof why)));
     pl_status s = make_slabs(x);
     if (s == PL_OK)
         s = choose_algorithm(x, n.table->name);
@@ -173,10 +175,26 @@ static pl_status open_network(struct pl_exchange *x)
     return s;
 }
 
+/* Counts go by MPI. */
+static pl_status open_far(struct pl_exchange *x)
+{
+    char counts[sizeof x->why];
+    PL_TRY(find_levels(x, false));
+    PL_TRY(pl_exchange_far_open(x));
+    PL_TRY(open_network(x));
+    snprintf(counts, sizeof counts, "%.*s", (int)strcspn(x->why, ";"), x->why);
+    snprintf(x->why, sizeof x->why, "where they lie; counts by %.1000s", counts);
+    x->options.far.table->reducer_describe(x->reducer, x->name, sizeof x->name);
+    x->transport = "nccl";
+    return PL_OK;
+}
+
 static pl_status open(struct pl_exchange *x)
 {
     if (x->world->ranks == 1)
         return open_alone(x);
+    if (x->options.far.table)
+        return open_far(x);
     PL_TRY(find_levels(x, true));
     pl_status s = open_node(x);
     if (s < 0)
@@ -265,6 +283,8 @@ void pl_exchange_destroy(struct pl_exchange *x)
 {
     if (!x)
         return;
+    if (x->reducer)
+        x->options.far.table->reducer_close(x->reducer);
     if (x->algorithm)
         x->algorithm->close(x);
     pl_exchange_shared_close(x);
@@ -279,6 +299,7 @@ void pl_exchange_destroy(struct pl_exchange *x)
 const char *pl_exchange_transport(const struct pl_exchange *x) { return x->transport; }
 const char *pl_exchange_algorithm(const struct pl_exchange *x) { return x->name; }
 const char *pl_exchange_why(const struct pl_exchange *x) { return x->why; }
+bool pl_exchange_is_far(const struct pl_exchange *x) { return x && x->reducer; }
 float *pl_exchange_gradient(struct pl_exchange *x) { return x->gradient; }
 float *pl_exchange_residual(struct pl_exchange *x) { return x->residual; }
 const float *pl_exchange_agreed(const struct pl_exchange *x) { return x->sum; }
@@ -332,6 +353,8 @@ static pl_status post_bucket(struct pl_exchange *x)
     x->bucket_end = a;
     if (x->first_post_ms == 0)
         x->first_post_ms = pl_now_ms();
+    if (x->reducer)
+        return x->options.far.table->reduce(x->reducer, x->options.far.gradient + a, b - a);
     return x->codec && x->progress ? post_pieces(x, a, b) : x->algorithm->post_bucket(x, a, b, true);
 }
 
@@ -357,6 +380,7 @@ pl_status pl_exchange_finish(struct pl_exchange *x, struct pl_exchange_times *ti
     double begin = pl_now_ms();
     PL_TRY(post_bucket(x));
     PL_TRY(x->algorithm->drain(x));
+    PL_TRY(x->reducer ? pl_exchange_far_finish(x) : PL_OK);
     double end = pl_now_ms();
     times->exposed_ms = x->within_ms + end - begin;
     times->within_ms = x->within_ms;

@@ -5,14 +5,19 @@
 #ifndef PL_EXCHANGE_H
 #define PL_EXCHANGE_H
 
+#include "backend/backend.h"
 #include "transport/transport.h"
 
 struct pl_exchange;
 
 struct pl_span { int64_t a, b; }; /* elements [a, b) */
 
+/* A gradient that lies with a backend, whose reducer adds it up in place. */
+struct pl_exchange_far { const struct pl_backend_table *table; struct pl_backend *backend; float *gradient; };
+
 struct pl_exchange_options {
-    const char *transport; /* name or "auto" */
+    const char *transport; /* name or "auto"; "nccl" needs far */
+    struct pl_exchange_far far; /* table NULL: gradients are in host memory */
     const char *algorithm; /* name or "auto" */
     const char *table;     /* file of measured choices for auto, or NULL */
     bool two_level;        /* shared memory within a node, where it can be had. With all ranks on one node a transport
@@ -43,6 +48,8 @@ const char *pl_exchange_transport(const struct pl_exchange *x); /* between nodes
 const char *pl_exchange_algorithm(const struct pl_exchange *x); /* "shared memory", "native", "ring", "none" ... */
 const char *pl_exchange_why(const struct pl_exchange *x);       /* a sentence */
 
+/* Whether the gradient is far: then it, and the sum, are where the options say, and the next two give NULL. */
+bool pl_exchange_is_far(const struct pl_exchange *x);
 /* Host memory, [elems], zeroed, until destroy: where this rank writes its gradient, between begin and ready,
  * and where the sum over ranks is after finish, until the next begin. The gradient stays as it was written;
  * with one rank both are the same. */

@@ -36,6 +36,7 @@ struct pl_exchange {
     struct pl_levels levels;
     struct pl_shared *shared;     /* NULL: one level */
     struct pl_progress *progress; /* NULL: one node */
+    struct pl_reducer *reducer;   /* far.c: of buckets that are far; progress then has the small sums alone. NULL: none are */
     struct pl_choice choice;
     const char *transport;
     char why[1400], name[128];
@@ -66,6 +67,10 @@ void pl_exchange_shared_close(struct pl_exchange *x);
 struct pl_extent { size_t offset, bytes; };
 enum { PL_OWN_EXTENTS = 2 };
 void pl_exchange_shared_extents(int rank, int ranks, int64_t elems, struct pl_extent own[PL_OWN_EXTENTS]);
+
+/* far.c: sums that the backend makes of what lies with it. Collective; ranks agree inside. finish: waits for them. */
+pl_status pl_exchange_far_open(struct pl_exchange *x);
+pl_status pl_exchange_far_finish(struct pl_exchange *x);
 
 /* shared_memory.c: maps `bytes` that the ranks node[ranks], which lie on one node, share and reserves this rank's
  * own. PL_END on all ranks of the run with the reason in why where any of them cannot have that. Collective. */

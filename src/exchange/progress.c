@@ -343,7 +343,7 @@ pl_status pl_exchange_network_open(struct pl_exchange *x, const struct pl_networ
         PL_TRY(pl_collectives_create(network->table, network->transport, &network->group, &p->route.collectives));
         if (x->codec && x->elems > 0)
             PL_TRY(pl_compressed_create(x->codec, x->options.compress_ratio, network->group.me, network->group.members, &p->route.compressed));
-        if (x->elems > 0) {
+        if (x->elems > 0 && !x->reducer) {
             PL_TRY(network->table->register_memory(network->transport, x->shared ? x->partial : x->gradient, in, &p->memory[0]));
             PL_TRY(network->table->register_memory(network->transport, x->sum, (size_t)x->elems * sizeof(float), &p->memory[1]));
         }

@@ -22,7 +22,7 @@ struct pl_graph_far {
     struct slice *slice;      /* [layers] on their way, in order */
     int first, slices;
     float *pinned;            /* the gradient's slab that is */
-    bool stays, gradient_stays; /* pl_graph_stay */
+    bool stays, gradient_stays, as_one; /* pl_graph_stay */
 };
 
 /* ---- create, destroy ------------------------------------------------------------------------- */
@@ -115,14 +115,14 @@ static pl_status send_params(struct pl_graph *g)
     return g->table->upload(g->backend, pl_graph_owner(g)->far->params, pl_graph_params(g), (size_t)g->elems * sizeof(float));
 }
 
-bool pl_graph_gradient_stays(const struct pl_graph *g) { return g->far && g->far->gradient_stays; }
+bool pl_graph_passes_as_one(const struct pl_graph *g) { return g->far && g->far->as_one; }
 
 struct pl_graph_slabs pl_graph_there(struct pl_graph *g)
 {
     return (struct pl_graph_slabs){pl_graph_owner(g)->far->params, g->far->grads};
 }
 
-pl_status pl_graph_stay(struct pl_graph *g, bool gradient)
+pl_status pl_graph_stay(struct pl_graph *g, enum pl_stay what)
 {
     if (!g->far) {
         pl_graph_round_all(g);
@@ -130,7 +130,8 @@ pl_status pl_graph_stay(struct pl_graph *g, bool gradient)
         return PL_OK;
     }
     g->far->stays = true;
-    g->far->gradient_stays = gradient;
+    g->far->gradient_stays = what >= PL_STAY_GRADIENT;
+    g->far->as_one = what == PL_STAY_AS_ONE;
     return send_params(g);
 }
 

@@ -40,11 +40,13 @@ float *pl_graph_grads(struct pl_graph *g); /* sums over samples; NULL before the
 void pl_graph_set_params(struct pl_graph *g, float *params);
 void pl_graph_set_grads(struct pl_graph *g, float *grads);
 /* For a run in which nobody else reads or writes the slabs at every step. Of a far backend: parameters stay there; they are
- * sent now, are changed there (pl_graph_there) and come here when they are brought. gradient: it stays there too, slices are
- * said to be final at once, and a training pass is recorded and started as one; not with accumulate. Of the host's: copies of
- * weights in bf16 are made now, and who changes a weight brings its copy up to date. */
+ * sent now, are changed there (pl_graph_there) and come here when they are brought. With the gradient, it stays there too, and
+ * a slice is said to be final once the work that makes it has been started. As one, besides: a training pass is recorded and
+ * started as one; not with accumulate. Of the host's: copies of weights in bf16 are made now, and who changes a weight brings
+ * its copy up to date. */
 struct pl_graph_slabs { float *params, *grads; };
-pl_status pl_graph_stay(struct pl_graph *g, bool gradient);
+enum pl_stay { PL_STAY_PARAMS, PL_STAY_GRADIENT, PL_STAY_AS_ONE };
+pl_status pl_graph_stay(struct pl_graph *g, enum pl_stay what);
 struct pl_graph_slabs pl_graph_there(struct pl_graph *g);
 pl_status pl_graph_bring_params(struct pl_graph *g);
 size_t pl_graph_arena_bytes(const struct pl_graph *g);

@@ -164,7 +164,7 @@ static pl_status both_ways(void *arg)
 /* The first pass goes layer by layer, so that what a library makes at its first use is there when one is recorded. */
 static bool can_replay(const struct pl_graph *g, bool train)
 {
-    return train && g->passed && g->table->record && !g->unrecordable && !g->layer_ms && pl_graph_gradient_stays(g);
+    return train && g->passed && g->table->record && !g->unrecordable && !g->layer_ms && pl_graph_passes_as_one(g);
 }
 
 /* What cannot be recorded is started layer by layer, which tells whether there is more to it. */

@@ -81,7 +81,7 @@ const struct pl_key pl_job_keys[] = {
     {.name = "sync.grace", .type = PL_KEY_MS, .offset = AT(sync.grace_ms), .def = "0 ms", .min = 0, .max = MANY, .help = "backup workers: wait so long for late ones once enough are ready; without it a twentieth of a step"},
     {.name = "sync.suspect_after", .type = PL_KEY_MS, .offset = AT(sync.suspect_ms), .def = "1 s", .min = 20, .max = MANY, .help = "backup workers: a rank that is silent for so long is left out"},
     {.name = "sync.lost_after", .type = PL_KEY_MS, .offset = AT(sync.lost_ms), .def = "60 s", .min = 100, .max = MANY, .help = "backup workers: and for so long, struck off; its share of the data goes to the others"},
-    CHOICE("exchange.transport", exchange.transport, "auto", "auto|mpi|tcp|verbs||nccl", "what carries the gradients between nodes; by name: also between the ranks of one"),
+    CHOICE("exchange.transport", exchange.transport, "auto", "auto|mpi|tcp|verbs|nccl", "what carries the gradients between nodes; by name: also between the ranks of one; nccl: between GPUs, one a rank"),
     CHOICE("exchange.algorithm", exchange.algorithm, "auto", "auto|native|ring|halving_doubling|tree", "how they are summed there; native: MPI's own"),
     CHOICE("exchange.two_level", exchange.two_level, "auto", "auto|never", "ranks of one node add up in memory that they share; never: as between nodes"),
     TEXT("exchange.table", exchange.table, "measured choices for algorithm auto, from `paceline bench allreduce --tune=FILE`"),
@@ -132,7 +132,7 @@ const char *pl_job_precision_name(const struct pl_job *j)
 
 const char *pl_job_transport_name(const struct pl_job *j)
 {
-    static const char *const names[] = {"auto", "mpi", "tcp", "verbs"};
+    static const char *const names[] = {"auto", "mpi", "tcp", "verbs", "nccl"};
     return names[j->exchange.transport];
 }
 

@@ -290,6 +290,23 @@ static pl_status check_backup_workers(struct pl_job *j)
     return PL_OK;
 }
 
+/* Gradients stay on the GPUs: what needs them elsewhere cannot have them. */
+static pl_status check_nccl(const struct pl_job *j)
+{
+    const struct { bool on; const char *key, *why; } refused[] = {
+        {j->device.kind != PL_DEVICE_CUDA, "exchange.transport", "exchange.transport nccl adds up what lies on GPUs: it needs device.kind cuda"},
+        {j->sync.kind != PL_SYNC_ALLREDUCE, "sync.kind", "exchange.transport nccl with this sync.kind: its ranks exchange what is in host memory\nit is of sync.kind allreduce"},
+        {j->sync.backup_workers > 0, "sync.backup_workers", "exchange.transport nccl with sync.backup_workers: NCCL cannot go on without a rank"},
+        {strcmp(pl_job_compress_name(j), "none") != 0, "exchange.compress", "exchange.transport nccl with exchange.compress: NCCL sends gradients as they are"},
+        {strcmp(pl_job_algorithm_name(j), "auto") != 0, "exchange.algorithm", "exchange.transport nccl with exchange.algorithm: NCCL chooses its own"},
+        {j->exchange.table != NULL, "exchange.table", "exchange.transport nccl with exchange.table: NCCL chooses its own algorithm"},
+        {j->exchange.interface != NULL, "exchange.interface", "exchange.transport nccl with exchange.interface: NCCL has NCCL_SOCKET_IFNAME for that"}};
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++)
+        if (refused[i].on)
+            return pl_node_error(at_key(j, refused[i].key), "%s", refused[i].why);
+    return PL_OK;
+}
+
 static pl_status check(struct pl_job *j)
 {
     take_none_away(&j->train_set.files);
@@ -323,6 +340,8 @@ static pl_status check(struct pl_job *j)
         PL_TRY(check_sandblaster(j));
     if (j->sync.backup_workers > 0)
         PL_TRY(check_backup_workers(j));
+    if (strcmp(pl_job_transport_name(j), "nccl") == 0)
+        PL_TRY(check_nccl(j));
     j->train.stop_on = !isinf(j->train.stop_above) || !isinf(j->train.stop_below);
     if (j->train.stop_on && !pl_job_set_given(&j->test_set))
         return pl_node_error(at_key(j, "train.stop"), "train.stop needs data.test to be evaluated");

@@ -1,5 +1,5 @@
 /* Where nobody else reads or writes parameters and optimizer state at every step. If the device's memory is far they stay
- * there, and so does a gradient that need not be added to others; they are brought for a checkpoint. If it is the host's and
+ * there, and so does a gradient that is not added to others, or is added to them there; they are brought for a checkpoint. If it is the host's and
  * weights are multiplied in bf16, the optimizer rounds them as it writes them. */
 #include "train/train.h"
 
@@ -13,15 +13,15 @@ static bool may_stay(const struct pl_trainer *t)
 
 pl_status pl_trainer_settle(struct pl_trainer *t)
 {
-    bool alone = t->world->ranks == 1 && t->job->train.accumulate <= 1;
+    bool alone = t->world->ranks == 1 && t->job->train.accumulate <= 1, summed_there = t->world->ranks > 1 && pl_exchange_is_far(t->exchange);
     if (!may_stay(t))
         return PL_OK;
     if (!t->table->far) {
         pl_optimizer_round(t->optimizer, t->table->round);
-        return pl_graph_stay(t->graph, false);
+        return pl_graph_stay(t->graph, PL_STAY_PARAMS);
     }
-    PL_TRY(pl_optimizer_stay(t->optimizer, t->table, t->backend, t->graph, alone));
-    return pl_graph_stay(t->graph, alone);
+    PL_TRY(pl_optimizer_stay(t->optimizer, t->table, t->backend, t->graph, alone || summed_there));
+    return pl_graph_stay(t->graph, alone ? PL_STAY_AS_ONE : summed_there ? PL_STAY_GRADIENT : PL_STAY_PARAMS);
 }
 
 pl_status pl_trainer_bring(struct pl_trainer *t)

@@ -98,6 +98,15 @@ static pl_status open_mesh(struct pl_trainer *t, const struct pl_replica *replic
     return PL_OK;
 }
 
+/* Gradients are added up where they are; who only evaluates has none. */
+static void reduce_there(const struct pl_trainer *t, bool train, struct pl_exchange_options *o)
+{
+    if (train)
+        o->far = (struct pl_exchange_far){t->table, t->backend, pl_graph_there(t->graph).grads};
+    else
+        o->transport = "mpi";
+}
+
 /* The gradient is written where the exchange adds it up, or between averagings keeps it. */
 static pl_status open_exchange(struct pl_trainer *t, bool train)
 {
@@ -111,6 +120,8 @@ static pl_status open_exchange(struct pl_trainer *t, bool train)
                                        .state = &t->state, .state_bytes = sizeof t->state};
     struct spans spans;
     int64_t slabs = 1;
+    if (strcmp(o.transport, "nccl") == 0)
+        reduce_there(t, train, &o);
     t->sync_table = pl_sync_find(!train ? "allreduce" : j->sync.backup_workers > 0 ? "quorum" : pl_job_sync_name(j));
     if (t->sync_table->meshed)
         return open_mesh(t, &replica);

@@ -71,7 +71,11 @@ static void test_choices(void **state)
 {
     (void)state;
     refused(MODEL DATA TRAIN "optimizer: {kind: adamax}\n", "optimizer.kind: wanted one of sgd|momentum|");
-    refused(MODEL DATA TRAIN "exchange: {transport: nccl}\n", "exchange.transport: nccl is not in this version yet");
+    refused(MODEL DATA TRAIN "exchange: {transport: nccl}\n", "exchange.transport nccl adds up what lies on GPUs: it needs device.kind cuda");
+    refused(MODEL DATA TRAIN "device: {kind: cuda}\nexchange: {transport: nccl, compress: bf16}\n", "exchange.transport nccl with exchange.compress: NCCL sends gradients as they are");
+    refused(MODEL DATA TRAIN "device: {kind: cuda}\nexchange: {transport: nccl, algorithm: ring}\n", "exchange.transport nccl with exchange.algorithm: NCCL chooses its own");
+    refused(MODEL DATA TRAIN "device: {kind: cuda}\nexchange: {transport: nccl}\nsync: {backup_workers: 1}\n", "NCCL cannot go on without a rank");
+    refused(MODEL DATA TRAIN "device: {kind: cuda}\nexchange: {transport: nccl}\nsync: {kind: local_sgd}\n", "it is of sync.kind allreduce");
     refused(MODEL DATA TRAIN "exchange: {compress: zip}\n", "exchange.compress: wanted one of none|bf16|one_bit|top_k");
     refused(MODEL DATA TRAIN "split: {pipeline: 2}\n", "split.pipeline is not in this version yet");
     refused(MODEL DATA TRAIN "split: {pipeline: 4}\n", "split.pipeline is not in this version yet");

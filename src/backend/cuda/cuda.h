@@ -1,9 +1,9 @@
 /* cuda: the backend on an NVIDIA GPU, one a rank. What its files share; other rooms see backend.h only.
  *
  * It is a module of its own, opened at run time (backend/module.c), so that one binary also starts where CUDA's libraries
- * are missing. NVIDIA's headers are included by runtime.c (CUDA runtime), matmul.c (cuBLASLt) and convolve.c (cuDNN)
- * alone; *.cu hold kernels behind the plain functions of kernels.h; everything else is C over those. The tests build the
- * same plans and kernels over stand-ins of these three files that compute on the host (tests/cuda), with device memory that
+ * are missing. NVIDIA's headers are included by runtime.c (CUDA runtime), matmul.c (cuBLASLt), convolve.c (cuDNN) and
+ * reduce.c (NCCL) alone; *.cu hold kernels behind the plain functions of kernels.h; everything else is C over those. The tests build the
+ * same plans and kernels over stand-ins of these four files that compute on the host (tests/cuda), with device memory that
  * faults when the host touches it.
  *
  * All work goes to one stream in the order of the calls, copies of results to the host to a second one, those of the batch
@@ -135,6 +135,15 @@ int pl_cuda_dnn_version(void); /* 91900: 9.19.0 */
 
 /* conv.c: whether it would rather have its tensors channels last */
 bool pl_cuda_conv_wants_last(const struct pl_backend *b, const struct pl_op *op);
+
+/* reduce.c: backend.h's */
+pl_status pl_cuda_reducer_id(struct pl_backend *b, void *id);
+pl_status pl_cuda_reducer_open(struct pl_backend *b, const void *id, int rank, int ranks, struct pl_reducer **out);
+void pl_cuda_reducer_describe(const struct pl_reducer *r, char *text, size_t bytes);
+pl_status pl_cuda_reduce(struct pl_reducer *r, float *v, int64_t n);
+pl_status pl_cuda_reduced(struct pl_reducer *r, bool *done);
+void pl_cuda_reducer_close(struct pl_reducer *r);
+void pl_cuda_nccl_describe(char *text, size_t bytes); /* its version, or why there is none */
 
 /* optimizer.c: backend.h's */
 pl_status pl_cuda_optimizer_create(struct pl_backend *b, const struct pl_job *job, const struct pl_slab_tensor *t, int n, struct pl_slab_optimizer **out);

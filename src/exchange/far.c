@@ -1,0 +1,44 @@
+/* Gradients that lie with a backend whose memory is far: its own library adds them up over the ranks, bucket by bucket, while the
+ * layers before them still compute, and this room only waits for it. Counts travel by MPI as they always do. */
+#include "exchange/exchange_internal.h"
+
+#include <sched.h>
+
+#define YIELD_MS 2.0  /* of polling before naps: most waits are over by then */
+#define NAP_MS 0.1
+
+pl_status pl_exchange_far_open(struct pl_exchange *x)
+{
+    const struct pl_exchange_far *f = &x->options.far;
+    struct pl_world *w = x->world;
+    unsigned char id[PL_REDUCER_ID_BYTES] = {0};
+    PL_TRY(pl_world_agree(w, w->rank == 0 ? f->table->reducer_id(f->backend, id) : PL_OK));
+    PL_TRY(pl_world_broadcast(w, id, sizeof id, 0));
+    return pl_world_agree(w, f->table->reducer_open(f->backend, id, w->rank, w->ranks, &x->reducer));
+}
+
+/* The library does not tell who is missing: one more sum of the others' does. */
+static pl_status timed_out(struct pl_exchange *x)
+{
+    double here = 1;
+    PL_TRY(x->algorithm->post_values(x, PL_SUM_F64, &here, 1));
+    PL_TRY(x->algorithm->drain(x));
+    return pl_exchange_timed_out(x, x->step, "");
+}
+
+pl_status pl_exchange_far_finish(struct pl_exchange *x)
+{
+    double begin = pl_now_ms();
+    for (bool done = false;;) {
+        PL_TRY(x->options.far.table->reduced(x->reducer, &done));
+        if (done)
+            return PL_OK;
+        double waited = pl_now_ms() - begin;
+        if (waited > x->options.timeout_ms)
+            return timed_out(x);
+        if (waited > YIELD_MS)
+            pl_sleep_ms(NAP_MS);
+        else
+            sched_yield();
+    }
+}
