@@ -340,6 +340,73 @@ static void test_helpers(void **state)
 }
 
 #endif
+/* ---- what moves by itself ------------------------------------------------------------------------------ */
+
+/* What is copied ahead, from memory that is pinned and from other, arrives whole; one place is used again and again. */
+static void test_ahead(void **state)
+{
+    enum { N = 300000 };
+    size_t bytes = N * sizeof(float);
+    float *host[2], *sent = cuda->alloc(cuda_backend, bytes, "test"), *far = cuda->alloc(cuda_backend, bytes, "test"), *back = malloc(bytes);
+    (void)state;
+    for (int h = 0; h < 2; h++)
+        host[h] = pl_alloc_pages(bytes, "test");
+    cuda->pin(cuda_backend, host[0], bytes);
+    assert_int_equal(cuda->ahead_taken(cuda_backend), PL_OK);
+    for (int round = 0; round < 8; round++) {
+        float *from = host[round % 2];
+        for (int i = 0; i < N; i++)
+            from[i] = (float)(round * 7 + i % 1000);
+        assert_int_equal(cuda->ahead(cuda_backend, sent, from, bytes / 2), PL_OK);
+        assert_int_equal(cuda->ahead(cuda_backend, sent + N / 2, from + N / 2, bytes / 2), PL_OK);
+        assert_int_equal(cuda->ahead_wait(cuda_backend), PL_OK);
+        assert_int_equal(cuda->copy(cuda_backend, far, sent, bytes), PL_OK);
+        assert_int_equal(cuda->ahead_taken(cuda_backend), PL_OK);
+        assert_int_equal(cuda->download(cuda_backend, back, far, bytes), PL_OK);
+        assert_memory_equal(back, from, bytes);
+    }
+    cuda->unpin(cuda_backend, host[0]);
+    cuda->free(cuda_backend, sent), cuda->free(cuda_backend, far);
+    pl_free(host[0]), pl_free(host[1]), free(back);
+}
+
+/* The sum over one rank is what it was, after the work before it and before what is started after it. */
+static void test_reducer(void **state)
+{
+    enum { N = 100000 };
+    size_t bytes = N * sizeof(float);
+    unsigned char id[PL_REDUCER_ID_BYTES];
+    struct pl_reducer *r;
+    char how[128];
+    float *far = cuda->alloc(cuda_backend, bytes, "test"), *host = malloc(bytes), *back = malloc(bytes);
+    (void)state;
+    if (cuda->reducer_id(cuda_backend, id) < 0) {
+        print_message("not tried: %s\n", pl_error_text());
+        pl_error_clear();
+        free(host), free(back), cuda->free(cuda_backend, far);
+        return;
+    }
+    if (cuda->reducer_open(cuda_backend, id, 0, 1, &r) < 0)
+        fail_msg("%s", pl_error_text());
+    cuda->reducer_describe(r, how, sizeof how);
+    print_message("%s\n", how);
+    for (int round = 0; round < 5; round++) {
+        bool done = false;
+        for (int i = 0; i < N; i++)
+            host[i] = (float)(i + round);
+        assert_int_equal(cuda->upload(cuda_backend, far, host, bytes), PL_OK);
+        assert_int_equal(cuda->reduce(r, far + N / 2, N / 2), PL_OK);
+        assert_int_equal(cuda->reduce(r, far, N / 2), PL_OK);
+        for (double end = pl_now_ms() + 20000; !done && pl_now_ms() < end;)
+            assert_int_equal(cuda->reduced(r, &done), PL_OK);
+        assert_true(done);
+        assert_int_equal(cuda->download(cuda_backend, back, far, bytes), PL_OK);
+        assert_memory_equal(back, host, bytes);
+    }
+    cuda->reducer_close(r);
+    free(host), free(back), cuda->free(cuda_backend, far);
+}
+
 /* ---- errors ------------------------------------------------------------------------------------------- */
 
 static void test_wrong_label(void **state)
@@ -406,7 +473,7 @@ int main(void)
     rng = pl_rng_make(seed, 0, 0, 0);
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_canonical), cmocka_unit_test(test_channels_last), cmocka_unit_test(test_large), cmocka_unit_test(test_few),
                                        cmocka_unit_test(test_flattened), cmocka_unit_test(test_helpers), cmocka_unit_test(test_wrong_label),
-                                       cmocka_unit_test(test_faults)};
+                                       cmocka_unit_test(test_ahead), cmocka_unit_test(test_reducer), cmocka_unit_test(test_faults)};
     const struct CMUnitTest in_bf16[] = {cmocka_unit_test(test_bf16)};
     cmocka_set_test_filter(getenv("PL_TEST_ONLY"));
     int failures = cmocka_run_group_tests(tests, open_all, close_all);
