@@ -52,8 +52,15 @@ mpirun_on() { # mpirun_on N PER_HOST COMMAND...
         --mca btl_tcp_if_include 10.9.0.0/24 --mca btl tcp,self --oversubscribe --bind-to none -H "$hosts" -n $((n * per)) "$@"
 }
 
-hosts_down() {
+hosts_pids() { # of what runs on them
     local i
+    for ((i = 1; i <= HOSTS; i++)); do ip netns pids $HOSTS_NAME-$i 2>/dev/null; done
+}
+
+hosts_down() { # mpirun needs the network to end: a namespace that is deleted leaves it running for ever
+    local i
+    for ((i = 0; i < 100; i++)); do [ -n "$(hosts_pids)" ] || break; sleep 0.1; done
+    [ -z "$(hosts_pids)" ] || kill -KILL $(hosts_pids) 2>/dev/null
     for ((i = 1; i <= HOSTS; i++)); do ip netns del $HOSTS_NAME-$i 2>/dev/null; done
     ip netns del $HOSTS_NAME-switch 2>/dev/null
     HOSTS=0
