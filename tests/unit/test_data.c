@@ -586,8 +586,9 @@ TEST(what_is_ready)
         struct pl_batch *b[4];
         const struct pl_batch *all;
         struct pl_loader_options o = LOAD(.global_batch = 7, .shuffle = true, .classes = 10, .pixels = pixels, .depth = 3);
-        begin(&waits, make_bytes(50, 7), &images, 0, 0, o);
-        begin(&looks, make_bytes(50, 7), &images, 0, 0, o);
+        struct pl_job_set set = make_bytes(50, 7);
+        begin(&waits, set, &images, 0, 0, o);
+        begin(&looks, set, &images, 0, 0, o);
         assert_int_equal(pl_loader_batches(looks.l, &all), 4);
         for (int step = 0; step < 24; step++) {
             int ready = 0, most = step % 4 + 1;
