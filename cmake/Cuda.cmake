@@ -49,6 +49,7 @@ if(PACELINE_HAVE_CUDA)
   target_link_libraries(paceline_cuda PRIVATE paceline_options CUDA::cudart_static CUDA::cublasLt ${CUDNN_LIBRARY})
   target_include_directories(paceline_cuda SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS} ${CUDNN_INCLUDE})
   find_path(NCCL_INCLUDE nccl.h HINTS ${NCCL_ROOT} $ENV{NCCL_ROOT} ${CUDAToolkit_INCLUDE_DIRS} PATH_SUFFIXES include)
+  find_library(NCCL_LIBRARY NAMES nccl libnccl.so.2 HINTS ${NCCL_ROOT} $ENV{NCCL_ROOT} ${CUDAToolkit_LIBRARY_DIR} PATH_SUFFIXES lib lib64)
   if(NCCL_INCLUDE) # the library is opened at run time
     target_compile_definitions(paceline_cuda PRIVATE PL_HAVE_NCCL)
     target_include_directories(paceline_cuda SYSTEM PRIVATE ${NCCL_INCLUDE})
@@ -59,6 +60,10 @@ if(PACELINE_HAVE_CUDA)
     $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra $<$<BOOL:${PACELINE_WERROR}>:-Xcompiler=-Werror -Werror=all-warnings>>)
   get_filename_component(cudnn_folder ${CUDNN_LIBRARY} DIRECTORY)
   set(cuda_folders ${CUDAToolkit_LIBRARY_DIR} ${cudnn_folder}) # CMake takes the toolkit's for a folder that all loaders know
+  if(NCCL_LIBRARY)
+    get_filename_component(nccl_folder ${NCCL_LIBRARY} DIRECTORY)
+    list(APPEND cuda_folders ${nccl_folder})
+  endif()
   list(REMOVE_DUPLICATES cuda_folders)
   # Everything is resolved when it is opened or it is refused; what it exports is one symbol.
   set_target_properties(paceline_cuda PROPERTIES PREFIX "" C_VISIBILITY_PRESET hidden CUDA_VISIBILITY_PRESET hidden CUDA_STANDARD 17

@@ -148,12 +148,13 @@ struct pl_backend_table {
     pl_status (*record)(struct pl_backend *b, const struct pl_io *io, pl_status (*work)(void *arg), void *arg, struct pl_recording **out);
     pl_status (*replay)(struct pl_backend *b, struct pl_recording *r, const struct pl_io *io);
     void (*recording_destroy)(struct pl_backend *b, struct pl_recording *r);
-    /* Of far ones, NULL: none can. Who sums is named by an id that one rank makes and all have; open is collective over them, and
-     * every rank makes the same calls. reduce: starts to sum v[n] over the ranks, in place, once the work started so far is
-     * done, and beside what is started after it. reduced: whether all such sums are there; PL_ERR_PEER once they cannot be.
-     * close waits for nobody. */
-    pl_status (*reducer_id)(struct pl_backend *b, void *id);
-    pl_status (*reducer_open)(struct pl_backend *b, const void *id, int rank, int ranks, struct pl_reducer **out);
+    /* Of far ones, NULL: none can. Who sums is named by an id that one rank makes and all have when they join, which is
+     * collective over them, and from then on every rank makes the same calls; no wait for others takes longer than timeout_ms.
+     * reduce: starts to sum v[n] over the ranks, in place, once the work started so far is done, and beside what is started
+     * after it. reduced: whether all such sums are there; PL_ERR_PEER once they cannot be. */
+    pl_status (*reducer_open)(struct pl_backend *b, double timeout_ms, struct pl_reducer **out);
+    pl_status (*reducer_id)(struct pl_reducer *r, void *id);
+    pl_status (*reducer_join)(struct pl_reducer *r, const void *id, int rank, int ranks);
     void (*reducer_describe)(const struct pl_reducer *r, char *text, size_t bytes);
     pl_status (*reduce)(struct pl_reducer *r, float *v, int64_t n);
     pl_status (*reduced)(struct pl_reducer *r, bool *done);

@@ -12,9 +12,13 @@ pl_status pl_exchange_far_open(struct pl_exchange *x)
     const struct pl_exchange_far *f = &x->options.far;
     struct pl_world *w = x->world;
     unsigned char id[PL_REDUCER_ID_BYTES] = {0};
-    PL_TRY(pl_world_agree(w, w->rank == 0 ? f->table->reducer_id(f->backend, id) : PL_OK));
-    PL_TRY(pl_world_broadcast(w, id, sizeof id, 0));
-    return pl_world_agree(w, f->table->reducer_open(f->backend, id, w->rank, w->ranks, &x->reducer));
+    pl_status s = f->table->reducer_open(f->backend, x->options.timeout_ms, &x->reducer);
+    if (s == PL_OK && w->rank == 0)
+        s = f->table->reducer_id(x->reducer, id);
+    PL_TRY(pl_world_agree(w, s));
+    /* The agreement after it: who waits in another library does not move MPI's messages. */
+    PL_TRY(pl_world_agree(w, pl_world_broadcast(w, id, sizeof id, 0)));
+    return pl_world_agree(w, f->table->reducer_join(x->reducer, id, w->rank, w->ranks));
 }
 
 /* The library does not tell who is missing: one more sum of the others' does. */

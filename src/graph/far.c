@@ -115,6 +115,7 @@ static pl_status send_params(struct pl_graph *g)
     return g->table->upload(g->backend, pl_graph_owner(g)->far->params, pl_graph_params(g), (size_t)g->elems * sizeof(float));
 }
 
+bool pl_graph_gradient_stays(const struct pl_graph *g) { return g->far && g->far->gradient_stays; }
 bool pl_graph_passes_as_one(const struct pl_graph *g) { return g->far && g->far->as_one; }
 
 struct pl_graph_slabs pl_graph_there(struct pl_graph *g)

@@ -117,7 +117,7 @@ static pl_status allocate_all(struct pl_graph *g)
 
 pl_status pl_graph_make_grads(struct pl_graph *g)
 {
-    if (!pl_graph_grads(g))
+    if (!pl_graph_grads(g) && !pl_graph_gradient_stays(g))
         PL_TRY(make_slab(g, "gradients", &g->own_grads));
     pl_graph_pin(g);
     return PL_OK;

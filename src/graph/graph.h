@@ -76,6 +76,7 @@ struct pl_graph_batch {
     uint64_t seed, step_key;  /* dropout */
     bool (*abandoned)(void *arg); /* NULL, or asked before each layer: true ends a forward pass with PL_END */
     void *arg;
+    bool more; /* another pass will add to the gradient before anybody reads it: a far one stays where it is */
     /* The batch of the next pass, where it is known: sent to a far backend while this one is computed. Its memory stays as it
      * is until that pass, or until pl_graph_drop_next. */
     const struct pl_graph_batch *next;

@@ -110,6 +110,7 @@ void pl_graph_far_destroy(struct pl_graph *g);
 const float *pl_graph_params_there(struct pl_graph *g);
 float *pl_graph_grads_there(struct pl_graph *g);
 pl_status pl_graph_refresh_params(struct pl_graph *g); /* sends them, unless they stay there */
+bool pl_graph_gradient_stays(const struct pl_graph *g);
 bool pl_graph_passes_as_one(const struct pl_graph *g);
 void pl_graph_pin(struct pl_graph *g); /* the gradient's slab, which slices are brought into */
 void pl_graph_unpin(struct pl_graph *g);

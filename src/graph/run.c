@@ -137,7 +137,7 @@ static pl_status each_layer_backward(struct pl_graph *g, const struct pl_graph_b
         PL_TRY(note_time(g, 2 * i + 1, begin));
         if (l->params == 0)
             continue;
-        pl_status s = pl_graph_bring_slice(g, l->param[0].offset, end, slice, arg);
+        pl_status s = b->more ? PL_OK : pl_graph_bring_slice(g, l->param[0].offset, end, slice, arg);
         if (s != PL_OK)
             return s;
         end = l->param[0].offset;
@@ -172,7 +172,7 @@ static pl_status forward_recorded(struct pl_graph *g, const struct pl_graph_batc
 {
     struct pass p = {g, b};
     const struct pl_io io = {.rows = b->rows, .train = true, .seed = b->seed, .step_key = b->step_key};
-    if (!g->recording && g->table->record(g->backend, &io, both_ways, &p, &g->recording) < 0) {
+    if (!g->recording && g->table->record(g->backend, &io, both_ways, &p, &g->recording) != PL_OK) {
         pl_log("note: layers are started one by one: %s", pl_error_text());
         pl_error_clear();
         g->unrecordable = true;

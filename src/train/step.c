@@ -55,6 +55,7 @@ pl_status pl_train_micro_batch(struct pl_trainer *t, int64_t micro, bool abandon
     struct pl_graph_batch in = as_input(t, b), next;
     in.abandoned = t->sync_table->meshed ? t->sync_table->meshed->abandoned : NULL;
     in.arg = t->sync;
+    in.more = !*last;
     pl_status s = abandoned ? PL_END : pl_train_look_ahead(t);
     if (t->early) {
         next = as_input(t, t->early);

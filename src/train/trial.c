@@ -55,7 +55,8 @@ pl_status pl_trial_backward(struct pl_graph *g, pl_slice_fn *slice, void *arg)
 {
     const struct pl_layer *l;
     int64_t end = pl_graph_elems(g);
-    memset(pl_graph_grads(g), 0, (size_t)end * sizeof(float));
+    if (pl_graph_grads(g)) /* otherwise they stay on the device, and stay 0 */
+        memset(pl_graph_grads(g), 0, (size_t)end * sizeof(float));
     for (int i = pl_graph_layers(g, &l) - 1; i >= 0; i--) {
         if (l[i].params == 0 || !slice)
             continue;

@@ -19,6 +19,7 @@ struct pl_reducer {
     struct pl_cuda_device *device;
     struct meeting *meeting;
     int rank, ranks;
+    double timeout_ms;
     struct { float *v; int64_t n; } sum[QUEUE];
     int sums, next;   /* those before next are made */
     int64_t at;       /* of the next one's elements */
@@ -26,11 +27,19 @@ struct pl_reducer {
     bool written, asked;
 };
 
-pl_status pl_cuda_reducer_id(struct pl_backend *b, void *id)
+pl_status pl_cuda_reducer_id(struct pl_reducer *r, void *id)
 {
-    (void)b;
+    (void)r;
     snprintf(id, PL_REDUCER_ID_BYTES, "/dev/shm/paceline-emulated-%d-%.0f", (int)getpid(), pl_now_ms() * 1000);
     return PL_OK;
+}
+
+static bool all_have(const struct pl_reducer *r, const _Atomic uint64_t *count, uint64_t least)
+{
+    for (int k = 0; k < r->ranks; k++)
+        if (atomic_load(&count[k]) < least)
+            return false;
+    return true;
 }
 
 /* All of them have it open when this returns, and nobody can find it any more. */
@@ -44,28 +53,28 @@ static pl_status meet(struct pl_reducer *r, const char *path)
         return pl_error(PL_ERR_PEER, "transport nccl", "%s: no memory to emulate it in", path);
     r->meeting = memory;
     atomic_store(&r->meeting->wrote[r->rank], 1);
-    for (int k = 0; k < r->ranks; k++)
-        while (atomic_load(&r->meeting->wrote[k]) == 0)
-            pl_sleep_ms(0.1);
+    for (double end = pl_now_ms() + r->timeout_ms; !all_have(r, r->meeting->wrote, 1) && pl_now_ms() < end;)
+        pl_sleep_ms(0.1);
     unlink(path);
+    return all_have(r, r->meeting->wrote, 1) ? PL_OK : pl_error(PL_ERR_PEER, "transport nccl", "waited %.0f s for the other ranks", r->timeout_ms / 1000);
+}
+
+pl_status pl_cuda_reducer_open(struct pl_backend *b, double timeout_ms, struct pl_reducer **out)
+{
+    struct pl_reducer *r = *out = pl_alloc(sizeof *r, "an emulated NCCL");
+    if (!r)
+        return PL_ERR_MEMORY;
+    *r = (struct pl_reducer){.device = b->device, .timeout_ms = timeout_ms, .pieces = 1};
     return PL_OK;
 }
 
-pl_status pl_cuda_reducer_open(struct pl_backend *b, const void *id, int rank, int ranks, struct pl_reducer **out)
+pl_status pl_cuda_reducer_join(struct pl_reducer *r, const void *id, int rank, int ranks)
 {
-    *out = NULL;
     if (ranks > RANKS)
         return pl_error(PL_ERR_PEER, "transport nccl", "%d ranks: the emulation has room for %d", ranks, RANKS);
-    struct pl_reducer *r = pl_alloc(sizeof *r, "an emulated NCCL");
-    if (!r)
-        return PL_ERR_MEMORY;
-    *r = (struct pl_reducer){.device = b->device, .rank = rank, .ranks = ranks, .pieces = 1};
-    pl_status s = meet(r, id);
-    if (s < 0)
-        pl_cuda_reducer_close(r);
-    else
-        *out = r;
-    return s;
+    r->rank = rank;
+    r->ranks = ranks;
+    return meet(r, id);
 }
 
 void pl_cuda_reducer_describe(const struct pl_reducer *r, char *text, size_t bytes)
@@ -84,14 +93,6 @@ pl_status pl_cuda_reduce(struct pl_reducer *r, float *v, int64_t n)
     r->sum[r->sums++].n = n;
     r->asked = false;
     return PL_OK;
-}
-
-static bool all_have(const struct pl_reducer *r, const _Atomic uint64_t *count, uint64_t least)
-{
-    for (int k = 0; k < r->ranks; k++)
-        if (atomic_load(&count[k]) < least)
-            return false;
-    return true;
 }
 
 /* false: others come first. */

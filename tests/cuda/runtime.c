@@ -102,6 +102,17 @@ void *pl_cuda_alloc(struct pl_cuda_device *d, size_t bytes, const char *what)
     return b->at;
 }
 
+pl_status pl_cuda_fill(struct pl_cuda_device *d, void *p, int byte, size_t bytes)
+{
+    (void)d;
+    pl_emulated_enter();
+    memset(p, byte, bytes);
+    pl_emulated_leave();
+    return PL_OK;
+}
+
+size_t pl_cuda_memory_bytes(const struct pl_cuda_device *d) { (void)d; return (size_t)1 << 30; }
+
 void pl_cuda_free(struct pl_cuda_device *d, void *p)
 {
     (void)d;

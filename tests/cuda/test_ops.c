@@ -340,6 +340,49 @@ static void test_helpers(void **state)
 }
 
 #endif
+/* Convolutions as networks have them, whose algorithms are others than those of small ones. */
+static void test_networks(void **state)
+{
+#ifdef PL_ON_GPU
+    enum { LESS = 1 };
+#else
+    enum { LESS = 8 }; /* where the host computes them */
+#endif
+    static const struct { int64_t n, c, size, o, kernel, stride; } convs[] = {{4, 3, 224, 64, 7, 2}, {4, 64, 56, 64, 3, 1}, {4, 256, 28, 64, 1, 1}, {4, 256, 14, 256, 3, 2}, {4, 48, 28, 64, 5, 1}};
+    double allowed_before = allowed;
+    (void)state;
+    allowed = bf16 ? BF16_ALLOWED : allowed;
+    for (size_t i = 0; i < 2 * sizeof convs / sizeof *convs; i++) {
+        struct trial t = {0};
+        bool last = i % 2, colours = convs[i / 2].c == 3;
+        int64_t size = convs[i / 2].size / LESS, kernel = convs[i / 2].kernel, stride = convs[i / 2].stride, out_side = (size + 2 * (kernel / 2) - kernel) / stride + 1;
+        int64_t c = colours ? 3 : (convs[i / 2].c / LESS + 7) / 8 * 8, o = convs[i / 2].o / LESS;
+        if (last && colours)
+            continue;
+        make_op(&t.op, PL_OP_CONV, 1);
+        t.op.groups = t.op.dilation[0] = t.op.dilation[1] = 1;
+        for (int k = 0; k < 2; k++) {
+            t.op.kernel[k] = kernel;
+            t.op.stride[k] = stride;
+            t.op.pad_begin[k] = t.op.pad_end[k] = kernel / 2;
+        }
+        t.op.x[0] = shape(4, convs[i / 2].n, c, size, size);
+        t.op.y = shape(4, convs[i / 2].n, o, out_side, out_side);
+        t.op.p[0] = shape(4, o, c, kernel, kernel);
+        t.op.p[1] = shape(1, o, 0, 0, 0);
+        fill_trial(&t, true);
+        if (bf16)
+            round_all(&t);
+        struct pl_op op = t.op;
+        op.lx[0] = last ? channels_last(&op.x[0]) : (struct pl_layout){0};
+        op.lx[0].bf16 = bf16;
+        op.ly = cuda->layout(cuda_backend, &op);
+        check(&t, &op, true);
+        free_trial(&t);
+    }
+    allowed = allowed_before;
+}
+
 /* ---- what moves by itself ------------------------------------------------------------------------------ */
 
 /* What is copied ahead, from memory that is pinned and from other, arrives whole; one place is used again and again. */
@@ -380,13 +423,13 @@ static void test_reducer(void **state)
     char how[128];
     float *far = cuda->alloc(cuda_backend, bytes, "test"), *host = malloc(bytes), *back = malloc(bytes);
     (void)state;
-    if (cuda->reducer_id(cuda_backend, id) < 0) {
+    if (cuda->reducer_open(cuda_backend, 20000, &r) < 0) {
         print_message("not tried: %s\n", pl_error_text());
         pl_error_clear();
         free(host), free(back), cuda->free(cuda_backend, far);
         return;
     }
-    if (cuda->reducer_open(cuda_backend, id, 0, 1, &r) < 0)
+    if (cuda->reducer_id(r, id) < 0 || cuda->reducer_join(r, id, 0, 1) < 0)
         fail_msg("%s", pl_error_text());
     cuda->reducer_describe(r, how, sizeof how);
     print_message("%s\n", how);
@@ -472,9 +515,9 @@ int main(void)
     seed = given ? strtoull(given, NULL, 10) : 1;
     rng = pl_rng_make(seed, 0, 0, 0);
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_canonical), cmocka_unit_test(test_channels_last), cmocka_unit_test(test_large), cmocka_unit_test(test_few),
-                                       cmocka_unit_test(test_flattened), cmocka_unit_test(test_helpers), cmocka_unit_test(test_wrong_label),
+                                       cmocka_unit_test(test_flattened), cmocka_unit_test(test_networks), cmocka_unit_test(test_helpers), cmocka_unit_test(test_wrong_label),
                                        cmocka_unit_test(test_ahead), cmocka_unit_test(test_reducer), cmocka_unit_test(test_faults)};
-    const struct CMUnitTest in_bf16[] = {cmocka_unit_test(test_bf16)};
+    const struct CMUnitTest in_bf16[] = {cmocka_unit_test(test_bf16), cmocka_unit_test(test_networks)};
     cmocka_set_test_filter(getenv("PL_TEST_ONLY"));
     int failures = cmocka_run_group_tests(tests, open_all, close_all);
     return failures + cmocka_run_group_tests(in_bf16, open_bf16, close_all);

@@ -10,7 +10,7 @@ int main(void)
 {
     const char *given = getenv("PL_TEST_SEED"), *fewer = getenv("PL_TEST_ROUNDS");
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_canonical), cmocka_unit_test(test_channels_last), cmocka_unit_test(test_large),
-                                       cmocka_unit_test(test_few), cmocka_unit_test(test_flattened), cmocka_unit_test(test_wrong_label),
+                                       cmocka_unit_test(test_few), cmocka_unit_test(test_flattened), cmocka_unit_test(test_networks), cmocka_unit_test(test_wrong_label),
                                        cmocka_unit_test(test_ahead), cmocka_unit_test(test_reducer)};
     seed = given ? strtoull(given, NULL, 10) : 1;
     rng = pl_rng_make(seed, 0, 0, 0);
@@ -27,7 +27,7 @@ int main(void)
     tf32 = true;
     allowed = 1e-5; /* of squares: inputs have 10 bits of mantissa */
     failures += cmocka_run_group_tests_name("tf32", tests, open_all, close_all);
-    const struct CMUnitTest in_bf16[] = {cmocka_unit_test(test_bf16)};
+    const struct CMUnitTest in_bf16[] = {cmocka_unit_test(test_bf16), cmocka_unit_test(test_networks)};
     tf32 = false;
     return failures + cmocka_run_group_tests_name("bf16", in_bf16, open_bf16, close_all);
 }

@@ -2,7 +2,7 @@
  * copy), tensors that come in the other layout or of the other kind of element (by copies), the weights' order for channels
  * last and their rounding to bf16, the bias and its gradient, and the rectifier, ours because what is not a number should stay
  * so. */
-#include "backend/cuda/cuda.h"
+#include "backend/cuda/plans.h"
 
 struct state {
     struct pl_cuda_convolve *convolve;
@@ -37,6 +37,8 @@ static pl_status check(const struct pl_op *op)
             return pl_cuda_refuse(op, "the size of its output does not follow from its input");
     if (op->p[0].dim[1] * op->groups != op->x[0].dim[1] || op->p[0].dim[0] != op->y.dim[1])
         return pl_cuda_refuse(op, "input, output and weight do not fit together");
+    if (pl_shape_elems(&op->x[0]) > INT32_MAX || pl_shape_elems(&op->y) > INT32_MAX)
+        return pl_cuda_refuse(op, "a batch of its input or output has more than 2^31 elements, cuDNN's limit\ntake a smaller train.batch; train.accumulate keeps the batch of a step");
     return PL_OK;
 }
 
@@ -72,13 +74,14 @@ static pl_status plan_copies(struct pl_plan *p, struct state *s, const struct pl
     return pl_cuda_copies(p->backend, s->bytes);
 }
 
-static pl_status arrange(struct pl_plan *p, bool last, bool bf16)
+/* pads: whatever padding there is is copied. */
+static pl_status arrange(struct pl_plan *p, bool last, bool bf16, bool pads)
 {
     const struct pl_op *op = &p->op;
     const int64_t *w = op->p[0].dim;
     struct pl_op inner = *op; /* what cuDNN is to compute */
     struct state *s = p->state;
-    *s = (struct state){.w = {w[0], w[1], w[2] * w[3], last, bf16}, .copies_w = last || bf16};
+    *s = (struct state){.w = {w[0], w[1], w[2] * w[3], last, bf16}, .copies_w = last || bf16, .pads = pads};
     /* Where a stride does not reach the last rows it does not matter how many are added there. */
     for (int k = 0; k < 2; k++)
         s->pads = s->pads || length(op, k, 2 * op->pad_begin[k]) != op->y.dim[2 + k];
@@ -96,22 +99,29 @@ static pl_status arrange(struct pl_plan *p, bool last, bool bf16)
     return pl_cuda_convolve_create(p->backend, &inner, last, bf16, &s->convolve);
 }
 
-/* Where cuDNN has no deterministic algorithm for channels last it is canonical between two copies, and where it has none for
- * bf16 either, of float. */
+static bool has_padding(const struct pl_op *op) { return op->pad_begin[0] + op->pad_begin[1] + op->pad_end[0] + op->pad_end[1] > 0; }
+
+/* Where cuDNN has no deterministic algorithm for channels last it is canonical between two copies, where it has none for bf16
+ * either, of float, and where it does not like the padding, without. */
 static pl_status plan(struct pl_plan *p)
 {
     const struct pl_op *op = &p->op;
     bool last = pl_cuda_conv_wants_last(p->backend, op) && (op->lx[0].block > 1 || op->ly.block > 1), bf16 = p->backend->options.bf16;
     PL_TRY(check(op));
+    PL_TRY(pl_cuda_check_sizes(p));
     p->state = pl_alloc(sizeof(struct state), "a convolution's plan");
     if (!p->state)
         return PL_ERR_MEMORY;
-    pl_status s = arrange(p, last, bf16);
+    pl_status s = arrange(p, last, bf16, false);
     while (s == PL_ERR_USAGE && (last || bf16)) {
         bf16 = bf16 && last;
         last = false;
         pl_error_clear();
-        s = arrange(p, last, bf16);
+        s = arrange(p, last, bf16, false);
+    }
+    if (s == PL_ERR_USAGE && has_padding(op)) {
+        pl_error_clear();
+        s = arrange(p, false, false, true);
     }
     return s;
 }

@@ -1,6 +1,7 @@
 /* convolve: the three products of a convolution over cuDNN. Of the algorithms that cuDNN has for a shape, only the
- * deterministic ones within the workspace's limit count; the one that cuDNN thinks best stays unless another was measured to be
- * clearly faster, so that runs whose measurements differ a little still take the same. */
+ * deterministic ones within the workspace's limit count, and where factors are rounded those that multiply them as they are, not
+ * transformed ones (whose rounding grows on the way back); the one that cuDNN thinks best stays unless another was measured to
+ * be clearly faster, so that runs whose measurements differ a little still take the same. */
 #include "backend/cuda/cuda.h"
 
 #include <cudnn_cnn.h>
@@ -8,7 +9,7 @@
 
 enum { FORWARD, DATA, WEIGHTS, PRODUCTS };
 enum { CANDIDATES = 16 };
-#define WORKSPACE_BYTES ((size_t)512 << 20)
+#define LEAST_WORKSPACE_BYTES ((size_t)512 << 20) /* of the limit: copies that tensor cores want are as large as the tensors */
 
 struct pl_cuda_dnn {
     cudnnHandle_t handle;
@@ -27,6 +28,7 @@ struct pl_cuda_convolve {
     cudnnTensorDescriptor_t x, y;
     cudnnFilterDescriptor_t w;
     cudnnConvolutionDescriptor_t how[PRODUCTS]; /* they differ in the kind of arithmetic */
+    cudnnMathType_t math[PRODUCTS];             /* the most that is allowed */
     struct way way[PRODUCTS];
 };
 
@@ -79,10 +81,11 @@ static pl_status tensor(cudnnTensorDescriptor_t *t, const struct pl_shape *s, cu
     return PL_OK;
 }
 
-/* Of float the default may round to tf32; bf16 asks for tensor cores by name. */
+/* Of float the default may round to tf32, which is finer than bf16; bf16 asks for tensor cores by name. */
 static cudnnMathType_t wanted_math(const struct pl_cuda_convolve *c)
 {
-    return c->bf16 ? CUDNN_TENSOR_OP_MATH : c->backend->options.tf32 ? CUDNN_DEFAULT_MATH : CUDNN_FMA_MATH;
+    const struct pl_device_options *o = &c->backend->options;
+    return c->bf16 ? CUDNN_TENSOR_OP_MATH : o->tf32 || o->bf16 ? CUDNN_DEFAULT_MATH : CUDNN_FMA_MATH;
 }
 
 static pl_status describe(struct pl_cuda_convolve *c, const struct pl_op *op, bool channels_last)
@@ -99,7 +102,7 @@ static pl_status describe(struct pl_cuda_convolve *c, const struct pl_op *op, bo
         DNN(cudnnSetConvolution2dDescriptor(c->how[i], (int)op->pad_begin[0], (int)op->pad_begin[1], (int)op->stride[0], (int)op->stride[1], (int)op->dilation[0],
                                             (int)op->dilation[1], CUDNN_CROSS_CORRELATION, CUDNN_DATA_FLOAT));
         DNN(cudnnSetConvolutionGroupCount(c->how[i], (int)op->groups));
-        DNN(cudnnSetConvolutionMathType(c->how[i], wanted_math(c)));
+        c->math[i] = wanted_math(c);
     }
     return PL_OK;
 }
@@ -107,41 +110,68 @@ static pl_status describe(struct pl_cuda_convolve *c, const struct pl_op *op, bo
 /* ---- the choice of algorithms ------------------------------------------------------------------- */
 
 /* Adds those of perf[0 .. n) that may be taken to way[]; perf's type is of the product. */
-#define KEEP(c, perf, n, way, ways)                                                                                                           \
-    do {                                                                                                                                      \
-        for (int i_ = 0; i_ < (n); i_++)                                                                                                      \
-            if ((perf)[i_].status == CUDNN_STATUS_SUCCESS && (perf)[i_].determinism == CUDNN_DETERMINISTIC && (perf)[i_].memory <= WORKSPACE_BYTES) \
-                (way)[(ways)++] = (struct way){(int)(perf)[i_].algo, math((c), (perf)[i_].mathType), (perf)[i_].memory};              \
+#define KEEP(c, product, perf, n, way, ways)                                                                                       \
+    do {                                                                                                                           \
+        for (int i_ = 0; i_ < (n); i_++)                                                                                           \
+            if ((perf)[i_].status == CUDNN_STATUS_SUCCESS && (perf)[i_].determinism == CUDNN_DETERMINISTIC && may((c), (product), (int)(perf)[i_].algo)) \
+                (way)[(ways)++] = (struct way){(int)(perf)[i_].algo, math((c), (product), (perf)[i_].mathType), (perf)[i_].memory}; \
     } while (0)
 
 /* Of float without tf32 nothing but plain arithmetic, whatever cuDNN reports. */
-static cudnnMathType_t math(const struct pl_cuda_convolve *c, cudnnMathType_t reported) { return wanted_math(c) == CUDNN_FMA_MATH ? CUDNN_FMA_MATH : reported; }
+static cudnnMathType_t math(const struct pl_cuda_convolve *c, int product, cudnnMathType_t reported)
+{
+    return c->math[product] == CUDNN_FMA_MATH ? CUDNN_FMA_MATH : reported;
+}
+
+/* Transforms, of Winograd and Fourier, of plain floats only. */
+static bool may(const struct pl_cuda_convolve *c, int product, int algorithm)
+{
+    if (c->math[product] == CUDNN_FMA_MATH)
+        return true;
+    if (product == FORWARD)
+        return algorithm == CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM || algorithm == CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM || algorithm == CUDNN_CONVOLUTION_FWD_ALGO_GEMM;
+    return algorithm == (product == DATA ? (int)CUDNN_CONVOLUTION_BWD_DATA_ALGO_1 : (int)CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1);
+}
+
+/* PL_END: it has none for this, which is no error. */
+static pl_status listed(cudnnStatus_t e, const char *call)
+{
+    if (e == CUDNN_STATUS_SUCCESS)
+        return PL_OK;
+    return (int)e / 1000 == (int)CUDNN_STATUS_NOT_SUPPORTED / 1000 ? PL_END : failed(e, call);
+}
 
 static pl_status list_forward(struct pl_cuda_convolve *c, struct way *way, int *ways)
 {
     cudnnConvolutionFwdAlgoPerf_t perf[CANDIDATES];
     int n = 0;
-    DNN(cudnnGetConvolutionForwardAlgorithm_v7(c->backend->dnn->handle, c->x, c->w, c->how[FORWARD], c->y, CANDIDATES, &n, perf));
-    KEEP(c, perf, n, way, *ways);
-    return PL_OK;
+    pl_status s = listed(cudnnGetConvolutionForwardAlgorithm_v7(c->backend->dnn->handle, c->x, c->w, c->how[FORWARD], c->y, CANDIDATES, &n, perf),
+                         "cudnnGetConvolutionForwardAlgorithm_v7");
+    if (s == PL_OK)
+        KEEP(c, FORWARD, perf, n, way, *ways);
+    return s;
 }
 
 static pl_status list_data(struct pl_cuda_convolve *c, struct way *way, int *ways)
 {
     cudnnConvolutionBwdDataAlgoPerf_t perf[CANDIDATES];
     int n = 0;
-    DNN(cudnnGetConvolutionBackwardDataAlgorithm_v7(c->backend->dnn->handle, c->w, c->y, c->how[DATA], c->x, CANDIDATES, &n, perf));
-    KEEP(c, perf, n, way, *ways);
-    return PL_OK;
+    pl_status s = listed(cudnnGetConvolutionBackwardDataAlgorithm_v7(c->backend->dnn->handle, c->w, c->y, c->how[DATA], c->x, CANDIDATES, &n, perf),
+                         "cudnnGetConvolutionBackwardDataAlgorithm_v7");
+    if (s == PL_OK)
+        KEEP(c, DATA, perf, n, way, *ways);
+    return s;
 }
 
 static pl_status list_weights(struct pl_cuda_convolve *c, struct way *way, int *ways)
 {
     cudnnConvolutionBwdFilterAlgoPerf_t perf[CANDIDATES];
     int n = 0;
-    DNN(cudnnGetConvolutionBackwardFilterAlgorithm_v7(c->backend->dnn->handle, c->x, c->y, c->how[WEIGHTS], c->w, CANDIDATES, &n, perf));
-    KEEP(c, perf, n, way, *ways);
-    return PL_OK;
+    pl_status s = listed(cudnnGetConvolutionBackwardFilterAlgorithm_v7(c->backend->dnn->handle, c->x, c->y, c->how[WEIGHTS], c->w, CANDIDATES, &n, perf),
+                         "cudnnGetConvolutionBackwardFilterAlgorithm_v7");
+    if (s == PL_OK)
+        KEEP(c, WEIGHTS, perf, n, way, *ways);
+    return s;
 }
 
 /* The tensors of a product; which of them is written depends on it. */
@@ -171,6 +201,7 @@ struct trial {
     int product;
     const struct way *way;
     struct operands operands;
+    int64_t written; /* elements of the one that is */
     void *workspace;
 };
 
@@ -184,7 +215,14 @@ static pl_status try(void *arg)
 static pl_status list_ways(struct pl_cuda_convolve *c, int product, struct way *way, int *ways)
 {
     *ways = 0;
+    DNN(cudnnSetConvolutionMathType(c->how[product], c->math[product]));
     return (product == FORWARD ? list_forward : product == DATA ? list_data : list_weights)(c, way, ways);
+}
+
+static size_t workspace_limit(const struct pl_cuda_convolve *c)
+{
+    size_t part = pl_cuda_memory_bytes(c->backend->device) / 16;
+    return part > LEAST_WORKSPACE_BYTES ? part : LEAST_WORKSPACE_BYTES;
 }
 
 /* What a way needs with the arithmetic that it is to use, which may differ from what it was reported with. */
@@ -199,7 +237,30 @@ static bool ask_workspace(struct pl_cuda_convolve *c, int product, struct way *w
         e = cudnnGetConvolutionBackwardDataWorkspaceSize(handle, c->w, c->y, how, c->x, (cudnnConvolutionBwdDataAlgo_t)way->algorithm, &way->workspace_bytes);
     else if (e == CUDNN_STATUS_SUCCESS)
         e = cudnnGetConvolutionBackwardFilterWorkspaceSize(handle, c->x, c->y, how, c->w, (cudnnConvolutionBwdFilterAlgo_t)way->algorithm, &way->workspace_bytes);
-    return e == CUDNN_STATUS_SUCCESS && way->workspace_bytes <= WORKSPACE_BYTES;
+    return e == CUDNN_STATUS_SUCCESS;
+}
+
+/* cuDNN's bf16 has given what is no number elsewhere (oneDNN's issue 1583): whether the first of what a way wrote is one. */
+static bool is_finite(const struct trial *t)
+{
+    enum { LOOK = 4096 };
+    const void *written = t->product == FORWARD ? t->operands.y : t->product == DATA ? t->operands.x : t->operands.w;
+    uint16_t v[LOOK];
+    int64_t n = t->written < LOOK ? t->written : LOOK;
+    if (!t->convolve->bf16)
+        return true;
+    if (pl_cuda_download(t->convolve->backend->device, v, written, (size_t)n * sizeof *v) < 0)
+        return false;
+    for (int64_t i = 0; i < n; i++)
+        if ((v[i] & 0x7f80) == 0x7f80)
+            return false;
+    return true;
+}
+
+/* Weights are added to as well, of float at once. */
+static bool accumulates(struct trial *t)
+{
+    return t->product != WEIGHTS || t->convolve->bf16 || start(t->convolve, t->product, t->way, t->workspace, t->operands, 1.0f) == CUDNN_STATUS_SUCCESS;
 }
 
 static bool measure(struct trial *t, const struct way *way, int ways)
@@ -209,7 +270,7 @@ static bool measure(struct trial *t, const struct way *way, int ways)
     for (int i = 0; i < ways; i++) {
         t->way = &way[i];
         if (cudnnSetConvolutionMathType(c->how[t->product], way[i].math) != CUDNN_STATUS_SUCCESS || pl_cuda_time(c->backend->device, try, t, &ms) < 0 ||
-            !pl_cuda_is_faster(ms, best))
+            !pl_cuda_is_faster(ms, best) || !is_finite(t) || !accumulates(t))
             continue;
         best = ms;
         c->way[t->product] = way[i];
@@ -217,29 +278,76 @@ static bool measure(struct trial *t, const struct way *way, int ways)
     return best >= 0;
 }
 
+/* Leaves those that need at most so much; the most of what these do. */
+static size_t leave_out(struct way *way, int *ways, size_t limit)
+{
+    size_t most = 0;
+    int left = 0;
+    for (int i = 0; i < *ways; i++)
+        if (way[i].workspace_bytes <= limit) {
+            most = way[i].workspace_bytes > most ? way[i].workspace_bytes : most;
+            way[left++] = way[i];
+        }
+    *ways = left;
+    return most;
+}
+
+/* One workspace for all of them. Where there is no memory for the largest they do without it. least: of those that need more
+ * than may be had. */
+static pl_status measure_all(struct trial *t, struct way *way, int ways, bool *found, size_t *least)
+{
+    struct pl_cuda_convolve *c = t->convolve;
+    struct pl_cuda_device *d = c->backend->device;
+    *found = false;
+    *least = 0;
+    for (int i = 0; i < ways; i++)
+        *least = *least == 0 || way[i].workspace_bytes < *least ? way[i].workspace_bytes : *least;
+    size_t most = leave_out(way, &ways, workspace_limit(c));
+    while (ways > 0 && !(t->workspace = pl_cuda_alloc(d, most, "choosing a convolution's algorithm"))) {
+        if (most == 0)
+            return PL_ERR_MEMORY;
+        pl_error_clear();
+        most = leave_out(way, &ways, most - 1);
+    }
+    if (ways > 0) {
+        *found = measure(t, way, ways);
+        pl_cuda_free(d, t->workspace);
+    }
+    return PL_OK;
+}
+
+/* Where no rounded product is to be had, one of plain floats. */
 static pl_status choose_product(struct trial *t, const struct pl_op *op)
 {
     static const char *const names[] = {"forward", "backward to its input", "backward to its weights"};
     struct pl_cuda_convolve *c = t->convolve;
-    struct pl_cuda_device *d = c->backend->device;
     struct way way[CANDIDATES];
-    size_t most = 0;
-    int listed, ways = 0;
-    PL_TRY(list_ways(c, t->product, way, &listed));
-    for (int i = 0; i < listed; i++)
-        if (ask_workspace(c, t->product, &way[i]))
-            way[ways++] = way[i];
-    for (int i = 0; i < ways; i++)
-        most = way[i].workspace_bytes > most ? way[i].workspace_bytes : most;
-    t->workspace = pl_cuda_alloc(d, most, "choosing a convolution's algorithm");
-    if (!t->workspace)
-        return PL_ERR_MEMORY;
-    bool found = measure(t, way, ways);
-    pl_cuda_free(d, t->workspace);
+    size_t least;
+    bool found;
+    for (;;) {
+        int ways = 0, listed;
+        pl_status s = list_ways(c, t->product, way, &listed);
+        if (s < 0)
+            return s;
+        for (int i = 0; i < listed; i++)
+            if (ask_workspace(c, t->product, &way[i]))
+                way[ways++] = way[i];
+        PL_TRY(measure_all(t, way, ways, &found, &least));
+        if (found || c->bf16 || c->math[t->product] == CUDNN_FMA_MATH)
+            break;
+        c->math[t->product] = CUDNN_FMA_MATH;
+    }
     if (!found)
-        return pl_error(PL_ERR_USAGE, "backend", "cuda cannot compute layer %s: cuDNN has no deterministic algorithm for it, %s", op->name, names[t->product]);
+        return pl_error(PL_ERR_USAGE, "backend", "cuda cannot compute layer %s: cuDNN has no deterministic algorithm for it, %s%s", op->name, names[t->product],
+                        least > workspace_limit(c) ? ", that does with the memory there is: a smaller train.batch needs less" : "");
     DNN(cudnnSetConvolutionMathType(c->how[t->product], c->way[t->product].math));
     return pl_cuda_scratch(c->backend, c->way[t->product].workspace_bytes);
+}
+
+/* With numbers near 0.01, as bf16 and as float. */
+static pl_status fill(struct pl_cuda_convolve *c, void *p, int64_t elems)
+{
+    return pl_cuda_fill(c->backend->device, p, 0x3c, (size_t)elems * (c->bf16 ? sizeof(uint16_t) : sizeof(float)));
 }
 
 static pl_status choose(struct pl_cuda_convolve *c, const struct pl_op *op)
@@ -251,10 +359,20 @@ static pl_status choose(struct pl_cuda_convolve *c, const struct pl_op *op)
     void *w = x ? pl_cuda_alloc(d, pl_cuda_copy_bytes(pl_shape_elems(&op->p[0]), c->bf16), "choosing a convolution's algorithm") : NULL;
     void *y = w ? pl_cuda_alloc(d, pl_cuda_copy_bytes(pl_shape_elems(&op->y), c->bf16), "choosing a convolution's algorithm") : NULL;
     pl_status s = y ? PL_OK : PL_ERR_MEMORY;
+    const int64_t elems[PRODUCTS] = {[FORWARD] = pl_shape_elems(&op->y), [DATA] = pl_shape_elems(&op->x[0]), [WEIGHTS] = pl_shape_elems(&op->p[0])};
     t.operands = (struct operands){x, w, y};
-    for (t.product = 0; s == PL_OK && t.product < PRODUCTS; t.product++)
-        if (needed[t.product])
+    for (t.product = 0; s == PL_OK && t.product < PRODUCTS; t.product++) {
+        if (!needed[t.product])
+            continue;
+        t.written = elems[t.product];
+        s = fill(c, x, elems[DATA]);
+        if (s == PL_OK)
+            s = fill(c, w, elems[WEIGHTS]);
+        if (s == PL_OK)
+            s = fill(c, y, elems[FORWARD]);
+        if (s == PL_OK)
             s = choose_product(&t, op);
+    }
     pl_cuda_free(d, x);
     pl_cuda_free(d, w);
     pl_cuda_free(d, y);

@@ -85,6 +85,8 @@ void pl_cuda_devices_describe(char *text, size_t bytes); /* all that are visible
 int pl_cuda_toolkit_version(void); /* 13000: 13.0 */
 void *pl_cuda_alloc(struct pl_cuda_device *d, size_t bytes, const char *what); /* zeroed */
 void pl_cuda_free(struct pl_cuda_device *d, void *p);
+pl_status pl_cuda_fill(struct pl_cuda_device *d, void *p, int byte, size_t bytes);
+size_t pl_cuda_memory_bytes(const struct pl_cuda_device *d); /* of the device */
 /* In the stream's order. upload: `host` may be used again on return; download: waits. */
 pl_status pl_cuda_upload(struct pl_cuda_device *d, void *far, const void *host, size_t bytes);
 pl_status pl_cuda_download(struct pl_cuda_device *d, void *host, const void *far, size_t bytes);
@@ -103,6 +105,7 @@ void pl_cuda_unpin(struct pl_cuda_device *d, void *host);
 pl_status pl_cuda_record(struct pl_cuda_device *d, pl_status (*work)(void *arg), void *arg, struct pl_recording **out);
 pl_status pl_cuda_replay(struct pl_cuda_device *d, struct pl_recording *r);
 void pl_cuda_recording_destroy(struct pl_cuda_device *d, struct pl_recording *r);
+pl_status pl_cuda_failed(const struct pl_cuda_device *d, int error, const char *call); /* of a call that was not its own */
 pl_status pl_cuda_launched(struct pl_cuda_device *d, const char *what); /* after launches of kernels.h: whether they could be */
 /* Median ms of work(arg), for choosing algorithms at set-up. The best so far, negative: none, is left for one that is clearly
  * faster only, so that two runs, whose measurements differ a little, choose the same. */
@@ -137,8 +140,9 @@ int pl_cuda_dnn_version(void); /* 91900: 9.19.0 */
 bool pl_cuda_conv_wants_last(const struct pl_backend *b, const struct pl_op *op);
 
 /* reduce.c: backend.h's */
-pl_status pl_cuda_reducer_id(struct pl_backend *b, void *id);
-pl_status pl_cuda_reducer_open(struct pl_backend *b, const void *id, int rank, int ranks, struct pl_reducer **out);
+pl_status pl_cuda_reducer_open(struct pl_backend *b, double timeout_ms, struct pl_reducer **out);
+pl_status pl_cuda_reducer_id(struct pl_reducer *r, void *id);
+pl_status pl_cuda_reducer_join(struct pl_reducer *r, const void *id, int rank, int ranks);
 void pl_cuda_reducer_describe(const struct pl_reducer *r, char *text, size_t bytes);
 pl_status pl_cuda_reduce(struct pl_reducer *r, float *v, int64_t n);
 pl_status pl_cuda_reduced(struct pl_reducer *r, bool *done);

@@ -46,6 +46,7 @@ static pl_status plan(struct pl_plan *p)
     const struct pl_op *op = &p->op;
     if (pl_shape_row_elems(&op->x[0]) != op->p[0].dim[1] || pl_shape_row_elems(&op->y) != op->p[0].dim[0])
         return pl_cuda_refuse(op, "input, output and weight do not fit together");
+    PL_TRY(pl_cuda_check_sizes(p));
     struct state *s = p->state = pl_alloc(sizeof *s, "a dense layer's plan");
     if (!s)
         return PL_ERR_MEMORY;

@@ -20,6 +20,7 @@ struct pl_cuda_matmul {
     cublasLtMatrixLayout_t a, b, c;
     cublasLtMatmulAlgo_t algorithm;
     size_t workspace_bytes;
+    bool adds_bias; /* the library does */
 };
 
 static pl_status failed(cublasStatus_t e, const char *call)
@@ -67,19 +68,21 @@ static pl_status lay(cublasLtMatrixLayout_t *l, bool bf16, int64_t rows, int64_t
     return PL_OK;
 }
 
-/* To an output of bf16 it would add one of bf16. */
-static bool library_adds_bias(const struct pl_cuda_matmul_shape *s) { return s->bias && !s->bf16_out; }
+static pl_status set_epilogue(struct pl_cuda_matmul *m)
+{
+    cublasLtEpilogue_t epilogue = m->adds_bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
+    return set(m->product, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue);
+}
 
 static pl_status describe(struct pl_cuda_matmul *m)
 {
     const struct pl_cuda_matmul_shape *s = &m->shape;
     cublasOperation_t first = s->tb ? CUBLAS_OP_T : CUBLAS_OP_N, second = s->ta ? CUBLAS_OP_T : CUBLAS_OP_N;
-    cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
     BLAS(cublasLtMatmulDescCreate(&m->product, m->backend->options.tf32 && !s->bf16 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUDA_R_32F));
     PL_TRY(set(m->product, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first));
     PL_TRY(set(m->product, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second));
-    if (library_adds_bias(s))
-        PL_TRY(set(m->product, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
+    m->adds_bias = s->bias && !s->bf16_out; /* to an output of bf16 it would add one of bf16 */
+    PL_TRY(set_epilogue(m));
     PL_TRY(lay(&m->a, s->bf16, s->ta ? s->k : s->m, s->ta ? s->m : s->k));
     PL_TRY(lay(&m->b, s->bf16, s->tb ? s->n : s->k, s->tb ? s->k : s->n));
     return lay(&m->c, s->bf16_out, s->m, s->n);
@@ -133,8 +136,23 @@ static pl_status list(struct pl_cuda_matmul *m, cublasLtMatmulHeuristicResult_t 
         e = cublasLtMatmulAlgoGetHeuristic(m->backend->blas->handle, m->product, m->b, m->a, m->c, m->c, preference, CANDIDATES, candidate, candidates);
     cublasLtMatmulPreferenceDestroy(preference);
     PL_TRY(s);
+    if (e == CUBLAS_STATUS_NOT_SUPPORTED) {
+        *candidates = 0;
+        return PL_OK;
+    }
     BLAS(e);
     return PL_OK;
+}
+
+/* Where there is none that adds the bias, one that leaves it to us. */
+static pl_status list_some(struct pl_cuda_matmul *m, cublasLtMatmulHeuristicResult_t *candidate, int *candidates)
+{
+    PL_TRY(list(m, candidate, candidates));
+    if (*candidates > 0 || !m->adds_bias)
+        return PL_OK;
+    m->adds_bias = false;
+    PL_TRY(set_epilogue(m));
+    return list(m, candidate, candidates);
 }
 
 static void choose(struct trial *t, const cublasLtMatmulHeuristicResult_t *candidate, int candidates)
@@ -158,7 +176,7 @@ static pl_status open_trial(struct trial *t)
     for (int i = 0; i < 4; i++)
         if (!(*operands[i].at = pl_cuda_alloc(t->matmul->backend->device, pl_cuda_copy_bytes(operands[i].elems, operands[i].bf16), "choosing a matrix product's algorithm")))
             return PL_ERR_MEMORY;
-    return library_adds_bias(s) ? set(t->matmul->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &t->bias, sizeof t->bias) : PL_OK;
+    return t->matmul->adds_bias ? set(t->matmul->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &t->bias, sizeof t->bias) : PL_OK;
 }
 
 static void close_trial(struct trial *t)
@@ -176,7 +194,7 @@ static pl_status measure(struct pl_cuda_matmul *m)
     int candidates = 0;
     pl_status status = open_trial(&t);
     if (status == PL_OK)
-        status = list(m, candidate, &candidates);
+        status = list_some(m, candidate, &candidates);
     if (status == PL_OK && candidates == 0)
         status = pl_error(PL_ERR_MEMORY, "device", "cuda: cuBLASLt has no algorithm for a product of %lld x %lld x %lld", (long long)s->m, (long long)s->n, (long long)s->k);
     m->algorithm = candidate[0].algo; /* where none could be measured its first run says why */
@@ -226,8 +244,8 @@ void pl_cuda_matmul_destroy(struct pl_cuda_matmul *m)
 pl_status pl_cuda_matmul_run(struct pl_cuda_matmul *m, const void *a, const void *b, const float *bias, void *c)
 {
     const struct pl_cuda_matmul_shape *s = &m->shape;
-    bool ours = s->bias && !library_adds_bias(s);
-    if (library_adds_bias(s))
+    bool ours = s->bias && !m->adds_bias;
+    if (m->adds_bias)
         PL_TRY(set(m->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
     cublasStatus_t e = start(m, &m->algorithm, m->workspace_bytes, a, b, c);
     if (e != CUBLAS_STATUS_SUCCESS)

@@ -43,6 +43,9 @@ static bool lost(cudaError_t e)
 {
     return e == cudaErrorIllegalAddress || e == cudaErrorLaunchFailure || e == cudaErrorLaunchTimeout || e == cudaErrorHardwareStackError ||
            e == cudaErrorIllegalInstruction || e == cudaErrorMisalignedAddress || e == cudaErrorInvalidAddressSpace || e == cudaErrorInvalidPc ||
+#if CUDART_VERSION >= 13000
+           e == cudaErrorContained ||
+#endif
            e == cudaErrorAssert || e == cudaErrorECCUncorrectable || e == cudaErrorNvlinkUncorrectable || e == cudaErrorUnknown;
 }
 
@@ -269,9 +272,18 @@ void pl_cuda_free(struct pl_cuda_device *d, void *p)
     if (!p || d->process != getpid())
         return;
     cudaSetDevice(d->ordinal);
-    cudaFree(p); /* waits for what uses it */
+    cudaStreamSynchronize(d->stream); /* what uses it; that cudaFree waits is not promised */
+    cudaFree(p);
     cudaGetLastError();
 }
+
+pl_status pl_cuda_fill(struct pl_cuda_device *d, void *p, int byte, size_t bytes)
+{
+    CUDA(d, cudaMemsetAsync(p, byte, bytes, d->stream));
+    return PL_OK;
+}
+
+size_t pl_cuda_memory_bytes(const struct pl_cuda_device *d) { return d->memory_bytes; }
 
 /* ---- copies ------------------------------------------------------------------------------------- */
 
@@ -447,6 +459,8 @@ pl_status pl_cuda_record(struct pl_cuda_device *d, pl_status (*work)(void *arg),
         cudaGraphDestroy(graph);
     if (s == PL_OK && e != cudaSuccess)
         s = failed(d, e, "the recording of a pass", NULL);
+    if (s != PL_OK)
+        cudaGetLastError(); /* the end of what cannot be recorded is an error, too */
     if (s == PL_OK)
         *out = r;
     else
@@ -469,6 +483,8 @@ void pl_cuda_recording_destroy(struct pl_cuda_device *d, struct pl_recording *r)
     }
     pl_free(r);
 }
+
+pl_status pl_cuda_failed(const struct pl_cuda_device *d, int error, const char *call) { return failed(d, (cudaError_t)error, call, NULL); }
 
 /* ---- waits and measurements --------------------------------------------------------------------- */
 
