@@ -106,6 +106,11 @@ static pl_status allocate_all(struct pl_graph *g)
     if (!g->share)
         PL_TRY(make_slab(g, "parameters", &g->own_params));
     PL_TRY(pl_graph_far_create(g));
+    if (g->train && g->table->record) {
+        g->recording = pl_alloc((size_t)pl_graph_recordings(g) * sizeof *g->recording, "recorded passes");
+        if (!g->recording)
+            return PL_ERR_MEMORY;
+    }
     PL_TRY(pl_graph_rounded_create(g));
     if (g->folded_elems == 0)
         return PL_OK;
@@ -195,8 +200,8 @@ void pl_graph_destroy(struct pl_graph *g)
 {
     if (!g)
         return;
-    if (g->recording)
-        g->table->recording_destroy(g->backend, g->recording);
+    pl_graph_drop_recordings(g);
+    pl_free(g->recording);
     for (int i = g->layers - 1; i >= 0; i--) {
         if (g->node[i].add)
             g->table->plan_destroy(g->node[i].add);

@@ -41,8 +41,8 @@ void pl_graph_set_params(struct pl_graph *g, float *params);
 void pl_graph_set_grads(struct pl_graph *g, float *grads);
 /* For a run in which nobody else reads or writes the slabs at every step. Of a far backend: parameters stay there; they are
  * sent now, are changed there (pl_graph_there) and come here when they are brought. With the gradient, it stays there too, and
- * a slice is said to be final once the work that makes it has been started. As one, besides: a training pass is recorded and
- * started as one; not with accumulate. Of the host's: copies of weights in bf16 are made now, and who changes a weight brings
+ * a slice is said to be final once the work that makes it has been started. As one, besides: forward and backward are started as
+ * one, not slice by slice; not with accumulate. Of the host's: copies of weights in bf16 are made now, and who changes a weight brings
  * its copy up to date. */
 struct pl_graph_slabs { float *params, *grads; };
 enum pl_stay { PL_STAY_PARAMS, PL_STAY_GRADIENT, PL_STAY_AS_ONE };
@@ -92,10 +92,12 @@ pl_status pl_graph_drop_next(struct pl_graph *g);
 const float *pl_graph_output(struct pl_graph *g);
 /* Layers backward, after a forward with train of the same batch. After each layer whose gradient is
  * final calls slice(arg, a, b): elements [a, b) of the gradient slab, from the far end to 0 without
- * a gap. Returns what slice returns when not 0: PL_END abandons the pass. slice may be NULL. */
+ * a gap; of a far backend once there are at least as many as pl_graph_slice_at_least says. Returns what slice returns when not 0: PL_END abandons the pass. slice may be NULL. */
 typedef pl_status pl_slice_fn(void *arg, int64_t a, int64_t b);
 pl_status pl_graph_backward(struct pl_graph *g, const struct pl_graph_batch *b, bool accumulate,
                             pl_slice_fn *slice, void *arg);
+
+void pl_graph_slice_at_least(struct pl_graph *g, int64_t elems);
 
 /* For benchmarks: from now on adds the times of layer i, forward to ms[2 * i] and backward to
  * ms[2 * i + 1]. NULL: no longer. */

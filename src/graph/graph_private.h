@@ -64,7 +64,8 @@ struct pl_graph {
     bool bf16_kept;
     struct pl_graph_far *far; /* far.c: what lies on a backend whose memory is far; NULL: it is the host's */
     double *layer_ms; /* of pl_graph_time_layers, or NULL */
-    struct pl_recording *recording; /* run.c: of a training pass, or NULL */
+    struct pl_recording **recording; /* run.c: [2 + 2 * layers] of parts of a training pass, NULL each before it is made; NULL: none is */
+    int64_t least_slice;  /* elements of a slice of a far gradient */
     bool passed, started; /* a training pass was made; the backward of this one has been started with its forward */
     bool unrecordable;
     const float *last_data; /* of a near backend: for an output that is a view of the input */
@@ -102,6 +103,10 @@ pl_status pl_graph_rounded_create(struct pl_graph *g);
 void pl_graph_rounded_destroy(struct pl_graph *g);
 bool pl_graph_rounded_made(const struct pl_graph *g);
 void pl_graph_round_all(struct pl_graph *g);
+
+/* run.c */
+static inline int pl_graph_recordings(const struct pl_graph *g) { return 2 + 2 * g->layers; }
+void pl_graph_drop_recordings(struct pl_graph *g);
 
 /* far.c: where plans find parameters and write gradients, which are the slabs themselves where memory is the host's; and
  * what is sent and brought. */

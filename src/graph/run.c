@@ -123,11 +123,24 @@ static pl_status backward_layer(struct pl_graph *g, const struct pl_graph_batch 
     return PL_OK;
 }
 
-static pl_status each_layer_backward(struct pl_graph *g, const struct pl_graph_batch *b, bool accumulate, pl_slice_fn *slice, void *arg)
+/* ---- a pass in stretches ----------------------------------------------------------------------------- */
+
+/* What is started between two looks at who waits for the gradient: all layers forward (to < 0: and all backward), or those
+ * from one to another backward whose gradients make up a slice. A far backend records it once, and from then on starts it as
+ * one. The first pass goes layer by layer, so that what a library makes at its first use is there when one is recorded. */
+enum direction { FORWARD, BACKWARD, BOTH_WAYS };
+struct stretch {
+    struct pl_graph *graph;
+    const struct pl_graph_batch *batch;
+    enum direction direction;
+    bool accumulate;
+    int from, to; /* backward */
+    struct pl_loss_sums *sums;
+};
+
+static pl_status layers_backward(struct pl_graph *g, const struct pl_graph_batch *b, bool accumulate, int from, int to)
 {
-    int64_t end = g->elems;
-    for (int i = g->layers - 1; i >= 0; i--) {
-        const struct pl_layer *l = &g->layer[i];
+    for (int i = from; i >= to; i--) {
         if (!g->node[i].plan || !g->node[i].need_grad)
             continue;
         if (b->abandoned && b->abandoned(b->arg))
@@ -135,51 +148,96 @@ static pl_status each_layer_backward(struct pl_graph *g, const struct pl_graph_b
         double begin = g->layer_ms ? pl_now_ms() : 0;
         PL_TRY(backward_layer(g, b, accumulate, i));
         PL_TRY(note_time(g, 2 * i + 1, begin));
-        if (l->params == 0)
-            continue;
-        pl_status s = b->more ? PL_OK : pl_graph_bring_slice(g, l->param[0].offset, end, slice, arg);
-        if (s != PL_OK)
-            return s;
-        end = l->param[0].offset;
     }
     return PL_OK;
 }
 
-static pl_status backward_layers(struct pl_graph *g, const struct pl_graph_batch *b, bool accumulate, pl_slice_fn *slice, void *arg)
+static pl_status run_stretch(void *arg)
 {
-    return pl_graph_bring_rest(g, each_layer_backward(g, b, accumulate, slice, arg), slice, arg);
+    const struct stretch *t = arg;
+    pl_status s = t->direction != BACKWARD ? forward_layers(t->graph, t->batch, true, t->sums) : PL_OK;
+    if (s != PL_OK || t->direction == FORWARD)
+        return s;
+    return layers_backward(t->graph, t->batch, t->accumulate, t->from, t->to);
 }
 
-/* ---- a pass that is recorded ------------------------------------------------------------------- */
-
-struct pass { struct pl_graph *graph; const struct pl_graph_batch *batch; };
-
-static pl_status both_ways(void *arg)
+void pl_graph_drop_recordings(struct pl_graph *g)
 {
-    const struct pass *p = arg;
-    PL_TRY(forward_layers(p->graph, p->batch, true, NULL));
-    return backward_layers(p->graph, p->batch, false, NULL, NULL);
+    for (int i = 0; g->recording && i < pl_graph_recordings(g); i++) {
+        if (g->recording[i])
+            g->table->recording_destroy(g->backend, g->recording[i]);
+        g->recording[i] = NULL;
+    }
 }
 
-/* The first pass goes layer by layer, so that what a library makes at its first use is there when one is recorded. */
-static bool can_replay(const struct pl_graph *g, bool train)
+void pl_graph_slice_at_least(struct pl_graph *g, int64_t elems)
 {
-    return train && g->passed && g->table->record && !g->unrecordable && !g->layer_ms && pl_graph_passes_as_one(g);
+    pl_graph_drop_recordings(g); /* they end elsewhere then */
+    g->least_slice = elems;
 }
 
-/* What cannot be recorded is started layer by layer, which tells whether there is more to it. */
-static pl_status forward_recorded(struct pl_graph *g, const struct pl_graph_batch *b, struct pl_loss_sums *sums)
+static bool can_record(const struct pl_graph *g) { return g->recording && g->passed && !g->unrecordable && !g->layer_ms; }
+
+/* Its recordings by where they begin; those that add to the gradient are others. */
+static struct pl_recording **recording_of(const struct stretch *t)
 {
-    struct pass p = {g, b};
+    int layers = t->graph->layers;
+    return &t->graph->recording[t->direction == FORWARD ? 0 : t->direction == BOTH_WAYS ? 1 : 2 + t->from + (t->accumulate ? layers : 0)];
+}
+
+/* What cannot be recorded is started layer by layer, which tells whether there is more to it. What is recorded is not given up
+ * half-way. */
+static pl_status start_stretch(struct stretch *t)
+{
+    struct pl_graph *g = t->graph;
+    const struct pl_graph_batch *b = t->batch;
+    struct pl_graph_batch quiet = *b;
+    struct stretch all = *t;
     const struct pl_io io = {.rows = b->rows, .train = true, .seed = b->seed, .step_key = b->step_key};
-    if (!g->recording && g->table->record(g->backend, &io, both_ways, &p, &g->recording) != PL_OK) {
+    if (!can_record(g))
+        return run_stretch(t);
+    if (b->abandoned && b->abandoned(b->arg))
+        return PL_END;
+    struct pl_recording **r = recording_of(t);
+    quiet.abandoned = NULL;
+    all.batch = &quiet;
+    if (!*r && g->table->record(g->backend, &io, run_stretch, &all, r) != PL_OK) {
         pl_log("note: layers are started one by one: %s", pl_error_text());
         pl_error_clear();
         g->unrecordable = true;
-        return forward_layers(g, b, true, sums);
+        return run_stretch(t);
     }
-    PL_TRY(g->table->replay(g->backend, g->recording, &io));
-    g->started = true;
+    return g->table->replay(g->backend, *r, &io);
+}
+
+/* The last of the layers from `from` down that make up a slice; *a: where it begins, `end` where they have no parameters. */
+static int slice_of(const struct pl_graph *g, int from, int64_t end, int64_t *a)
+{
+    *a = end;
+    for (int i = from; i >= 0; i--) {
+        const struct pl_layer *l = &g->layer[i];
+        if (!g->node[i].plan || !g->node[i].need_grad || l->params == 0)
+            continue;
+        *a = l->param[0].offset;
+        if (!g->far || end - *a >= g->least_slice)
+            return i;
+    }
+    return 0;
+}
+
+static pl_status slices_backward(struct pl_graph *g, const struct pl_graph_batch *b, bool accumulate, pl_slice_fn *slice, void *arg)
+{
+    struct stretch t = {.graph = g, .batch = b, .direction = BACKWARD, .accumulate = accumulate};
+    int64_t a, end = g->elems;
+    for (t.from = g->layers - 1; t.from >= 0; t.from = t.to - 1) {
+        t.to = slice_of(g, t.from, end, &a);
+        pl_status s = start_stretch(&t);
+        if (s == PL_OK && a < end && !b->more)
+            s = pl_graph_bring_slice(g, a, end, slice, arg);
+        if (s != PL_OK)
+            return s;
+        end = a;
+    }
     return PL_OK;
 }
 
@@ -194,8 +252,10 @@ pl_status pl_graph_forward(struct pl_graph *g, const struct pl_graph_batch *b, b
     if (g->train)
         PL_TRY(pl_graph_refresh_params(g));
     g->last_data = b->data;
-    g->started = false;
-    pl_status s = can_replay(g, train) ? forward_recorded(g, &there, sums) : forward_layers(g, &there, train, sums);
+    bool as_one = train && pl_graph_passes_as_one(g) && can_record(g);
+    struct stretch t = {.graph = g, .batch = &there, .direction = as_one ? BOTH_WAYS : FORWARD, .from = g->layers - 1, .sums = sums};
+    pl_status s = train ? start_stretch(&t) : forward_layers(g, &there, false, sums);
+    g->started = s == PL_OK && as_one;
     if (s == PL_OK)
         s = pl_graph_send_next(g, b->next);
     return s == PL_OK ? collect(g, &there, sums) : s;
@@ -212,7 +272,7 @@ pl_status pl_graph_backward(struct pl_graph *g, const struct pl_graph_batch *b, 
     }
     PL_TRY(pl_graph_make_grads(g));
     pl_graph_batch_there(g, b, &there);
-    pl_status s = backward_layers(g, &there, accumulate, slice, arg);
+    pl_status s = pl_graph_bring_rest(g, slices_backward(g, &there, accumulate, slice, arg), slice, arg);
     g->passed = g->passed || s == PL_OK;
     return s;
 }

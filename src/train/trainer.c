@@ -122,6 +122,7 @@ static pl_status open_exchange(struct pl_trainer *t, bool train)
     int64_t slabs = 1;
     if (strcmp(o.transport, "nccl") == 0)
         reduce_there(t, train, &o);
+    pl_graph_slice_at_least(t->graph, (int64_t)(o.bucket_bytes / sizeof(float)));
     t->sync_table = pl_sync_find(!train ? "allreduce" : j->sync.backup_workers > 0 ? "quorum" : pl_job_sync_name(j));
     if (t->sync_table->meshed)
         return open_mesh(t, &replica);

@@ -58,8 +58,11 @@ extern "C" void pl_emulated_record(bool begin, pl_recording **out)
 
 extern "C" bool pl_emulated_records(void) { return recording; }
 
+int pl_emulated_replays;
+
 extern "C" void pl_emulated_replay(const pl_recording *r)
 {
+    pl_emulated_replays++;
     for (const auto &work : r->work)
         work();
 }

@@ -24,6 +24,7 @@ struct pl_recording;
 void pl_emulated_record(bool begin, struct pl_recording **out); /* out: at the end */
 bool pl_emulated_records(void);
 void pl_emulated_replay(const struct pl_recording *r);
+extern int pl_emulated_replays;
 void pl_emulated_forget(struct pl_recording *r);
 
 /* Elements of float or of bf16, to the nearest, of equals the even one. */

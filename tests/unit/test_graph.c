@@ -134,7 +134,7 @@ extern const struct pl_backend_table pl_backend_cuda;
 static const char *backend = "cuda";
 static const struct pl_backend_table *find_backend(const char *name) { return strcmp(name, "cuda") == 0 ? &pl_backend_cuda : pl_backend_find(name); }
 #else
-static int pl_emulated_moves;
+static int pl_emulated_moves, pl_emulated_replays;
 static const char *backend = "reference";
 #define find_backend pl_backend_find
 #endif
@@ -393,6 +393,44 @@ static void check_slices(struct net *n, const struct model *m)
     assert_int_equal(first.slices, 1);
 }
 static void slices(void **state) { (void)state, each(check_slices); }
+
+struct sizes { int64_t end, least; int slices; bool was_small; };
+
+static pl_status see_size(void *arg, int64_t a, int64_t b)
+{
+    struct sizes *s = arg;
+    assert_int_equal(b, s->end);
+    assert_false(s->was_small); /* only the last one is */
+    s->was_small = b - a < s->least;
+    s->end = a;
+    s->slices++;
+    return PL_OK;
+}
+
+/* Of a far backend slices are as large as is asked for, and passes are started slice by slice, to the same bits, whether or not
+ * they add to the gradient. */
+static void check_larger_slices(struct net *n, const struct model *m)
+{
+    const bool far = n->table->far;
+    size_t bytes = (size_t)n->g->elems * sizeof(float);
+    float *wanted[2] = {malloc(bytes), malloc(bytes)};
+    int layers_with = 0;
+    for (int round = 0; round < 8; round++) {
+        struct sizes seen = {.end = n->g->elems, .least = far ? round / 2 * 500 : 0};
+        int adds = round % 2, before = pl_emulated_replays;
+        pl_graph_slice_at_least(n->g, seen.least);
+        forward(n, true);
+        assert_int_equal(pl_graph_backward(n->g, &n->batch, adds, see_size, &seen), PL_OK);
+        assert_int_equal(seen.end, 0);
+        if (round < 2)
+            memcpy(wanted[adds], pl_graph_grads(n->g), bytes), layers_with = seen.slices;
+        assert_same(m->name, wanted[adds], pl_graph_grads(n->g), n->g->elems, 0);
+        if (far && round > 0)
+            assert_true(pl_emulated_replays - before >= 1 + seen.slices && seen.slices <= layers_with);
+    }
+    free(wanted[0]), free(wanted[1]);
+}
+static void larger_slices(void **state) { (void)state, each(check_larger_slices); }
 
 static int asked, patience;
 static bool gives_up(void *arg) { (void)arg; return asked++ >= patience; }
@@ -862,6 +900,7 @@ int main(void)
         cmocka_unit_test(accumulate_adds),
         cmocka_unit_test(a_batch_ahead),
         cmocka_unit_test(slices),
+        cmocka_unit_test(larger_slices),
         cmocka_unit_test(given_up),
         cmocka_unit_test(evaluation_graph),
         cmocka_unit_test(heads_sums),
