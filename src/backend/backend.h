@@ -122,6 +122,7 @@ struct pl_backend_table {
     void (*describe)(struct pl_backend *b, char *text, size_t bytes); /* one line for people */
     void *(*alloc)(struct pl_backend *b, size_t bytes, const char *what); /* zeroed; NULL: error recorded */
     void (*free)(struct pl_backend *b, void *p);
+    /* In the order of the work that is started. upload: `host` may be used again when it returns; download waits. */
     pl_status (*upload)(struct pl_backend *b, void *device, const void *host, size_t bytes);
     pl_status (*download)(struct pl_backend *b, void *host, const void *device, size_t bytes);
     pl_status (*finish)(struct pl_backend *b); /* waits for all that was started */
@@ -136,7 +137,7 @@ struct pl_backend_table {
     pl_status (*ahead_wait)(struct pl_backend *b);
     pl_status (*ahead_taken)(struct pl_backend *b);
     pl_status (*copy)(struct pl_backend *b, void *to, const void *from, size_t bytes); /* there, as work is started */
-    /* Copies to and from this host memory, until it is unpinned, go on by themselves. Where it cannot be they are slower. */
+    /* fetch to, and ahead from, this host memory go on by themselves, until it is unpinned. Where it cannot be they are slower. */
     void (*pin)(struct pl_backend *b, void *host, size_t bytes);
     void (*unpin)(struct pl_backend *b, void *host);
     /* Of far ones, NULL: none can. Starts to make what the network takes, in float and canonical order, of pixels that lie there. */

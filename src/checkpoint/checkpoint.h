@@ -11,7 +11,6 @@ struct pl_run_state { /* attributes on /run */
     int64_t samples_seen;
     int64_t global_batch;    /* samples of a step */
     int64_t train_samples;   /* and of the training set */
-    const char *train_file;  /* the set's name; borrowed, not loaded */
     int64_t seed;
     int ranks;
     bool done;               /* the run's last step */
@@ -32,6 +31,7 @@ struct pl_checkpoint_source {
     const float *const *slot;
     const struct pl_run_state *state;
     const struct pl_job *job;
+    const char *train_file; /* the set's name, NULL: none */
     int parts; /* written before by so many ranks, 0: none */
 };
 pl_status pl_checkpoint_save(const char *dir, const struct pl_checkpoint_source *src);
@@ -71,7 +71,7 @@ pl_status pl_checkpoint_text(const char *path, const char *what, char **text);
 /* Background writer: takes a snapshot (copies), writes in its own thread, one at a time. */
 struct pl_checkpoint_writer;
 pl_status pl_checkpoint_writer_create(const char *dir, const struct pl_graph *g, const struct pl_optimizer *o,
-                                      const struct pl_job *job, int parts, struct pl_checkpoint_writer **out);
+                                      const struct pl_job *job, const char *train_file, int parts, struct pl_checkpoint_writer **out);
 /* Copies and returns; only when nothing is under way. Without checkpoint.background: waits, too. */
 pl_status pl_checkpoint_writer_save(struct pl_checkpoint_writer *w, const float *params,
                                     const struct pl_run_state *state);

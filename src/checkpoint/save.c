@@ -140,7 +140,7 @@ static pl_status write_run(struct pl_h5 *f, const struct pl_checkpoint_source *s
     PL_TRY(pl_h5_set_double(f, "/run", "last_accuracy", r->last_accuracy));
     PL_TRY(pl_h5_set_text(f, "/run", "optimizer", pl_optimizer_name(src->optimizer)));
     PL_TRY(pl_h5_set_text(f, "/run", "precision", pl_job_precision_name(src->job)));
-    PL_TRY(pl_h5_set_text(f, "/run", "train_file", r->train_file ? r->train_file : ""));
+    PL_TRY(pl_h5_set_text(f, "/run", "train_file", src->train_file ? src->train_file : ""));
     PL_TRY(pl_h5_set_text(f, "/run", "version", PL_VERSION));
     return pl_h5_set_text(f, "/run", "job", src->job->text);
 }

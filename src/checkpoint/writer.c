@@ -9,6 +9,7 @@ struct pl_checkpoint_writer {
     const struct pl_graph *graph;
     const struct pl_optimizer *optimizer;
     const struct pl_job *job;
+    const char *train_file;
     int parts;
     size_t bytes;
     float *params, *slot[2];
@@ -19,12 +20,13 @@ struct pl_checkpoint_writer {
     pl_status result;
 };
 
-pl_status pl_checkpoint_writer_create(const char *dir, const struct pl_graph *g, const struct pl_optimizer *o, const struct pl_job *job, int parts, struct pl_checkpoint_writer **out)
+pl_status pl_checkpoint_writer_create(const char *dir, const struct pl_graph *g, const struct pl_optimizer *o, const struct pl_job *job, const char *train_file, int parts,
+                                      struct pl_checkpoint_writer **out)
 {
     struct pl_checkpoint_writer *w = pl_alloc(sizeof *w, "the checkpoint writer");
     if (!w)
         return PL_ERR_MEMORY;
-    *w = (struct pl_checkpoint_writer){.dir = dir, .graph = g, .optimizer = o, .job = job, .parts = parts};
+    *w = (struct pl_checkpoint_writer){.dir = dir, .graph = g, .optimizer = o, .job = job, .train_file = train_file, .parts = parts};
     w->bytes = (size_t)pl_graph_elems(g) * sizeof(float);
     w->params = pl_alloc(w->bytes, "a checkpoint's copy");
     bool fine = w->params != NULL;
@@ -43,7 +45,7 @@ static void *run(void *arg)
     struct pl_checkpoint_writer *w = arg;
     const float *slots[2] = {w->slot[0], w->slot[1]};
     struct pl_checkpoint_source src = {.graph = w->graph, .optimizer = w->optimizer, .params = w->params,
-                                       .slot = slots, .state = &w->state, .job = w->job, .parts = w->parts};
+                                       .slot = slots, .state = &w->state, .job = w->job, .train_file = w->train_file, .parts = w->parts};
     w->result = pl_checkpoint_save(w->dir, &src);
     atomic_store(&w->writing, false);
     return NULL;

@@ -63,7 +63,7 @@ struct pl_pixels {
 };
 
 struct pl_batch {
-    int64_t epoch, begin, end; /* the global batch: positions [begin, end) of the epoch's order */
+    int64_t epoch, begin, end; /* what all ranks share in it: positions [begin, end) of the epoch's order; of what was asked for, that */
     int64_t rows, capacity;  /* real rows; the rest is zero */
     float *data;             /* [capacity, ...] scaled, normalised, augmented; NULL where it comes as pixels */
     struct pl_pixels *pixels; /* or NULL */
@@ -82,7 +82,7 @@ pl_status pl_batch_make(struct pl_batch *b, int64_t capacity, int64_t elems, siz
 void pl_batch_free(struct pl_batch *b);
 
 struct pl_loader_options {
-    int64_t global_batch;    /* samples of one batch over all ranks */
+    int64_t global_batch;    /* samples of one batch over all ranks; of a step that accumulates, a micro-batch */
     int rank, ranks;
     uint64_t seed;
     bool shuffle, augment;   /* random crop and flip; otherwise the centre crop */

@@ -1,6 +1,6 @@
 /* exchange: adds up gradients over the ranks while backward goes on, and carries all other traffic.
  * Ranks that share one node add up in memory that they share, each in its own main thread. Between nodes one
- * thread talks to the transport, and everything here is a request to it; only one part a node goes out. Requests
+ * thread talks to the transport, and what crosses it is a request to that thread; only one part a node goes out. Requests
  * are served in order, so every rank must make the same ones in the same order. All functions: main thread. */
 #ifndef PL_EXCHANGE_H
 #define PL_EXCHANGE_H
@@ -48,7 +48,7 @@ const char *pl_exchange_transport(const struct pl_exchange *x); /* between nodes
 const char *pl_exchange_algorithm(const struct pl_exchange *x); /* "shared memory", "native", "ring", "none" ... */
 const char *pl_exchange_why(const struct pl_exchange *x);       /* a sentence */
 
-/* Whether the gradient is far: then it, and the sum, are where the options say, and the next two give NULL. */
+/* Whether the gradient is far: then it is where the options say, the sum takes its place, and the next two give NULL. */
 bool pl_exchange_is_far(const struct pl_exchange *x);
 /* Host memory, [elems], zeroed, until destroy: where this rank writes its gradient, between begin and ready,
  * and where the sum over ranks is after finish, until the next begin. The gradient stays as it was written;

@@ -39,7 +39,7 @@ float *pl_graph_grads(struct pl_graph *g); /* sums over samples; NULL before the
  * The caller owns it, and takes it back before it is freed. */
 void pl_graph_set_params(struct pl_graph *g, float *params);
 void pl_graph_set_grads(struct pl_graph *g, float *grads);
-/* For a run in which nobody else reads or writes the slabs at every step. Of a far backend: parameters stay there; they are
+/* For a run in which nobody else reads or writes the parameters at every step, nor the gradient where it is to stay, too. Of a far backend: parameters stay there; they are
  * sent now, are changed there (pl_graph_there) and come here when they are brought. With the gradient, it stays there too, and
  * a slice is said to be final once the work that makes it has been started. As one, besides: forward and backward are started as
  * one, not slice by slice; not with accumulate. Of the host's: copies of weights in bf16 are made now, and who changes a weight brings
@@ -74,9 +74,9 @@ struct pl_graph_batch {
     const void *label;        /* int32_t or float; NULL: no loss is computed (predict) */
     const int64_t *index;     /* [batch] sample index, names random streams */
     uint64_t seed, step_key;  /* dropout */
-    bool (*abandoned)(void *arg); /* NULL, or asked before each layer: true ends a forward pass with PL_END */
+    bool (*abandoned)(void *arg); /* NULL, or asked before each layer, or before those that are started as one: true ends the pass with PL_END */
     void *arg;
-    bool more; /* another pass will add to the gradient before anybody reads it: a far one stays where it is */
+    bool more; /* another pass will add to the gradient before anybody reads it: no slice is said to be final, a far one stays where it is */
     /* The batch of the next pass, where it is known: sent to a far backend while this one is computed. Its memory stays as it
      * is until that pass, or until pl_graph_drop_next. */
     const struct pl_graph_batch *next;

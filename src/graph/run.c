@@ -1,5 +1,5 @@
 /* One pass through the network: layers forward in order, backward in the reverse. This is the
- * step's path: it only hands pointers to plans, and allocates, looks up and logs nothing. */
+ * step's path: it only hands pointers to plans, and after the first passes allocates, looks up and logs nothing. */
 #include "graph/graph_private.h"
 
 static const float *value(const struct pl_graph *g, const struct pl_graph_batch *b, int root)
@@ -268,6 +268,8 @@ pl_status pl_graph_backward(struct pl_graph *g, const struct pl_graph_batch *b, 
     PL_TRY(check_batch(g, b, true));
     if (g->started) {
         g->started = false;
+        if (accumulate)
+            return pl_error(PL_ERR_USAGE, "graph", "a pass that was started as one does not add to the gradient");
         return slice ? slice(arg, 0, g->elems) : PL_OK;
     }
     PL_TRY(pl_graph_make_grads(g));

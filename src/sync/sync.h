@@ -42,7 +42,8 @@ struct pl_contribution {
     bool not_finite; /* its total is NaN or infinite */
 };
 struct pl_agreement {
-    const float *sum;      /* gradient to update by, summed over `rows` samples; valid until average or the next begin */
+    const float *sum;      /* gradient to update by, summed over `rows` samples; valid until average or the next begin. Nothing of use
+                            * where it stays with a far backend. */
     int64_t steps;         /* that the rest is over: 1, or the local ones since the last averaging. 0: there is no
                             * agreement yet, sum and rows are this rank's own and the rest is empty */
     double rows, loss, total, correct, correct5; /* sums over those who took part */
@@ -154,6 +155,7 @@ struct pl_sync_table {
     /* x: NULL where it is meshed; then collective. */
     pl_status (*create)(const struct pl_replica *r, struct pl_exchange *x, struct pl_sync **out);
     void (*destroy)(struct pl_sync *s);
+    /* PL_END: this rank has no share in the step; finish follows, and says that it went on without it or has ended. */
     pl_status (*begin)(struct pl_sync *s, int64_t step);
     /* The forward pass is over; known before backward, so it travels along with the gradient. */
     pl_status (*contribute)(struct pl_sync *s, const struct pl_contribution *mine);

@@ -48,6 +48,15 @@ static pl_status set_out(struct pl_trainer *t, struct pl_agreement *out)
     return t->sync_table->apart->set_out(t->sync, &leg, out);
 }
 
+/* Only this rank knows: the others are told to end, and leave the message to it. */
+static pl_status check_own(struct pl_trainer *t, const struct pl_loss_sums *sums, int64_t step)
+{
+    pl_status s = pl_train_check_finite(&(struct pl_agreement){.not_finite = !isfinite(sums->total), .total = sums->total}, step);
+    if (s < 0)
+        pl_world_say(t->world, s);
+    return s;
+}
+
 static pl_status work(struct pl_trainer *t, const struct pl_ticket *ticket, struct pl_agreement *agreed, struct pl_step_result *out)
 {
     struct pl_loss_sums sums = {0};
@@ -55,9 +64,8 @@ static pl_status work(struct pl_trainer *t, const struct pl_ticket *ticket, stru
     out->step = ticket->step;
     pl_log_step(out->step);
     PL_TRY(pl_train_micro_batch(t, 0, false, &sums, out, &last));
-    PL_TRY(pl_train_check_finite(&(struct pl_agreement){.not_finite = !isfinite(sums.total), .total = sums.total}, out->step));
-    int64_t ahead = t->job->train.steps > 0 ? 0 : t->ahead;
-    out->lr = pl_schedule_lr(t->job, out->step - ahead, t->steps_per_epoch, t->total_steps - ahead);
+    PL_TRY(check_own(t, &sums, out->step));
+    out->lr = pl_train_lr(t, out->step);
     pl_status s = t->sync_table->apart->learn(t->sync, out->lr, agreed);
     if (s == PL_OK && out->step >= t->state.step)
         t->state.step = out->step + 1; /* for what this rank says until they meet */
@@ -78,8 +86,7 @@ static pl_status meet(struct pl_trainer *t, struct pl_agreement *agreed, struct 
     go_to(t, agreed);
     out->step = t->state.step - 1;
     out->epoch = t->state.epoch - (t->state.position == 0);
-    int64_t ahead = t->job->train.steps > 0 ? 0 : t->ahead;
-    out->lr = pl_schedule_lr(t->job, out->step - ahead, t->steps_per_epoch, t->total_steps - ahead);
+    out->lr = pl_train_lr(t, out->step);
     return PL_OK;
 }
 

@@ -83,7 +83,7 @@ static pl_status open_loaders(struct run *r)
                                .ask = loader_ask, .arg = r->loader, .epoch_samples = pl_dataset_samples(r->train_data)};
     source.batches = pl_loader_batches(r->loader, &source.batch);
     pl_trainer_attach(t, &source);
-    t->state.train_file = t->train_file = pl_dataset_name(r->train_data);
+    t->train_file = pl_dataset_name(r->train_data);
     if (!r->test_data)
         return PL_OK;
     PL_TRY(pl_graph_create(t->job, t->table, t->backend, t->batch, false, t->graph, &r->eval_graph));
@@ -104,7 +104,7 @@ static pl_status open_outputs(struct run *r)
     if (!r->root)
         return PL_OK;
     int parts = pl_trainer_differs(t) ? t->world->ranks : 0;
-    return pl_checkpoint_writer_create(t->job->checkpoint.dir, t->graph, t->optimizer, t->job, parts, &r->writer);
+    return pl_checkpoint_writer_create(t->job->checkpoint.dir, t->graph, t->optimizer, t->job, t->train_file, parts, &r->writer);
 }
 
 static pl_status set_up(struct run *r, struct pl_world *w, const struct pl_job *job, char *path, size_t bytes)
@@ -273,7 +273,6 @@ static pl_status save(struct run *r)
     PL_TRY(parts ? survive(r, save_part(r)) : PL_OK);
     if (!r->writer || r->lost)
         return PL_OK;
-    t->state.train_file = t->train_file; /* that of a peer may have come with its state */
     PL_TRY(survive(r, pl_checkpoint_writer_save(r->writer, pl_graph_params(t->graph), &t->state)));
     r->pending = !r->lost;
     r->held_ms = pl_now_ms() - r->saved_ms;

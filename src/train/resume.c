@@ -42,7 +42,7 @@ static pl_status choose_checkpoint(struct pl_trainer *t, char *path, size_t byte
     else if (!found && !automatic && !never)
         s = pl_error(PL_ERR_CHECKPOINT, "checkpoint", "no whole checkpoint in %s", dir);
     else if (found && automatic)
-        s = same_data(t->state.train_file, found);
+        s = same_data(t->train_file, found);
     if (s == PL_OK && found)
         snprintf(path, bytes, "%s", found);
     pl_free(found);
@@ -62,7 +62,7 @@ static pl_status same_order(const struct pl_trainer *t, const char *path)
         return pl_error(PL_ERR_CHECKPOINT, "checkpoint",
                         "%s was trained on %lld samples, %s has %lld\n"
                         "give the same data, or another checkpoint.dir with train.init=%s to start from its weights",
-                        path, (long long)p->train_samples, p->train_file, (long long)samples, path);
+                        path, (long long)p->train_samples, t->train_file, (long long)samples, path);
     return PL_OK;
 }
 

@@ -13,15 +13,15 @@ static bool may_stay(const struct pl_trainer *t)
 
 pl_status pl_trainer_settle(struct pl_trainer *t)
 {
-    bool alone = t->world->ranks == 1 && t->job->train.accumulate <= 1, summed_there = t->world->ranks > 1 && pl_exchange_is_far(t->exchange);
+    bool alone = t->world->ranks == 1, stays = alone || pl_exchange_is_far(t->exchange);
     if (!may_stay(t))
         return PL_OK;
     if (!t->table->far) {
         pl_optimizer_round(t->optimizer, t->table->round);
         return pl_graph_stay(t->graph, PL_STAY_PARAMS);
     }
-    PL_TRY(pl_optimizer_stay(t->optimizer, t->table, t->backend, t->graph, alone || summed_there));
-    return pl_graph_stay(t->graph, alone ? PL_STAY_AS_ONE : summed_there ? PL_STAY_GRADIENT : PL_STAY_PARAMS);
+    PL_TRY(pl_optimizer_stay(t->optimizer, t->table, t->backend, t->graph, stays));
+    return pl_graph_stay(t->graph, alone && t->job->train.accumulate <= 1 ? PL_STAY_AS_ONE : stays ? PL_STAY_GRADIENT : PL_STAY_PARAMS);
 }
 
 pl_status pl_trainer_bring(struct pl_trainer *t)

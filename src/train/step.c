@@ -106,6 +106,13 @@ pl_status pl_train_check_finite(const struct pl_agreement *a, int64_t step)
                     since[0] ? since : "step ", (long long)step, a->not_finite, a->not_finite == 1 ? "" : "s");
 }
 
+/* A run of epochs follows the data order, not the count of its steps. */
+double pl_train_lr(const struct pl_trainer *t, int64_t step)
+{
+    int64_t ahead = t->job->train.steps > 0 ? 0 : t->ahead;
+    return pl_schedule_lr(t->job, step - ahead, t->steps_per_epoch, t->total_steps - ahead);
+}
+
 void pl_train_take_note(const struct pl_agreement *a, struct pl_step_result *out)
 {
     out->agreed = a->steps;
@@ -146,7 +153,6 @@ static pl_status deal(struct pl_trainer *t, const struct pl_agreement *a)
 /* Parameters, optimizer and state are a peer's now: goes on from where it is. */
 static pl_status catch_up(struct pl_trainer *t, const struct pl_agreement *a, double begin, struct pl_step_result *out)
 {
-    t->state.train_file = t->train_file;
     out->went_on = true;
     pl_train_take_note(a, out);
     pl_status s = deal(t, a);
@@ -188,8 +194,7 @@ pl_status pl_trainer_step(struct pl_trainer *t, struct pl_step_result *out)
     PL_TRY(pl_train_check_finite(&agreed, out->step));
 
     double updating = pl_now_ms();
-    int64_t ahead = t->job->train.steps > 0 ? 0 : t->ahead; /* a run of epochs follows the data order */
-    out->lr = pl_schedule_lr(t->job, out->step - ahead, t->steps_per_epoch, t->total_steps - ahead);
+    out->lr = pl_train_lr(t, out->step);
     pl_trainer_hold(t, true);
     s = update(t, &agreed, out);
     out->update_ms = pl_now_ms() - updating;

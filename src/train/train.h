@@ -1,5 +1,6 @@
 /* train: the training run. A trainer holds everything a rank needs for a step; loop.c runs steps,
- * evaluations and checkpoints in their time. Main thread; every function is collective. */
+ * evaluations and checkpoints in their time. Main thread, but for pl_train_ahead. Collective are open, resume, settle, step,
+ * evaluate and close; what else there is is local. */
 #ifndef PL_TRAIN_H
 #define PL_TRAIN_H
 
@@ -47,7 +48,7 @@ struct pl_trainer {
     bool save_asked;                     /* by this rank's clock */
     bool fed, apart;                     /* train/apart.c: the source is fed; this rank is on its way */
     int64_t epoch_before;                /* train/whole.c: before the last step */
-    const char *train_file;              /* state.train_file, whichever peer's state this is */
+    const char *train_file;              /* the set's name; borrowed from it */
     struct pl_run_state state;           /* as of the last step that was committed: step to be done next, data to be read next */
 };
 
@@ -105,7 +106,7 @@ pl_status pl_train_look_ahead(struct pl_trainer *t);
 pl_status pl_train_give_early_back(struct pl_trainer *t);
 
 /* Loads what checkpoint.resume says, or train.init's weights, or draws initial values; deals out the data from there on.
- * path: the checkpoint's, "" for none. Before it: t->source and train_file of t->state. Ranks agree inside. */
+ * path: the checkpoint's, "" for none. Before it: t->source and t->train_file. Ranks agree inside. */
 pl_status pl_trainer_resume(struct pl_trainer *t, char *path, size_t bytes);
 
 /* train/settle.c: after parameters and optimizer were set in host memory; and before they are read there. */
@@ -121,6 +122,7 @@ pl_status pl_trainer_step(struct pl_trainer *t, struct pl_step_result *out);
  * after PL_END. */
 pl_status pl_train_micro_batch(struct pl_trainer *t, int64_t micro, bool abandoned, struct pl_loss_sums *sums, struct pl_step_result *out,
                                bool *last);
+double pl_train_lr(const struct pl_trainer *t, int64_t step); /* the learning rate of a step, by the schedule */
 /* Where they agree, so that all ranks end together. */
 pl_status pl_train_check_finite(const struct pl_agreement *a, int64_t step);
 /* Whose part it is to say and write what. */

@@ -80,6 +80,7 @@ run 3 clock $learn train.epochs=4 checkpoint.every="20 ms" checkpoint.keep=50 ch
 expect 3 "debug.fault at loader.read" 3 job.yaml $learn checkpoint.dir=bad report.dir=bad debug.fault="$(faults loader.read rank=1 fail)"
 expect 4 "the loss is not finite in step" 1 job.yaml $learn checkpoint.dir=no report.dir=no optimizer.lr=1e17
 expect 4 "the loss is not finite in step" 3 job.yaml $learn checkpoint.dir=no report.dir=no optimizer.lr=1e17 sync.warmup="1000 steps"
+expect 4 "the loss is not finite in step" 3 job.yaml $learn checkpoint.dir=no report.dir=no optimizer.lr=1e17 debug.delay.rank=0 debug.delay.ms=100 # others find it
 # A rank that is lost, or silent, ends it with 5, after a checkpoint of what is left; from there it goes on.
 PL_MPIRUN+=(--enable-recovery)
 for how in 2:kill 2:hang 0:kill; do # without rank 0 it is the next one that gathers what is left, and says how it ended

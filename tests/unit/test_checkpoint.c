@@ -397,7 +397,7 @@ static void test_writer(void **state)
     open_fixture(&f, "2", "momentum", NULL);
     size_t bytes = (size_t)pl_graph_elems(f.g) * sizeof(float);
     float *copy = pl_alloc(bytes, "test");
-    assert_int_equal(pl_checkpoint_writer_create(f.dir, f.g, f.o, f.job, 0, &w), PL_OK);
+    assert_int_equal(pl_checkpoint_writer_create(f.dir, f.g, f.o, f.job, NULL, 0, &w), PL_OK);
     fill(&f, 3);
     memcpy(copy, pl_graph_params(f.g), bytes);
     f.state.step = 5;
