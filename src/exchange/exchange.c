@@ -314,7 +314,7 @@ void pl_exchange_append(char *list, size_t bytes, const char *more)
 pl_status pl_exchange_timed_out(const struct pl_exchange *x, int64_t step, const char *missing)
 {
     return pl_error(PL_ERR_PEER, "exchange",
-                    "waited %.0f s for the ranks in step %lld; %s%s\n"
+                    "waited %g s for the ranks in step %lld; %s%s\n"
                     "%s; exchange.timeout sets how long is waited",
                     x->options.timeout_ms / 1000, (long long)step, missing[0] ? "missing: rank " : "all answer, but nothing moves", missing,
                     missing[0] ? "see that rank's log" : "is the network slow, or a rank busy elsewhere?");

@@ -21,13 +21,11 @@ pl_status pl_exchange_far_open(struct pl_exchange *x)
     return pl_world_agree(w, f->table->reducer_join(x->reducer, id, w->rank, w->ranks));
 }
 
-/* The library does not tell who is missing: one more sum of the others' does. */
-static pl_status timed_out(struct pl_exchange *x)
+/* Nothing else is asked of the others: who is late would take it for a part of the next step. */
+static pl_status timed_out(const struct pl_exchange *x)
 {
-    double here = 1;
-    PL_TRY(x->algorithm->post_values(x, PL_SUM_F64, &here, 1));
-    PL_TRY(x->algorithm->drain(x));
-    return pl_exchange_timed_out(x, x->step, "");
+    return pl_error(PL_ERR_PEER, "exchange", "waited %g s for all ranks to add up their gradients in step %lld; %s does not tell which is missing\n"
+                    "see what the others say last; exchange.timeout sets how long is waited", x->options.timeout_ms / 1000, (long long)x->step, x->name);
 }
 
 pl_status pl_exchange_far_finish(struct pl_exchange *x)

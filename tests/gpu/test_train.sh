@@ -98,6 +98,7 @@ if [ $several -eq 1 ]; then
         on cuda 2 nccl-resumed "${nccl[@]}" train.steps=20
         compare nccl-a nccl-b 0 0 exact
         compare nccl-a nccl-resumed 0 0 exact
+        expect 5 "missing: rank 1" 2 job.yaml device.kind=cuda "${nccl[@]}" checkpoint.dir=no report.dir=no exchange.timeout="2 s" debug.fault=step@rank=1@step=3:hang
         grep -q 'gradients are added up by an emulated NCCL; where they lie; counts by transport mpi' nccl-a.log || fail "nccl: $(head -n 5 nccl-a.log)"
     fi
     both 2 local 1e-3 1e-2 sync.kind=local_sgd sync.tau=4 "${short[@]}"

@@ -77,7 +77,7 @@ static pl_status settle(const struct pl_reducer *r, ncclResult_t e, const char *
         waited = pl_now_ms() - begin;
     }
     if (e == ncclInProgress)
-        return pl_error(PL_ERR_PEER, "transport nccl", "%s: waited %.0f s for the other ranks\nNCCL_DEBUG=INFO tells what it does; exchange.timeout sets how long is waited", call, limit_ms / 1000);
+        return pl_error(PL_ERR_PEER, "transport nccl", "%s: waited %g s for the other ranks\nNCCL_DEBUG=INFO tells what it does; exchange.timeout sets how long is waited", call, limit_ms / 1000);
     return e == ncclSuccess ? PL_OK : failed(r, e, call);
 }
 
