@@ -125,9 +125,9 @@ static pl_status backward_layer(struct pl_graph *g, const struct pl_graph_batch 
 
 /* ---- a pass in stretches ----------------------------------------------------------------------------- */
 
-/* What is started between two looks at who waits for the gradient: all layers forward (to < 0: and all backward), or those
- * from one to another backward whose gradients make up a slice. A far backend records it once, and from then on starts it as
- * one. The first pass goes layer by layer, so that what a library makes at its first use is there when one is recorded. */
+/* What is started between two looks at who waits for the gradient: all layers forward, those from one to another backward
+ * whose gradients make up a slice, or all of both. A far backend records it once, and from then on starts it as one. The first
+ * pass goes layer by layer, so that what a library makes at its first use is there when one is recorded. */
 enum direction { FORWARD, BACKWARD, BOTH_WAYS };
 struct stretch {
     struct pl_graph *graph;
