@@ -300,6 +300,8 @@ static pl_status check_nccl(const struct pl_job *j)
         {strcmp(pl_job_compress_name(j), "none") != 0, "exchange.compress", "exchange.transport nccl with exchange.compress: NCCL sends gradients as they are"},
         {strcmp(pl_job_algorithm_name(j), "auto") != 0, "exchange.algorithm", "exchange.transport nccl with exchange.algorithm: NCCL chooses its own"},
         {j->exchange.table != NULL, "exchange.table", "exchange.transport nccl with exchange.table: NCCL chooses its own algorithm"},
+        {pl_job_given(j, "exchange.two_level"), "exchange.two_level", "exchange.transport nccl with exchange.two_level: NCCL knows nodes by itself"},
+        {pl_job_given(j, "exchange.channels"), "exchange.channels", "exchange.transport nccl with exchange.channels: they are of tcp and verbs"},
         {j->exchange.interface != NULL, "exchange.interface", "exchange.transport nccl with exchange.interface: NCCL has NCCL_SOCKET_IFNAME for that"}};
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++)
         if (refused[i].on)

@@ -1,6 +1,6 @@
 /* Where nobody else reads or writes parameters and optimizer state at every step. If the device's memory is far they stay
- * there, and so does a gradient that is not added to others, or is added to them there; they are brought for a checkpoint. If it is the host's and
- * weights are multiplied in bf16, the optimizer rounds them as it writes them. */
+ * there, and so does a gradient that is not added to others, or is added to them there; they are brought for a checkpoint.
+ * If it is the host's and weights are multiplied in bf16, the optimizer rounds them as it writes them. */
 #include "train/train.h"
 
 /* Other kinds of sync work on the slabs in host memory: there each step sends parameters and brings the gradient, or rounds

@@ -74,6 +74,8 @@ static void test_choices(void **state)
     refused(MODEL DATA TRAIN "exchange: {transport: nccl}\n", "exchange.transport nccl adds up what lies on GPUs: it needs device.kind cuda");
     refused(MODEL DATA TRAIN "device: {kind: cuda}\nexchange: {transport: nccl, compress: bf16}\n", "exchange.transport nccl with exchange.compress: NCCL sends gradients as they are");
     refused(MODEL DATA TRAIN "device: {kind: cuda}\nexchange: {transport: nccl, algorithm: ring}\n", "exchange.transport nccl with exchange.algorithm: NCCL chooses its own");
+    refused(MODEL DATA TRAIN "device: {kind: cuda}\nexchange: {transport: nccl, two_level: never}\n", "exchange.transport nccl with exchange.two_level");
+    refused(MODEL DATA TRAIN "device: {kind: cuda}\nexchange: {transport: nccl, channels: 4}\n", "exchange.transport nccl with exchange.channels");
     refused(MODEL DATA TRAIN "device: {kind: cuda}\nexchange: {transport: nccl}\nsync: {backup_workers: 1}\n", "NCCL cannot go on without a rank");
     refused(MODEL DATA TRAIN "device: {kind: cuda}\nexchange: {transport: nccl}\nsync: {kind: local_sgd}\n", "it is of sync.kind allreduce");
     refused(MODEL DATA TRAIN "exchange: {compress: zip}\n", "exchange.compress: wanted one of none|bf16|one_bit|top_k");

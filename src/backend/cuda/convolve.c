@@ -292,8 +292,8 @@ static size_t leave_out(struct way *way, int *ways, size_t limit)
     return most;
 }
 
-/* One workspace for all of them. Where there is no memory for the largest they do without it. least: of those that need more
- * than may be had. */
+/* One workspace for all of them. Where there is no memory for it those that need the most are left out. *least: what the one
+ * that needs least takes. */
 static pl_status measure_all(struct trial *t, struct way *way, int ways, bool *found, size_t *least)
 {
     struct pl_cuda_convolve *c = t->convolve;
@@ -304,10 +304,11 @@ static pl_status measure_all(struct trial *t, struct way *way, int ways, bool *f
         *least = *least == 0 || way[i].workspace_bytes < *least ? way[i].workspace_bytes : *least;
     size_t most = leave_out(way, &ways, workspace_limit(c));
     while (ways > 0 && !(t->workspace = pl_cuda_alloc(d, most, "choosing a convolution's algorithm"))) {
-        if (most == 0)
+        size_t refused = most;
+        most = refused > 0 ? leave_out(way, &ways, refused - 1) : 0;
+        if (refused == 0 || ways == 0)
             return PL_ERR_MEMORY;
         pl_error_clear();
-        most = leave_out(way, &ways, most - 1);
     }
     if (ways > 0) {
         *found = measure(t, way, ways);
