@@ -8,10 +8,11 @@
 # and the code in it is this script's exit code; 5 where there is none, because no rank lived, or was among most, to write it;
 # 2 where mpirun itself refused to start the run.
 # INT, TERM, HUP and USR1 become USR1 to all ranks, which checkpoint and stop (75); a second INT or TERM ends them at once.
-# What has not ended PACELINE_LINGER seconds (20) after the run, a stopped rank or mpirun itself, is ended.
+# What has not ended PACELINE_LINGER seconds (20) after the run, a stopped rank or mpirun itself, is ended. A rank that is lost
+# before the run has begun is waited for by the others inside of MPI: the run is ended as well, with 5, three times as long after it.
 set -u
 die() { echo "jobs/launch.sh: $*" >&2; exit 2; }
-case ${1:-} in -h|--help) sed -n '2,12p' "$0" | cut -c3-; exit 0 ;; esac
+case ${1:-} in -h|--help) sed -n '2,13p' "$0" | cut -c3-; exit 0 ;; esac
 root=$(cd "$(dirname "$0")/.." && pwd)
 [ -d "$root/jobs" ] || root=${SLURM_SUBMIT_DIR:-$PWD} # sbatch runs a copy of this script
 paceline=${PACELINE:-$root/build/release/paceline}
@@ -32,21 +33,30 @@ dir=$("$paceline" inspect "$1" --key report.dir "${@:2}") || exit $?
 [ "$dir" != none ] || die "report.dir is needed: the run writes there how it ended"
 outcome=$dir/exit.json
 mkdir -p "$dir" && rm -f "$outcome" || exit 6
-reported() { stat -c %s "$dir/metrics.jsonl" 2>/dev/null; }
+reported() { wc -c 2>/dev/null <"$dir/metrics.jsonl"; } # opened: NFS then asks its server how long it is
 before=$(reported)
+ends=$(mktemp) || exit 6
+trap 'rm -f "$ends"' EXIT
 
 # Each launcher's way to leave the other ranks alone when one ends.
 export PACELINE_RECOVERY=1
 case $(mpirun --version 2>&1) in
     *"Open MPI"*|*OpenRTE*)
-        launcher+=(--enable-recovery -x PACELINE_RECOVERY)
+        launcher+=(--enable-recovery -x PACELINE_RECOVERY --mca state_base_verbose 1)
         [ "$(id -u)" -ne 0 ] || export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 ;;
     *HYDRA*) launcher+=(-disable-auto-cleanup) ;;
     *) die "this mpirun is neither Open MPI's nor MPICH's: it is not known how to make it go on without a lost rank" ;;
 esac
 
-# What Open MPI says of itself when a rank is lost, or ends without MPI_Finalize as those must that lost a peer.
-exec 3> >(trap '' INT TERM HUP USR1; exec grep --line-buffered -vE '^\[[^]]*\] PMIX ERROR: .* in file .* at line [0-9]+$' >&2)
+# What Open MPI says of itself when a rank is lost, or ends without MPI_Finalize as those must that lost a peer; and what becomes
+# of each rank, of which those that ended badly are kept.
+state='^\[[^]]*\] \[\[[0-9]+,[0-9]+\],[0-9]+\] ACTIVATE'
+badly='ABORTED BY SIGNAL|EXITED WITH NON-ZERO STATUS|FAILED TO START|COMMUNICATION FAILURE'
+exec 3> >(trap '' INT TERM HUP USR1; exec sed -u -nE "
+    /^\[[^]]*\] PMIX ERROR: .* in file .* at line [0-9]+\$/d
+    /,0\],0\] ACTIVATE PROC .* STATE ($badly) AT /w $ends
+    /$state (PROC|JOB) /d
+    p" >&2)
 filter=$!
 set -m # a group of its own: Ctrl-C comes here alone
 "${launcher[@]}" "${options[@]}" "$@" </dev/null 2>&3 3>&- &
@@ -67,8 +77,25 @@ end_rest() {
     until_gone 10 || kill -KILL $(pgrep -P $pid) $pid 2>/dev/null
 }
 
-while ! gone && [ ! -e "$outcome" ]; do sleep 0.2; done
-if ! until_gone "$linger"; then
+begun() { [ -e "$outcome" ] || [ "$(reported)" != "$before" ]; }
+lost_before() { # ranks ended badly, and long after that the run has not begun
+    [ -s "$ends" ] || return 1
+    local i
+    for ((i = 0; i < 15 * linger; i++)); do ! gone && ! begun || return 1; sleep 0.2; done
+}
+whom() { # "rank 2 (aborted by signal), the launcher's daemon 1 (communication failure)"
+    sed -nE 's/.*PROC \[\[[0-9]+,0\],([0-9]+)\] STATE (.*) AT .*/the launcher'"'"'s daemon \1 (\L\2)/p; s/.*PROC \[\[[0-9]+,[0-9]+\],([0-9]+)\] STATE (.*) AT .*/rank \1 (\L\2)/p' "$ends" |
+        sort -uV | head -n 8 | paste -sd , | sed 's/,/, /g'
+}
+early=
+while ! gone && [ ! -e "$outcome" ]; do
+    if ! begun && lost_before; then early=$(whom); break; fi
+    sleep 0.2
+done
+if [ -n "$early" ]; then
+    echo "jobs/launch.sh: lost before the run began, for which the others wait: $early; all are ended now" >&2
+    end_rest
+elif ! until_gone "$linger"; then
     echo "jobs/launch.sh: the run ended $linger s ago, a rank or mpirun did not: ended now" >&2
     end_rest
 fi
@@ -77,7 +104,9 @@ status=$?
 for ((i = 0; i < 10; i++)); do kill -0 $filter 2>/dev/null || break; sleep 0.1; done
 for ((i = 0; i < 15; i++)); do [ -e "$outcome" ] && break; sleep 0.2; done # a shared file system shows it late
 code=$(sed -nE 's/.*"code": ([0-9]+).*/\1/p' "$outcome" 2>/dev/null)
-if [ -z "$code" ] && [ $status -ne 0 ] && [ $asked -eq 0 ] && [ "$(reported)" = "$before" ]; then # of ranks that it started its status tells nothing
+if [ -z "$code" ] && [ -n "$early" ]; then
+    code=5
+elif [ -z "$code" ] && [ $status -ne 0 ] && [ $asked -eq 0 ] && [ "$(reported)" = "$before" ]; then # of ranks that it started its status tells nothing
     echo "jobs/launch.sh: mpirun did not start the run (it ended with $status): what it says of that stands above" >&2
     code=2
 elif [ -z "$code" ]; then

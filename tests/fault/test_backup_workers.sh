@@ -142,6 +142,29 @@ refused "-n 2 --no-such-option" 'unknown option "--no-such-option"'
 refused "-n 999" 'not enough slots'
 refused "-H no-such-host.invalid:2 -n 2" 'unable to reliably start'
 
+# A rank that is lost before the run begins: the others wait for it inside of MPI.
+cat >late.sh <<'SH'
+#!/bin/sh
+# The last rank ends before it has said anything to the others.
+[ "$OMPI_COMM_WORLD_RANK" -lt 2 ] || eval "$PL_INSTEAD"
+exec "$@"
+SH
+chmod +x late.sh
+# lost_early NAME INSTEAD PATTERN COMMAND...: which starts launch.sh
+lost_early() {
+    local name=$1 pattern=$3
+    export PL_INSTEAD=$2; shift 3
+    rm -rf "$name"
+    PACELINE_LINGER=1 timeout --kill-after=5 60 "$@" ./late.sh "$PACELINE" train job.yaml "${keys[@]}" train.steps=30 checkpoint.dir="$name" report.dir="$name" >"$name.log" 2>&1 &
+    launched=$!
+    ends "$name" 5 0 "lost before the run began, for which the others wait: rank 2 \\($pattern\\); all are ended now"
+    [ ! -e "$name/metrics.jsonl" ] || fail "$name: it began"
+    ! grep -q ACTIVATE "$name.log" || fail "$name: it shows what mpirun says of its ranks: $(grep -m 1 ACTIVATE "$name.log")"
+}
+here=("$PL_SOURCE_DIR/jobs/launch.sh" --oversubscribe --bind-to none -n 3)
+lost_early never-came 'exit 127' 'exited with non-zero status' "${here[@]}"
+lost_early killed-early 'kill -KILL $$' 'aborted by signal' "${here[@]}"
+
 # Over MPI a lost rank ends the run, a stopped one as well.
 for how in KILL STOP; do
     launch mpi-$how 3 exchange.transport=mpi sync.lost_after="3 s" exchange.timeout="3 s" debug.compute_ms=60 checkpoint.every="5 steps" train.steps=1000
@@ -155,6 +178,15 @@ done
 # A host that is cut off ends with 5 and writes nothing; the others go on to the end.
 why=$(hosts_possible) || { echo "the cut between hosts is skipped: $why"; finish; }
 hosts_up 3
+export HOSTS_NAME
+cat >on_hosts.sh <<'SH'
+#!/usr/bin/env bash
+# The command on the three hosts, a rank each.
+name=$HOSTS_NAME
+. "$PL_SOURCE_DIR/tests/network/hosts.sh"
+HOSTS_NAME=$name PL_LAUNCH=$PL_SOURCE_DIR/jobs/launch.sh
+mpirun_on 3 1 "$@"
+SH
 cat >rank.sh <<'SH'
 #!/bin/sh
 # One rank, whose own exit code is kept.
@@ -162,9 +194,8 @@ trap '' TERM
 "$@"
 echo $? >"code.$OMPI_COMM_WORLD_RANK"
 SH
-chmod +x rank.sh
-PL_LAUNCH=$PL_SOURCE_DIR/jobs/launch.sh timeout --kill-after=5 120 bash -c '. "$PL_SOURCE_DIR/tests/network/hosts.sh"; HOSTS_NAME='$HOSTS_NAME'; mpirun_on "$@"' sh 3 1 ./rank.sh \
-    "$PACELINE" train job.yaml "${keys[@]}" checkpoint.dir=cut report.dir=cut train.steps=150 >cut.log 2>&1 &
+chmod +x rank.sh on_hosts.sh
+timeout --kill-after=5 120 ./on_hosts.sh ./rank.sh "$PACELINE" train job.yaml "${keys[@]}" checkpoint.dir=cut report.dir=cut train.steps=150 >cut.log 2>&1 &
 launched=$!
 until_step cut 20
 link 3 down
@@ -173,4 +204,7 @@ link 3 up # mpirun waits for its daemon there
 ends cut 0 1 '^lost rank 2 at step'
 [ "$(cat code.[012] | tr '\n' ' ')" = "0 0 5 " ] || fail "cut: the ranks ended with $(cat code.[012] | tr '\n' ' ')"
 kept cut
+
+# And one on another host that is lost before the run begins.
+lost_early elsewhere 'kill -KILL $$' 'aborted by signal' ./on_hosts.sh
 finish
