@@ -32,6 +32,7 @@ struct pl_checkpoint_source {
     const struct pl_run_state *state;
     const struct pl_job *job;
     const char *train_file; /* the set's name, NULL: none */
+    const char *owner; /* of pl_checkpoint_own; NULL: whose dir it is is not looked at. PL_ERR_CHECKPOINT where it is another's. */
     int parts; /* written before by so many ranks, 0: none */
 };
 pl_status pl_checkpoint_save(const char *dir, const struct pl_checkpoint_source *src);
@@ -56,6 +57,12 @@ pl_status pl_checkpoint_load_part(const char *path, const struct pl_graph *g, in
 
 /* Before training: dir can be made and written. */
 pl_status pl_checkpoint_probe(const char *dir);
+/* dir belongs to the run that began there last: a batch system may start a run anew while ranks of its older life, which it
+ * cannot reach, still compute (seen with Slurm 22.05). The older one commits nothing more once the new one has said so. */
+enum { PL_OWNER_BYTES = 256 };
+pl_status pl_checkpoint_own(const char *dir, char owner[PL_OWNER_BYTES]); /* rank 0: writes who it is to dir/owner */
+bool pl_checkpoint_owned(const char *dir, const char *owner); /* also where that cannot be read, and if owner is NULL */
+pl_status pl_checkpoint_still_owned(const char *dir, const char *owner); /* the same; PL_ERR_CHECKPOINT names the other run */
 /* Newest whole checkpoint of dir (or dir itself if it is one) whose manifest holds: what `latest` names, or one
  * written after it; damaged ones are
  * named on stderr and passed over. *path NULL when there is none. Owner: the caller. */
@@ -68,10 +75,9 @@ pl_status pl_checkpoint_load_weights(const char *path, const struct pl_graph *g,
 /* A text kept with the run: job, optimizer, train_file, version. Owner: the caller. */
 pl_status pl_checkpoint_text(const char *path, const char *what, char **text);
 
-/* Background writer: takes a snapshot (copies), writes in its own thread, one at a time. */
+/* Background writer: takes a snapshot (copies), writes in its own thread, one at a time. what: without params, slot and state. */
 struct pl_checkpoint_writer;
-pl_status pl_checkpoint_writer_create(const char *dir, const struct pl_graph *g, const struct pl_optimizer *o,
-                                      const struct pl_job *job, const char *train_file, int parts, struct pl_checkpoint_writer **out);
+pl_status pl_checkpoint_writer_create(const char *dir, const struct pl_checkpoint_source *what, struct pl_checkpoint_writer **out);
 /* Copies and returns; only when nothing is under way. Without checkpoint.background: waits, too. */
 pl_status pl_checkpoint_writer_save(struct pl_checkpoint_writer *w, const float *params,
                                     const struct pl_run_state *state);

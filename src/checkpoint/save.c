@@ -265,6 +265,8 @@ pl_status pl_checkpoint_save(const char *dir, const struct pl_checkpoint_source 
     if (s == PL_OK)
         pl_fault("checkpoint.before_rename", src->state->step);
     if (s == PL_OK)
+        s = pl_checkpoint_still_owned(dir, src->owner);
+    if (s == PL_OK)
         s = take_name(temporary, name);
     if (s == PL_OK)
         s = pl_checkpoint_sync_path(dir);

@@ -6,11 +6,7 @@
 
 struct pl_checkpoint_writer {
     const char *dir;
-    const struct pl_graph *graph;
-    const struct pl_optimizer *optimizer;
-    const struct pl_job *job;
-    const char *train_file;
-    int parts;
+    struct pl_checkpoint_source source; /* of what is below */
     size_t bytes;
     float *params, *slot[2];
     struct pl_run_state state;
@@ -20,17 +16,16 @@ struct pl_checkpoint_writer {
     pl_status result;
 };
 
-pl_status pl_checkpoint_writer_create(const char *dir, const struct pl_graph *g, const struct pl_optimizer *o, const struct pl_job *job, const char *train_file, int parts,
-                                      struct pl_checkpoint_writer **out)
+pl_status pl_checkpoint_writer_create(const char *dir, const struct pl_checkpoint_source *what, struct pl_checkpoint_writer **out)
 {
     struct pl_checkpoint_writer *w = pl_alloc(sizeof *w, "the checkpoint writer");
     if (!w)
         return PL_ERR_MEMORY;
-    *w = (struct pl_checkpoint_writer){.dir = dir, .graph = g, .optimizer = o, .job = job, .train_file = train_file, .parts = parts};
-    w->bytes = (size_t)pl_graph_elems(g) * sizeof(float);
+    *w = (struct pl_checkpoint_writer){.dir = dir, .source = *what};
+    w->bytes = (size_t)pl_graph_elems(what->graph) * sizeof(float);
     w->params = pl_alloc(w->bytes, "a checkpoint's copy");
     bool fine = w->params != NULL;
-    for (int i = 0; fine && i < pl_optimizer_slots(o); i++)
+    for (int i = 0; fine && i < pl_optimizer_slots(what->optimizer); i++)
         fine = (w->slot[i] = pl_alloc(w->bytes, "a checkpoint's copy")) != NULL;
     if (!fine) {
         pl_checkpoint_writer_destroy(w);
@@ -44,8 +39,10 @@ static void *run(void *arg)
 {
     struct pl_checkpoint_writer *w = arg;
     const float *slots[2] = {w->slot[0], w->slot[1]};
-    struct pl_checkpoint_source src = {.graph = w->graph, .optimizer = w->optimizer, .params = w->params,
-                                       .slot = slots, .state = &w->state, .job = w->job, .train_file = w->train_file, .parts = w->parts};
+    struct pl_checkpoint_source src = w->source;
+    src.params = w->params;
+    src.slot = slots;
+    src.state = &w->state;
     w->result = pl_checkpoint_save(w->dir, &src);
     atomic_store(&w->writing, false);
     return NULL;
@@ -66,13 +63,13 @@ pl_status pl_checkpoint_writer_save(struct pl_checkpoint_writer *w, const float 
 {
     PL_TRY(pl_checkpoint_writer_finish(w));
     memcpy(w->params, params, w->bytes);
-    for (int i = 0; i < pl_optimizer_slots(w->optimizer); i++)
-        memcpy(w->slot[i], pl_optimizer_slot((struct pl_optimizer *)w->optimizer, i), w->bytes);
+    for (int i = 0; i < pl_optimizer_slots(w->source.optimizer); i++)
+        memcpy(w->slot[i], pl_optimizer_slot((struct pl_optimizer *)w->source.optimizer, i), w->bytes);
     w->state = *state;
     atomic_store(&w->writing, true);
     PL_TRY(pl_thread_start(&w->thread, "checkpoint", run, w));
     w->running = true;
-    return w->job->checkpoint.background ? PL_OK : pl_checkpoint_writer_finish(w);
+    return w->source.job->checkpoint.background ? PL_OK : pl_checkpoint_writer_finish(w);
 }
 
 void pl_checkpoint_writer_destroy(struct pl_checkpoint_writer *w)

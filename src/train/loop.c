@@ -20,6 +20,7 @@ struct run {
     int64_t saved_step;  /* of the newest checkpoint, written or under way; -1: none */
     bool pending, lost;  /* it is under way; it could not be written */
     double held_ms;      /* how long it held the loop */
+    char owner[PL_OWNER_BYTES]; /* this run, in checkpoint.dir */
 };
 
 static pl_status loader_deal(void *arg, int64_t global_batch, int rank, int ranks, int64_t epoch, int64_t position)
@@ -103,8 +104,21 @@ static pl_status open_outputs(struct run *r)
         return PL_OK;
     if (!r->root)
         return PL_OK;
-    int parts = pl_trainer_differs(t) ? t->world->ranks : 0;
-    return pl_checkpoint_writer_create(t->job->checkpoint.dir, t->graph, t->optimizer, t->job, t->train_file, parts, &r->writer);
+    struct pl_checkpoint_source what = {.graph = t->graph, .optimizer = t->optimizer, .job = t->job, .train_file = t->train_file, .owner = r->owner,
+                                        .parts = pl_trainer_differs(t) ? t->world->ranks : 0};
+    return pl_checkpoint_writer_create(t->job->checkpoint.dir, &what, &r->writer);
+}
+
+/* Once nothing can refuse the run any more. Each rank may come to write there. */
+static pl_status take_directory(struct run *r)
+{
+    const char *dir = r->t.job->checkpoint.dir;
+    struct pl_world *w = r->t.world;
+    if (!dir)
+        return PL_OK;
+    PL_TRY(pl_world_agree(w, r->root ? pl_checkpoint_probe(dir) : PL_OK));
+    PL_TRY(pl_world_agree(w, r->root ? pl_checkpoint_own(dir, r->owner) : PL_OK));
+    return pl_world_agree(w, pl_world_broadcast(w, r->owner, sizeof r->owner, 0));
 }
 
 static pl_status set_up(struct run *r, struct pl_world *w, const struct pl_job *job, char *path, size_t bytes)
@@ -118,7 +132,7 @@ static pl_status set_up(struct run *r, struct pl_world *w, const struct pl_job *
     PL_TRY(pl_world_agree(w, compare_data(r, r->test_data)));
     PL_TRY(pl_world_agree(w, open_loaders(r)));
     PL_TRY(pl_trainer_resume(&r->t, path, bytes));
-    PL_TRY(pl_world_agree(w, r->root && job->checkpoint.dir ? pl_checkpoint_probe(job->checkpoint.dir) : PL_OK));
+    PL_TRY(take_directory(r));
     return pl_world_agree(w, open_outputs(r));
 }
 
@@ -214,10 +228,20 @@ static bool better(const struct pl_job *job, double value, double best)
     return isnan(best) || (loss ? value < best : value > best);
 }
 
-/* checkpoint.on_error: stop ends the run, continue says so and trains on. */
+/* checkpoint.dir is this run's, or there is none. */
+static bool owned(const struct run *r) { return !r->owner[0] || pl_checkpoint_owned(r->t.job->checkpoint.dir, r->owner); }
+
+/* checkpoint.on_error: stop ends the run, continue says so and trains on, but not where another run has begun: whatever failed
+ * here, that is why. */
 static pl_status survive(struct run *r, pl_status s)
 {
-    if (s >= 0 || r->t.job->checkpoint.on_error == 0)
+    if (s >= 0 || s == PL_ERR_ECHO)
+        return s;
+    if (!owned(r)) {
+        pl_error_clear();
+        return pl_checkpoint_still_owned(r->t.job->checkpoint.dir, r->owner);
+    }
+    if (r->t.job->checkpoint.on_error == 0)
         return s;
     pl_report_say(r->report, "%s; training goes on without this checkpoint", pl_error_text());
     pl_error_clear();
@@ -244,7 +268,9 @@ static pl_status save_part(struct run *r)
     const char *dir = t->job->checkpoint.dir;
     struct pl_part part[PL_PARTS_MAX];
     bool stop = t->job->checkpoint.on_error == 0;
-    pl_status s = pl_checkpoint_save_part(dir, t->state.step, t->world->rank, t->graph, part, pl_trainer_parts(t, part));
+    pl_status s = pl_checkpoint_still_owned(dir, r->owner);
+    if (s == PL_OK)
+        s = pl_checkpoint_save_part(dir, t->state.step, t->world->rank, t->graph, part, pl_trainer_parts(t, part));
     double failed = s < 0 ? t->world->rank + 1 : 0;
     if (s < 0 && !stop && !r->root)
         pl_log("%s", pl_error_text());
@@ -489,10 +515,12 @@ static pl_status close_run(struct run *r, pl_status s)
 
 static const char *reason_of(pl_status s) { return s == PL_STOPPED ? "signal" : s < 0 ? "error" : "done"; }
 
-/* For the launcher. */
+/* For the launcher; but if another run has begun here, for that one's. */
 static void write_outcome(struct run *r, pl_status s)
 {
     const struct pl_trainer *t = &r->t;
+    if (!owned(r))
+        return;
     if ((r->root || r->last.tells) && pl_report_outcome(t->job->report.dir, pl_exit_code(s), reason_of(s), t->state.step, t->state.ranks) < 0)
         pl_log("%s", pl_error_text());
 }

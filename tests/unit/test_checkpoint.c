@@ -20,6 +20,7 @@ struct fixture {
     struct pl_optimizer *o;
     struct pl_run_state state;
     char *dir;
+    const char *owner;
 };
 
 static void open_fixture(struct fixture *f, const char *units, const char *kind, const char *dir)
@@ -78,7 +79,7 @@ static pl_status save(struct fixture *f, int64_t step)
     for (int s = 0; s < pl_optimizer_slots(f->o); s++)
         slots[s] = pl_optimizer_slot(f->o, s);
     f->state.step = step;
-    struct pl_checkpoint_source src = {.graph = f->g, .optimizer = f->o, .params = pl_graph_params(f->g), .slot = slots, .state = &f->state, .job = f->job};
+    struct pl_checkpoint_source src = {.graph = f->g, .optimizer = f->o, .params = pl_graph_params(f->g), .slot = slots, .state = &f->state, .job = f->job, .owner = f->owner};
     return pl_checkpoint_save(f->dir, &src);
 }
 
@@ -397,7 +398,7 @@ static void test_writer(void **state)
     open_fixture(&f, "2", "momentum", NULL);
     size_t bytes = (size_t)pl_graph_elems(f.g) * sizeof(float);
     float *copy = pl_alloc(bytes, "test");
-    assert_int_equal(pl_checkpoint_writer_create(f.dir, f.g, f.o, f.job, NULL, 0, &w), PL_OK);
+    assert_int_equal(pl_checkpoint_writer_create(f.dir, &(struct pl_checkpoint_source){.graph = f.g, .optimizer = f.o, .job = f.job}, &w), PL_OK);
     fill(&f, 3);
     memcpy(copy, pl_graph_params(f.g), bytes);
     f.state.step = 5;
@@ -493,9 +494,40 @@ static void test_parts(void **state)
     close_fixture(&f);
 }
 
+/* The older of two runs in one directory commits nothing more, and the newer one is not hindered. */
+static void test_two_runs(void **state)
+{
+    (void)state;
+    struct fixture f;
+    char older[PL_OWNER_BYTES], newer[PL_OWNER_BYTES];
+    open_fixture(&f, "2", "momentum", NULL);
+    f.owner = "nobody has said whose it is";
+    must_save(&f, 1);
+    assert_int_equal(pl_checkpoint_own(f.dir, older), PL_OK);
+    f.owner = older;
+    must_save(&f, 2);
+    assert_int_equal(pl_checkpoint_own(f.dir, newer), PL_OK);
+    assert_string_not_equal(older, newer);
+    assert_int_equal(save(&f, 3), PL_ERR_CHECKPOINT);
+    assert_non_null(strstr(pl_error_text(), "another run has begun here since"));
+    assert_non_null(strstr(pl_error_text(), newer));
+    pl_error_clear();
+    assert_false(exists(&f, 3));
+    assert_int_equal(found(&f), 2);
+    f.owner = newer;
+    must_save(&f, 3);
+    assert_int_equal(found(&f), 3);
+    char *path = pl_strdupf("%s/owner", f.dir);
+    assert_int_equal(unlink(path), 0);
+    assert_true(pl_checkpoint_owned(f.dir, older));
+    pl_free(path);
+    remove_all(&f);
+    close_fixture(&f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip), cmocka_unit_test(test_without_position), cmocka_unit_test(test_damage), cmocka_unit_test(test_failed_write),
-                                       cmocka_unit_test(test_retention), cmocka_unit_test(test_branches), cmocka_unit_test(test_other_model), cmocka_unit_test(test_writer), cmocka_unit_test(test_parts)};
+                                       cmocka_unit_test(test_retention), cmocka_unit_test(test_branches), cmocka_unit_test(test_other_model), cmocka_unit_test(test_writer), cmocka_unit_test(test_parts), cmocka_unit_test(test_two_runs)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
