@@ -15,8 +15,8 @@ install_packages() {
     fi
     echo "Installing ${missing[*]}"
     export DEBIAN_FRONTEND=noninteractive
-    apt-get install -y -qq --no-install-recommends "${missing[@]}" >/tmp/paceline-apt.log 2>&1 ||
-        { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}"; } >/tmp/paceline-apt.log 2>&1 ||
+    apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends "${missing[@]}" >/tmp/paceline-apt.log 2>&1 ||
+        { apt-get update -qq && apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends "${missing[@]}"; } >/tmp/paceline-apt.log 2>&1 ||
         { tail -n 20 /tmp/paceline-apt.log >&2; return 2; }
 }
 
