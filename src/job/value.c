@@ -31,10 +31,14 @@ static bool in_range(const struct pl_key *k, double v)
     return (k->min == 0 && k->max == 0) || (v >= k->min && v <= k->max);
 }
 
-static const char *range_text(const struct pl_key *k, char *text, size_t bytes)
+
+/* A limit that is as good as none is named only to who passed it. */
+static const char *range_text(const struct pl_key *k, const char *found, char *text, size_t bytes)
 {
+    double v;
+    bool above = to_double(found, &v) && v > k->max;
     text[0] = '\0';
-    if (k->max >= 1e15 && (k->min != 0 || k->max != 0))
+    if (k->max >= 1e15 && !above && (k->min != 0 || k->max != 0))
         snprintf(text, bytes, ", at least %g", k->min);
     else if (k->min != 0 || k->max != 0)
         snprintf(text, bytes, ", from %g to %g", k->min, k->max);
@@ -163,7 +167,7 @@ static pl_status refuse(const struct pl_key *k, const struct pl_node *n, const c
     const char *later = k->type == PL_KEY_CHOICE ? strstr(k->choices, "||") : NULL;
     return pl_node_error(n, "%s: wanted %s%s%.*s%s, found \"%s\"", k->name, type_text(k->type),
                          k->choices ? " " : "", later ? (int)(later - k->choices) : k->choices ? (int)strlen(k->choices) : 0,
-                         k->choices ? k->choices : "", range_text(k, range, sizeof range), found);
+                         k->choices ? k->choices : "", range_text(k, found, range, sizeof range), found);
 }
 
 static pl_status set_one(const struct pl_key *k, const struct pl_node *n, void *v, int index)

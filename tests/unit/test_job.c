@@ -42,6 +42,7 @@ static void test_places(void **state)
     refused(MODEL DATA "trian: {steps: 10}\n", "job.yaml:8:1: unknown key trian");
     refused(MODEL DATA "train:\n  steps: ten\n", "job.yaml:9:10: train.steps: wanted an integer, at least 1, found \"ten\"");
     refused(MODEL DATA "train: {steps: 0}\n", "job.yaml:8:16: train.steps: wanted an integer, at least 1");
+    refused(MODEL DATA TRAIN "optimizer: {kind: sgd, lr: 1e30}\n", "optimizer.lr: wanted a number, from 0 to 1e+18, found \"1e30\"");
     refused(MODEL DATA "train: {steps: [1]}\n", "train.steps: wanted an integer, at least 1, found \"a list\"");
     refused(MODEL DATA "train: 7\n", "train: wanted a map of keys, found \"7\"");
     refused(MODEL DATA "train: {steps: 10, steps: 11}\n", "job.yaml:8:20: steps stands here twice");
