@@ -132,6 +132,9 @@ const char *pl_job_compress_name(const struct pl_job *j);
 extern const struct pl_key pl_job_keys[]; /* ends with name NULL */
 /* One line a key: name, type, default, meaning. To stdout. */
 void pl_job_print_keys(const char *prefix, const struct pl_key *keys);
+/* Adds "optimizer.lr 0.1 (was 0.01), ..." of the keys that shape what is learnt, where the two jobs differ. Nothing of the
+ * model, of what has notes of its own (precision, seed), and of how a run is carried out. */
+void pl_job_changes(const struct pl_job *was, const struct pl_job *is, struct pl_text *out);
 /* The value of a key in this job, a line, to stdout. PL_ERR_USAGE: there is no such key. */
 pl_status pl_job_print_value(const struct pl_job *j, const char *key);
 

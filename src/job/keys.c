@@ -170,8 +170,46 @@ pl_status pl_job_print_value(const struct pl_job *j, const char *key)
     const char *near = pl_key_nearest(pl_job_keys, key);
     for (const struct pl_key *k = pl_job_keys; k->name; k++)
         if (strcmp(k->name, key) == 0) {
-            pl_value_print(k, j);
+            struct pl_text t = {0};
+            pl_value_text(k, j, &t);
+            puts(t.s ? t.s : "");
+            pl_text_free(&t);
             return PL_OK;
         }
     return pl_error(PL_ERR_USAGE, "job", "there is no key %s%s%s%s", key, near ? "\ndid you mean " : "", near ? near : "", near ? "?" : "");
+}
+
+/* What a run learns depends on it, and nothing else tells of it when it changes. */
+static bool shapes_learning(const char *key)
+{
+    static const char *const rooms[] = {"train.", "optimizer.", "sync.", "data.train."};
+    static const char *const not[] = {"train.threads", "train.precision", "train.seed", "train.init", "train.eval_every", "data.train.file",
+                                      "data.train.files", "data.train.cache", "sync.suspect_after", "sync.lost_after"};
+    bool yes = false;
+    for (size_t i = 0; i < sizeof rooms / sizeof *rooms; i++)
+        yes = yes || strncmp(key, rooms[i], strlen(rooms[i])) == 0;
+    for (size_t i = 0; i < sizeof not / sizeof *not; i++)
+        yes = yes && strcmp(key, not[i]) != 0;
+    return yes;
+}
+
+static void value_of(const struct pl_job *j, const struct pl_key *k, struct pl_text *t)
+{
+    if (k->def || pl_job_given(j, k->name))
+        pl_value_text(k, j, t);
+    else
+        pl_text_add(t, "not given");
+}
+
+void pl_job_changes(const struct pl_job *was, const struct pl_job *is, struct pl_text *out)
+{
+    for (const struct pl_key *k = pl_job_keys; k->name; k++) {
+        struct pl_text before = {0}, now = {0};
+        value_of(was, k, &before);
+        value_of(is, k, &now);
+        if (before.s && now.s && strcmp(before.s, now.s) != 0 && shapes_learning(k->name))
+            pl_text_add(out, "%s%s %s (was %s)", out->s ? ", " : "", k->name, now.s, before.s);
+        pl_text_free(&before);
+        pl_text_free(&now);
+    }
 }

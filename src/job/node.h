@@ -33,7 +33,7 @@ void pl_node_emit(const struct pl_node *n, int indent, struct pl_text *out);
 pl_status pl_value_set(const struct pl_key *key, const struct pl_node *n, void *base);
 pl_status pl_value_default(const struct pl_key *key, void *base);
 void pl_value_free(const struct pl_key *key, void *base);
-void pl_value_print(const struct pl_key *key, const void *base); /* a line, as it would be written */
+void pl_value_text(const struct pl_key *key, const void *base, struct pl_text *out); /* added as it would be written */
 /* The nearest name of a table, or NULL when none is near. */
 const char *pl_key_nearest(const struct pl_key *keys, const char *name);
 

@@ -31,7 +31,6 @@ static bool in_range(const struct pl_key *k, double v)
     return (k->min == 0 && k->max == 0) || (v >= k->min && v <= k->max);
 }
 
-
 /* A limit that is as good as none is named only to who passed it. */
 static const char *range_text(const struct pl_key *k, const char *found, char *text, size_t bytes)
 {
@@ -242,43 +241,60 @@ const char *pl_key_nearest(const struct pl_key *keys, const char *name)
     return best;
 }
 
+/* As short as it can be read back. */
+static void add_number(struct pl_text *t, double v)
+{
+    char text[32];
+    for (int digits = 6; digits <= 17; digits++) {
+        snprintf(text, sizeof text, "%.*g", digits, v);
+        if (strtod(text, NULL) == v)
+            break;
+    }
+    pl_text_add(t, "%s", text);
+}
+
 /* Of a list its i-th; otherwise the value. */
-static void print_one(const struct pl_key *k, const void *v, int i)
+static void add_one(struct pl_text *t, const struct pl_key *k, const void *v, int i)
 {
     static const char *const units[] = {[PL_NEVER] = "", [PL_STEPS] = " steps", [PL_EPOCHS] = " epochs", [PL_MS] = " ms"};
     const struct pl_period *period = v;
     const char *choice = k->choices;
     switch (k->type) {
-    case PL_KEY_INT: printf("%lld", (long long)*(const int64_t *)v); break;
-    case PL_KEY_INTS: printf("%lld", (long long)((const struct pl_ints *)v)->v[i]); break;
-    case PL_KEY_DOUBLE: printf("%.17g", *(const double *)v); break;
-    case PL_KEY_DOUBLES: printf("%.17g", ((const struct pl_doubles *)v)->v[i]); break;
-    case PL_KEY_BOOL: printf("%s", *(const bool *)v ? "true" : "false"); break;
-    case PL_KEY_TEXT: printf("%s", *(char *const *)v ? *(char *const *)v : "none"); break;
-    case PL_KEY_TEXTS: printf("%s", ((const struct pl_texts *)v)->v[i]); break;
-    case PL_KEY_MS: printf("%.17g ms", *(const double *)v); break;
+    case PL_KEY_INT: pl_text_add(t, "%lld", (long long)*(const int64_t *)v); break;
+    case PL_KEY_INTS: pl_text_add(t, "%lld", (long long)((const struct pl_ints *)v)->v[i]); break;
+    case PL_KEY_DOUBLE: add_number(t, *(const double *)v); break;
+    case PL_KEY_DOUBLES: add_number(t, ((const struct pl_doubles *)v)->v[i]); break;
+    case PL_KEY_BOOL: pl_text_add(t, "%s", *(const bool *)v ? "true" : "false"); break;
+    case PL_KEY_TEXT: pl_text_add(t, "%s", *(char *const *)v ? *(char *const *)v : "none"); break;
+    case PL_KEY_TEXTS: pl_text_add(t, "%s", ((const struct pl_texts *)v)->v[i]); break;
+    case PL_KEY_MS:
+        add_number(t, *(const double *)v);
+        pl_text_add(t, " ms");
+        break;
     case PL_KEY_PERIOD:
-        if (period->unit == PL_NEVER)
-            printf("never");
-        else
-            printf("%.17g%s", period->n, units[period->unit]);
+        if (period->unit == PL_NEVER) {
+            pl_text_add(t, "never");
+            break;
+        }
+        add_number(t, period->n);
+        pl_text_add(t, "%s", units[period->unit]);
         break;
     case PL_KEY_CHOICE:
         for (int n = *(const int *)v; n > 0; n--)
             choice += strcspn(choice, "|") + 1;
-        printf("%.*s", (int)strcspn(choice, "|"), choice);
+        pl_text_add(t, "%.*s", (int)strcspn(choice, "|"), choice);
         break;
     }
 }
 
-void pl_value_print(const struct pl_key *k, const void *base)
+void pl_value_text(const struct pl_key *k, const void *base, struct pl_text *t)
 {
     const void *v = (const char *)base + k->offset;
     int n = is_list(k->type) ? *(const int *)v : 1; /* n is the first member of all three */
-    printf("%s", is_list(k->type) ? "[" : "");
+    pl_text_add(t, "%s", is_list(k->type) ? "[" : "");
     for (int i = 0; i < n; i++) {
-        printf("%s", i > 0 ? ", " : "");
-        print_one(k, v, i);
+        pl_text_add(t, "%s", i > 0 ? ", " : "");
+        add_one(t, k, v, i);
     }
-    puts(is_list(k->type) ? "]" : "");
+    pl_text_add(t, "%s", is_list(k->type) ? "]" : "");
 }

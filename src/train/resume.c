@@ -106,11 +106,28 @@ static void say_other_precision(const struct pl_trainer *t, const char *path)
     pl_free(was);
 }
 
+static void say_changes(const struct pl_trainer *t, const char *path)
+{
+    char *text = NULL;
+    struct pl_job *was = NULL;
+    struct pl_text changes = {0};
+    if (pl_checkpoint_text(path, "job", &text) < 0 || pl_job_parse(text, path, &was) < 0)
+        pl_error_clear(); /* of another version */
+    else
+        pl_job_changes(was, t->job, &changes);
+    if (changes.s)
+        pl_log_root("note: from here on %s", changes.s);
+    pl_text_free(&changes);
+    pl_job_destroy(was);
+    pl_free(text);
+}
+
 /* Where the checkpoint left off the same samples follow, on whatever ranks. */
 static pl_status go_on(struct pl_trainer *t, const char *path)
 {
     PL_TRY(load_checkpoint(t, path));
     say_other_precision(t, path);
+    say_changes(t, path);
     int64_t was = t->state.global_batch;
     PL_TRY(pl_trainer_deal(t, t->world->rank, t->world->ranks));
     if (was != t->state.global_batch && !t->sync_table->whole)

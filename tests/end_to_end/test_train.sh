@@ -36,6 +36,7 @@ step=$(sed 's/step-0*//' stopped/latest)
 echo "stopped after step $step of $(sed 's/step-0*//' straight/latest)"
 run 2 stopped train.epochs=8
 compare straight stopped 0 0 exact
+grep -q 'from here on' stopped.log && fail "a run that goes on as it was says that something changed: $(grep 'from here on' stopped.log)"
 [ "$(cat stopped/latest)" = "$(cat straight/latest)" ] || fail "the resumed run ended elsewhere"
 run 2 stopped train.epochs=8
 grep -q 'this run is done' stopped.log || fail "a finished run did not say so"
@@ -75,6 +76,7 @@ run 2 elastic data.train.limit=600 train.batch=30 train.epochs=1
 run 4 elastic data.train.limit=600 train.batch=30 train.epochs=3 optimizer.schedule.kind=poly
 evals=$(sed -nE 's/.*"event": "eval".*"step": ([0-9]+), "epoch": ([0-9]+).*/\1:\2/p' elastic/metrics.jsonl | tr '\n' ' ')
 [ "$evals" = "10:0 15:1 20:2 " ] || fail "continued on 4 ranks it evaluated at \"$evals\""
+grep -q 'note: from here on train.epochs 3 (was 1), optimizer.schedule.kind poly (was fixed)' elastic.log || fail "what changed is not said: $(grep note elastic.log)"
 grep -q 'the global batch is 120 now and was 60' elastic.log || fail "another global batch was not mentioned"
 # In the midst of an epoch, where no global batch of 4 ranks begins: 180 samples, then 4 steps for the other 420, at last 3 ranks.
 run 2 midst data.train.limit=600 train.batch=30 train.steps=3
