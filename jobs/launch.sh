@@ -32,6 +32,8 @@ command -v mpirun >/dev/null || die "there is no mpirun here"
 dir=$("$paceline" inspect "$1" --key report.dir "${@:2}") || exit $?
 [ "$dir" != none ] || die "report.dir is needed: the run writes there how it ended"
 outcome=$dir/exit.json
+export PACELINE_RUN=$(hostname)-$$-$(date +%s) # the run writes it there: another that is refused in the same directory says nothing of this one
+said() { grep -qF "\"run\": \"$PACELINE_RUN\"" "$outcome" 2>/dev/null; }
 mkdir -p "$dir" && rm -f "$outcome" || exit 6
 reported() { wc -c 2>/dev/null <"$dir/metrics.jsonl"; } # opened: NFS then asks its server how long it is
 before=$(reported)
@@ -42,7 +44,7 @@ trap 'rm -f "$ends"' EXIT
 export PACELINE_RECOVERY=1
 case $(mpirun --version 2>&1) in
     *"Open MPI"*|*OpenRTE*)
-        launcher+=(--enable-recovery -x PACELINE_RECOVERY --mca state_base_verbose 1)
+        launcher+=(--enable-recovery -x PACELINE_RECOVERY -x PACELINE_RUN --mca state_base_verbose 1)
         [ "$(id -u)" -ne 0 ] || export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 ;;
     *HYDRA*) launcher+=(-disable-auto-cleanup) ;;
     *) die "this mpirun is neither Open MPI's nor MPICH's: it is not known how to make it go on without a lost rank" ;;
@@ -77,7 +79,7 @@ end_rest() {
     until_gone 10 || kill -KILL $(pgrep -P $pid) $pid 2>/dev/null
 }
 
-begun() { [ -e "$outcome" ] || [ "$(reported)" != "$before" ]; }
+begun() { said || [ "$(reported)" != "$before" ]; }
 lost_before() { # ranks ended badly, and long after that the run has not begun
     [ -s "$ends" ] || return 1
     local i
@@ -88,7 +90,7 @@ whom() { # "rank 2 (aborted by signal), the launcher's daemon 1 (communication f
         sort -uV | head -n 8 | paste -sd , | sed 's/,/, /g'
 }
 early=
-while ! gone && [ ! -e "$outcome" ]; do
+while ! gone && ! said; do
     if ! begun && lost_before; then early=$(whom); break; fi
     sleep 0.2
 done
@@ -102,8 +104,8 @@ fi
 wait $pid
 status=$?
 for ((i = 0; i < 10; i++)); do kill -0 $filter 2>/dev/null || break; sleep 0.1; done
-for ((i = 0; i < 15; i++)); do [ -e "$outcome" ] && break; sleep 0.2; done # a shared file system shows it late
-code=$(sed -nE 's/.*"code": ([0-9]+).*/\1/p' "$outcome" 2>/dev/null)
+for ((i = 0; i < 15; i++)); do said && break; sleep 0.2; done # a shared file system shows it late
+code=$(said && sed -nE 's/.*"code": ([0-9]+).*/\1/p' "$outcome")
 if [ -z "$code" ] && [ -n "$early" ]; then
     code=5
 elif [ -z "$code" ] && [ $status -ne 0 ] && [ $asked -eq 0 ] && [ "$(reported)" = "$before" ]; then # of ranks that it started its status tells nothing

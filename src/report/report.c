@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -266,8 +267,10 @@ pl_status pl_report_outcome(const char *dir, int code, const char *reason, int64
     if (s == PL_OK && code < 0) {
         unlink(path);
     } else if (s == PL_OK) {
+        const char *run = getenv("PACELINE_RUN");
         FILE *f = fopen(part, "w");
-        bool whole = f && fprintf(f, "{\"code\": %d, \"reason\": \"%s\", \"step\": %lld, \"ranks\": %d}\n", code, reason, (long long)step, ranks) > 0;
+        bool whole = f && fprintf(f, "{\"code\": %d, \"reason\": \"%s\", \"step\": %lld, \"ranks\": %d%s%.100s%s}\n", code, reason, (long long)step, ranks,
+                                  run ? ", \"run\": \"" : "", run ? run : "", run ? "\"" : "") > 0;
         whole = (!f || fclose(f) == 0) && whole && rename(part, path) == 0;
         if (!whole)
             s = pl_error(PL_ERR_CHECKPOINT, "report", "%s cannot be written: %s", path, strerror(errno));
