@@ -36,7 +36,7 @@ try:
     import h5py
 except ImportError:
     sys.exit("whole_batch.py: h5py is missing: apt-get install python3-h5py, and run it by /usr/bin/python3")
-passes = sorted(int(p) for p in a.passes.split())
+passes = sorted(int(p) for p in a.passes.replace(",", " ").split())
 program = os.environ.get("PACELINE", os.path.join(home, "build/release/paceline"))
 if not os.access(program, os.X_OK):
     sys.exit("whole_batch.py: %s is not built; run jobs/quickstart.sh or set PACELINE" % program)

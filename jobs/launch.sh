@@ -16,6 +16,7 @@ case ${1:-} in -h|--help) sed -n '2,13p' "$0" | cut -c3-; exit 0 ;; esac
 root=$(cd "$(dirname "$0")/.." && pwd)
 [ -d "$root/jobs" ] || root=${SLURM_SUBMIT_DIR:-$PWD} # sbatch runs a copy of this script
 paceline=${PACELINE:-$root/build/release/paceline}
+[ -n "${PACELINE:-}" ] || [ -x "$paceline" ] || paceline=$(command -v paceline || echo "$paceline") # installed
 linger=${PACELINE_LINGER:-20}
 
 launcher=(mpirun)

@@ -2,42 +2,133 @@
 #include "base/base.h"
 
 #include <limits.h>
+#include <malloc.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #define ALIGNMENT 64
 
+#define MUCH ((size_t)64 << 20) /* from here on it is compared with what there is */
+
 static _Atomic uint64_t allocations;
+static _Atomic int sharers = 1;
+static _Atomic uint64_t held; /* bytes of what is much */
+
+void pl_alloc_sharers(int processes) { atomic_store(&sharers, processes > 1 ? processes : 1); }
+
+/* Bytes by the name in /proc/meminfo, which counts in kB; infinity: it does not say. */
+static double meminfo(const char *name)
+{
+    char line[128];
+    unsigned long long kb;
+    double bytes = HUGE_VAL;
+    FILE *f = fopen("/proc/meminfo", "r");
+    while (f && fgets(line, sizeof line, f))
+        if (strncmp(line, name, strlen(name)) == 0 && sscanf(line + strlen(name), ": %llu kB", &kb) == 1)
+            bytes = (double)kb * 1024;
+    if (f)
+        fclose(f);
+    return bytes;
+}
+
+static double read_limit(const char *path)
+{
+    unsigned long long bytes;
+    FILE *f = fopen(path, "r");
+    bool known = f && fscanf(f, "%llu", &bytes) == 1; /* or "max" */
+    if (f)
+        fclose(f);
+    return known ? (double)bytes : HUGE_VAL;
+}
+
+/* The least limit of this process's cgroup and those above it: Slurm and containers set one. */
+static double cgroup_limit(void)
+{
+    char line[1024], path[1200];
+    double least = HUGE_VAL;
+    FILE *f = fopen("/proc/self/cgroup", "r");
+    while (f && fgets(line, sizeof line, f)) {
+        char *at = strncmp(line, "0::", 3) == 0 ? line + 3 : strstr(line, ":memory:"), *end;
+        bool second = at == line + 3; /* version 2 */
+        if (!at)
+            continue;
+        at += second ? 0 : (int)strlen(":memory:");
+        at[strcspn(at, "\n")] = '\0';
+        for (; *at; *end = '\0') {
+            snprintf(path, sizeof path, second ? "/sys/fs/cgroup%s/memory.max" : "/sys/fs/cgroup/memory%s/memory.limit_in_bytes", at);
+            double limit = read_limit(path);
+            least = limit < least ? limit : least;
+            if (!(end = strrchr(at, '/')))
+                break;
+        }
+    }
+    if (f)
+        fclose(f);
+    return least;
+}
+
+/* What all sharers together may have of this machine. */
+static double most_memory(void)
+{
+    double swap = meminfo("SwapTotal"), machine = meminfo("MemTotal") + (isfinite(swap) ? swap : 0), group = cgroup_limit();
+    return group < machine ? group : machine;
+}
+
+static void too_much(size_t bytes, const char *what, double most)
+{
+    int n = atomic_load(&sharers);
+    double before = (double)atomic_load(&held) / 1e6;
+    if (n > 1)
+        pl_error(PL_ERR_MEMORY, "memory", "no %.1f MB for %s, after %.1f MB, on each of %d ranks: this node has %.1f MB for all", (double)bytes / 1e6, what, before, n, most / 1e6);
+    else
+        pl_error(PL_ERR_MEMORY, "memory", "no %.1f MB for %s, after %.1f MB: this node has %.1f MB", (double)bytes / 1e6, what, before, most / 1e6);
+}
 
 /* In whole units, of which each begins at a multiple of itself. */
-static void *take(size_t bytes, size_t unit, const char *what)
+static void *take(size_t bytes, size_t unit, const char *what, int ranks)
 {
     void *p = NULL;
     size_t rounded = (bytes + unit - 1) / unit * unit;
+    bool much = rounded >= MUCH;
+    double most = much ? most_memory() : 0;
     atomic_fetch_add(&allocations, 1);
+    if (much && ((double)atomic_load(&held) + (double)bytes) * ranks > most) {
+        too_much(bytes, what, most);
+        return NULL;
+    }
     if (rounded < bytes || posix_memalign(&p, unit, rounded ? rounded : unit) != 0) {
         pl_error(PL_ERR_MEMORY, "memory", "no %.1f MB left for %s", (double)bytes / 1e6, what);
         return NULL;
     }
+    if (much)
+        atomic_fetch_add(&held, malloc_usable_size(p));
     memset(p, 0, rounded ? rounded : unit);
     return p;
 }
 
-void *pl_alloc(size_t bytes, const char *what) { return take(bytes, ALIGNMENT, what); }
-void *pl_alloc_pages(size_t bytes, const char *what) { return take(bytes, (size_t)sysconf(_SC_PAGESIZE), what); }
+void *pl_alloc(size_t bytes, const char *what) { return take(bytes, ALIGNMENT, what, atomic_load(&sharers)); }
+void *pl_alloc_alone(size_t bytes, const char *what) { return take(bytes, ALIGNMENT, what, 1); }
+void *pl_alloc_pages(size_t bytes, const char *what) { return take(bytes, (size_t)sysconf(_SC_PAGESIZE), what, atomic_load(&sharers)); }
 
 void *pl_realloc(void *p, size_t old_bytes, size_t new_bytes, const char *what)
 {
     void *q = pl_alloc(new_bytes, what);
     if (q && p) {
         memcpy(q, p, old_bytes < new_bytes ? old_bytes : new_bytes);
-        free(p);
+        pl_free(p);
     }
     return q;
 }
 
-void pl_free(void *p) { free(p); }
+void pl_free(void *p)
+{
+    size_t bytes = p ? malloc_usable_size(p) : 0;
+    if (bytes >= MUCH)
+        atomic_fetch_sub(&held, bytes);
+    free(p);
+}
 
 char *pl_strdup(const char *s)
 {

@@ -63,7 +63,7 @@ enum { PL_OWNER_BYTES = 256 };
 pl_status pl_checkpoint_own(const char *dir, char owner[PL_OWNER_BYTES]); /* rank 0: writes who it is to dir/owner */
 bool pl_checkpoint_owned(const char *dir, const char *owner); /* also where that cannot be read, and if owner is NULL */
 pl_status pl_checkpoint_still_owned(const char *dir, const char *owner); /* the same; PL_ERR_CHECKPOINT names the other run */
-/* Newest whole checkpoint of dir (or dir itself if it is one) whose manifest holds: what `latest` names, or one
+/* Newest whole checkpoint of dir (or dir itself if it is one, or that of which it is the file `latest`) whose manifest holds: what `latest` names, or one
  * written after it; damaged ones are
  * named on stderr and passed over. *path NULL when there is none. Owner: the caller. */
 pl_status pl_checkpoint_find(const char *dir, char **path);

@@ -38,7 +38,7 @@ static int round_of(const struct order *o, const char *dir, int64_t step)
     return newer ? AFTER : OTHERS;
 }
 
-pl_status pl_checkpoint_find(const char *dir, char **path)
+static pl_status find_in(const char *dir, char **path)
 {
     int64_t *steps;
     int n;
@@ -73,6 +73,18 @@ pl_status pl_checkpoint_find(const char *dir, char **path)
     return PL_OK;
 }
 
+/* The file that names the newest stands for its directory. */
+pl_status pl_checkpoint_find(const char *dir, char **path)
+{
+    struct stat st;
+    const char *base = strrchr(dir, '/');
+    bool named = strcmp(base ? base + 1 : dir, "latest") == 0 && stat(dir, &st) == 0 && S_ISREG(st.st_mode);
+    char *in = !named ? pl_strdup(dir) : base ? pl_strdupf("%.*s", (int)(base - dir), dir) : pl_strdup(".");
+    pl_status s = in ? find_in(in, path) : PL_ERR_MEMORY;
+    pl_free(in);
+    return s;
+}
+
 static bool same_shape(const struct pl_h5_info *i, const struct pl_shape *s)
 {
     bool same = i->dims == s->dims;
@@ -88,21 +100,23 @@ static void shape_text(const int64_t *dim, int dims, char *text, size_t bytes)
         at += (size_t)snprintf(text + at, bytes - at, "%s%lld", k ? ", " : "", (long long)dim[k]);
 }
 
-static pl_status read_tensor(struct pl_h5 *f, const char *group, const struct pl_tensor *t, float *slab)
+#define ANOTHER "give another checkpoint.dir"
+
+static pl_status read_tensor(struct pl_h5 *f, const char *path, const char *group, const struct pl_tensor *t, float *slab)
 {
     struct pl_h5ds *d;
     char *name = pl_strdupf("%s/%s/%s", group, t->layer, t->name);
     if (!name)
         return PL_ERR_MEMORY;
     pl_status s = pl_h5_exists(f, name) ? pl_h5_dataset(f, name, &d)
-                                        : pl_error(PL_ERR_CHECKPOINT, "checkpoint", "another model: it has no %s, this job's has", name);
+                                        : pl_error(PL_ERR_CHECKPOINT, "checkpoint", "%s is of another model: it has no %s, which this job's has\n" ANOTHER, path, name);
     if (s == PL_OK) {
         const struct pl_h5_info *i = pl_h5_dataset_info(d);
         char wanted[128], found[128];
         shape_text(t->param->shape.dim, t->param->shape.dims, wanted, sizeof wanted);
         shape_text(i->dim, i->dims, found, sizeof found);
         if (!same_shape(i, &t->param->shape))
-            s = pl_error(PL_ERR_CHECKPOINT, "checkpoint", "another model: %s is [%s], this job's is [%s]", name, found, wanted);
+            s = pl_error(PL_ERR_CHECKPOINT, "checkpoint", "%s is of another model: %s is [%s], this job's is [%s]\n" ANOTHER, path, name, found, wanted);
         else
             s = pl_h5_read_rows(d, 0, t->param->shape.dim[0], PL_F32, slab + t->param->offset);
         pl_h5_dataset_close(d);
@@ -111,13 +125,13 @@ static pl_status read_tensor(struct pl_h5 *f, const char *group, const struct pl
     return s;
 }
 
-static pl_status read_slab(struct pl_h5 *f, const char *group, const struct pl_graph *g, bool statistics, float *slab)
+static pl_status read_slab(struct pl_h5 *f, const char *path, const char *group, const struct pl_graph *g, bool statistics, float *slab)
 {
     const struct pl_tensor *tensor;
     int n = pl_graph_tensors(g, &tensor);
     for (int t = 0; t < n; t++)
         if (statistics || !tensor[t].param->statistic)
-            PL_TRY(read_tensor(f, group, &tensor[t], slab));
+            PL_TRY(read_tensor(f, path, group, &tensor[t], slab));
     return PL_OK;
 }
 
@@ -163,15 +177,15 @@ static pl_status load_all(struct pl_h5 *f, const char *path, const struct pl_gra
 {
     int64_t signature;
     PL_TRY(read_run(f, state, &signature));
-    PL_TRY(read_slab(f, "/params", g, true, params));
+    PL_TRY(read_slab(f, path, "/params", g, true, params));
     if ((uint64_t)signature != pl_graph_signature(g))
-        return pl_error(PL_ERR_CHECKPOINT, "checkpoint", "%s is of another model\ngive another checkpoint.dir, or train.init=FILE to start from its weights", path);
+        return pl_error(PL_ERR_CHECKPOINT, "checkpoint", "%s is of another model\n" ANOTHER ", or train.init=FILE to start from its weights", path);
     if (o)
         PL_TRY(same_optimizer(f, path, o));
     for (int i = 0; o && i < pl_optimizer_slots(o); i++) {
         char group[80];
         snprintf(group, sizeof group, "/optimizer/%s", pl_optimizer_slot_name(o, i));
-        PL_TRY(read_slab(f, group, g, false, pl_optimizer_slot(o, i)));
+        PL_TRY(read_slab(f, path, group, g, false, pl_optimizer_slot(o, i)));
     }
     return PL_OK;
 }
@@ -224,7 +238,7 @@ static pl_status read_part(const char *dir, const struct pl_graph *g, int rank, 
     char group[96];
     part_group(group, sizeof group, rank, part);
     PL_TRY(open_part(dir, rank, &f));
-    pl_status s = read_slab(f, group, g, false, slab);
+    pl_status s = read_slab(f, dir, group, g, false, slab);
     pl_h5_close(f);
     return s;
 }
@@ -284,7 +298,7 @@ pl_status pl_checkpoint_load_weights(const char *path, const struct pl_graph *g,
 {
     struct pl_h5 *f;
     PL_TRY(open_model(path, &f));
-    pl_status s = read_slab(f, "/params", g, true, params);
+    pl_status s = read_slab(f, path, "/params", g, true, params);
     pl_h5_close(f);
     return s;
 }

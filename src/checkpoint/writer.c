@@ -23,10 +23,10 @@ pl_status pl_checkpoint_writer_create(const char *dir, const struct pl_checkpoin
         return PL_ERR_MEMORY;
     *w = (struct pl_checkpoint_writer){.dir = dir, .source = *what};
     w->bytes = (size_t)pl_graph_elems(what->graph) * sizeof(float);
-    w->params = pl_alloc(w->bytes, "a checkpoint's copy");
+    w->params = pl_alloc_alone(w->bytes, "a checkpoint's copy");
     bool fine = w->params != NULL;
     for (int i = 0; fine && i < pl_optimizer_slots(what->optimizer); i++)
-        fine = (w->slot[i] = pl_alloc(w->bytes, "a checkpoint's copy")) != NULL;
+        fine = (w->slot[i] = pl_alloc_alone(w->bytes, "a checkpoint's copy")) != NULL;
     if (!fine) {
         pl_checkpoint_writer_destroy(w);
         return PL_ERR_MEMORY;

@@ -12,6 +12,19 @@ static void print_dims(const struct pl_h5_info *i)
     putchar(']');
 }
 
+/* Of what has a length each: how much it takes no one call tells. */
+static void print_encoding(struct pl_h5 *f, const char *path)
+{
+    char *text;
+    if (pl_h5_get_text(f, path, "encoding", &text) < 0) {
+        pl_error_clear();
+        puts(", a length each");
+        return;
+    }
+    printf(", encoding %s\n", text);
+    pl_free(text);
+}
+
 static void visit(void *arg, const char *path, bool is_dataset)
 {
     struct pl_h5 *f = arg;
@@ -27,7 +40,10 @@ static void visit(void *arg, const char *path, bool is_dataset)
     print_dims(i);
     if (i->chunked)
         printf(", chunks of %lld rows", (long long)i->chunk[0]);
-    printf(", %.2f MB stored\n", (double)i->bytes_stored / 1e6);
+    if (!i->bytes_each)
+        printf(", %.2f MB stored\n", (double)i->bytes_stored / 1e6);
+    else
+        print_encoding(f, path);
     pl_h5_dataset_close(d);
 }
 

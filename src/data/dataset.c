@@ -319,7 +319,7 @@ static pl_status open_part(struct pl_dataset *d, struct pl_set_file *p, bool lab
     if (access(p->path, R_OK) != 0)
         return pl_error(PL_ERR_DATA, "data",
                         "%s: %s\ncheck the set's key `file`: a relative path "
-                        "counts from the folder of the job file",
+                        "counts from the folder of the job file, on the command line from the working directory",
                         p->path, strerror(errno));
     PL_TRY(pl_h5_open(p->path, "data", PL_ERR_DATA, &p->file));
     PL_TRY(find_dataset(p, d->set->data, "data", &p->data));

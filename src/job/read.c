@@ -99,12 +99,32 @@ static bool is_group(const char *path)
     return false;
 }
 
+/* The first part of a key that is nearest to it; NULL: none is near. */
+static const char *nearest_section(const char *path)
+{
+    static char best[64];
+    char name[64], given[64];
+    int least = 3;
+    snprintf(given, sizeof given, "%.*s", (int)strcspn(path, "."), path);
+    for (const struct pl_key *k = pl_job_keys; k->name; k++) {
+        snprintf(name, sizeof name, "%.*s", (int)strcspn(k->name, "."), k->name);
+        int d = pl_text_distance(given, name);
+        if (d > 0 && d < least) {
+            least = d;
+            snprintf(best, sizeof best, "%s", name);
+        }
+    }
+    return least < 3 ? best : NULL;
+}
+
 static pl_status unknown(const struct pl_node *at, const char *path)
 {
     for (int i = 0; pl_job_later[i]; i++)
         if (strcmp(pl_job_later[i], path) == 0)
             return pl_node_error(at, "%s is not in this version yet", path);
     const char *near = pl_key_nearest(pl_job_keys, path);
+    if (!near)
+        near = nearest_section(path);
     return pl_node_error(at, "unknown key %s%s%s%s", path, near ? "\ndid you mean " : "\nsee paceline train --help-keys",
                          near ? near : "", near ? "?" : "");
 }

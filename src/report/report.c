@@ -150,6 +150,8 @@ void pl_report_checkpoint(struct pl_report *r, int64_t step, const char *path, d
     pl_text_free(&t);
 }
 
+void pl_report_goes_on(struct pl_report *r, int64_t step) { r->first_step = step; }
+
 void pl_report_resume(struct pl_report *r, int64_t step, const char *path)
 {
     struct pl_text t = {0};

@@ -18,6 +18,7 @@ void pl_report_step(struct pl_report *r, const struct pl_report_step *s); /* NAN
 void pl_report_progress(struct pl_report *r, const struct pl_report_step *s); /* live line only, at most 10 a second */
 void pl_report_eval(struct pl_report *r, int64_t step, int64_t epoch, const char *set, double loss, double accuracy, double top5, int64_t samples);
 void pl_report_checkpoint(struct pl_report *r, int64_t step, const char *path, double ms);
+void pl_report_goes_on(struct pl_report *r, int64_t step); /* of a rank that reports from there on */
 void pl_report_resume(struct pl_report *r, int64_t step, const char *path);
 /* Ranks that were struck off, or let in again, NULL: none; members: how many go on. */
 void pl_report_members(struct pl_report *r, int64_t step, const char *lost, const char *back, int members);

@@ -34,7 +34,8 @@ static pl_status measure(struct pl_trainer *t)
     double steps = job->train.epochs * (double)t->steps_per_epoch;
     if (steps > 1e15)
         return pl_error(PL_ERR_USAGE, "job", "train.epochs %g of %lld steps each: too long a run", job->train.epochs, (long long)t->steps_per_epoch);
-    t->total_steps = (int64_t)ceil(steps - 1e-9) + t->ahead;
+    int64_t total = (int64_t)ceil(steps - 1e-9) + t->ahead;
+    t->total_steps = total > p->step ? total : p->step; /* it has gone further: by other ranks' steps there may be no such number */
     return PL_OK;
 }
 

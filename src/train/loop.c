@@ -411,7 +411,9 @@ static pl_status take_over(struct run *r, bool writes)
     r->report = NULL;
     r->saved_step = -1;
     r->saved_ms = pl_now_ms();
-    return open_outputs(r);
+    PL_TRY(open_outputs(r));
+    pl_report_goes_on(r->report, r->t.state.step);
+    return PL_OK;
 }
 
 /* Where ranks may be late or lost: what has become of them. */

@@ -140,10 +140,12 @@ static pl_status start_afresh(struct pl_trainer *t)
 {
     const struct pl_job *job = t->job;
     t->state.train_samples = t->source.epoch_samples;
-    if (job->train.init)
+    if (job->train.init) {
         PL_TRY(pl_checkpoint_load_weights(job->train.init, t->graph, pl_graph_params(t->graph)));
-    else
+        pl_log_root("weights from %s", job->train.init);
+    } else {
         pl_graph_init(t->graph, (uint64_t)job->train.seed);
+    }
     return pl_trainer_deal(t, t->world->rank, t->world->ranks);
 }
 

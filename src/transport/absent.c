@@ -6,7 +6,7 @@
 
 static bool say(char *reason, size_t bytes, const char *missing)
 {
-    snprintf(reason, bytes, "not in this build: %s was not found", missing);
+    snprintf(reason, bytes, "not in this build: %s was not found, or switched off", missing);
     return false;
 }
 

@@ -51,6 +51,7 @@ static pl_status find_node(struct pl_world *w, MPI_Comm *node)
     PL_MPI(MPI_Comm_rank(*node, &w->local_rank));
     PL_MPI(MPI_Comm_size(*node, &w->local_ranks));
     int leader = w->local_rank == 0;
+    pl_alloc_sharers(w->local_ranks);
     PL_MPI(MPI_Allreduce(&leader, &w->nodes, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD));
     PL_MPI(MPI_Allreduce(&w->local_ranks, &w->least_local, 1, MPI_INT, MPI_MIN, MPI_COMM_WORLD));
     PL_MPI(MPI_Allreduce(&w->local_ranks, &w->most_local, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD));

@@ -78,6 +78,8 @@ evals=$(sed -nE 's/.*"event": "eval".*"step": ([0-9]+), "epoch": ([0-9]+).*/\1:\
 [ "$evals" = "10:0 15:1 20:2 " ] || fail "continued on 4 ranks it evaluated at \"$evals\""
 grep -q 'note: from here on train.epochs 3 (was 1), optimizer.schedule.kind poly (was fixed)' elastic.log || fail "what changed is not said: $(grep note elastic.log)"
 grep -q 'the global batch is 120 now and was 60' elastic.log || fail "another global batch was not mentioned"
+run 1 elastic data.train.limit=600 train.batch=30 train.epochs=1 optimizer.schedule.kind=poly # by one rank's steps it is further than any
+grep -q 'this run is done: step 20 of 20' elastic.log || fail "a run of more epochs than are asked for: $(tail -n 1 elastic.log)"
 # In the midst of an epoch, where no global batch of 4 ranks begins: 180 samples, then 4 steps for the other 420, at last 3 ranks.
 run 2 midst data.train.limit=600 train.batch=30 train.steps=3
 run 4 midst data.train.limit=600 train.batch=30 train.steps=5

@@ -72,6 +72,8 @@ expect 6 "was trained on $PWD/train.h5, the job says $PWD/two.h5 and 1 more file
 expect 6 "checkpoint.resume is never" 3 job.yaml checkpoint.resume=never
 sed 's/units: 24/units: 25/' net.yaml >other.yaml
 expect 6 "another model" 2 job.yaml model=other.yaml
+expect 7 " MB, on each of 2 ranks: this node has" 2 job.yaml checkpoint.dir=none train.batch=50000000
+expect 2 "did you mean optimizer?" 2 job.yaml optimzer.lr=0.1
 say faults
 expect 3 "debug.fault at loader.read" 3 job.yaml checkpoint.dir=f1 report.dir=f1 debug.fault=loader.read@rank=1@step=2:fail
 expect 7 "debug.fault at step" 3 job.yaml checkpoint.dir=f2 report.dir=f2 debug.fault=step@rank=2@step=1:fail

@@ -7,7 +7,7 @@ why=$(cluster_possible) || { echo "skipped: $why"; rm -rf "$CLUSTER"; exit 77; }
 trap cluster_down EXIT
 small_job 2000
 cluster_up 3 || { echo "FAIL: no cluster"; exit 1; }
-export PACELINE PACELINE_LAUNCH=$PL_SOURCE_DIR/jobs/launch.sh PACELINE_MPIRUN=${PL_MPIRUN[*]:1} PACELINE_LINGER=3
+export PACELINE PACELINE_MPIRUN=${PL_MPIRUN[*]:1} PACELINE_LINGER=3
 
 keys=(train.batch=8 train.steps=120 train.eval_every=never checkpoint.every="10 steps")
 # submit DIR OPTIONS... -- KEYS...: a job of two nodes with a rank each; $id is its number

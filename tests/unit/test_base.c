@@ -165,11 +165,36 @@ static void test_faults(void **state)
     assert_int_equal(pl_fault_configure(NULL, 0), PL_OK);
 }
 
+/* 64 MB on so many that no machine has room for all; each alone may have them. */
+static void test_shared_memory(void **state)
+{
+    (void)state;
+    const size_t much = (size_t)64 << 20;
+    pl_alloc_sharers(1 << 30);
+    assert_null(pl_alloc(much, "numbers"));
+    assert_non_null(strstr(pl_error_text(), "no 67.1 MB for numbers, after 0.0 MB, on each of 1073741824 ranks: this node has "));
+    pl_error_clear();
+    void *little = pl_alloc(much / 64, "numbers");
+    assert_non_null(little);
+    pl_free(little);
+    pl_alloc_sharers(1);
+    for (int i = 0; i < 3; i++) { /* what was given back counts no more */
+        void *all = pl_alloc(much, "numbers");
+        assert_non_null(all);
+        assert_null(pl_alloc((size_t)1 << 50, "numbers"));
+        assert_non_null(strstr(pl_error_text(), "numbers, after 67.1 MB: this node has "));
+        pl_error_clear();
+        pl_free(all);
+    }
+    assert_null(pl_alloc((size_t)1 << 50, "numbers"));
+    pl_error_clear();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_philox), cmocka_unit_test(test_crc_and_text),
                                        cmocka_unit_test(test_first_error_stands), cmocka_unit_test(test_queue),
                                        cmocka_unit_test(test_pool), cmocka_unit_test(test_hash_words),
-                                       cmocka_unit_test(test_faults)};
+                                       cmocka_unit_test(test_faults), cmocka_unit_test(test_shared_memory)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

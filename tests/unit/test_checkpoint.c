@@ -375,7 +375,7 @@ static void test_other_model(void **state)
     open_fixture(&other, "5", "momentum", f.dir);
     pl_error_clear();
     assert_int_equal(pl_checkpoint_load(path, other.g, other.o, pl_graph_params(other.g), &back), PL_ERR_CHECKPOINT);
-    assert_non_null(strstr(pl_error_text(), "another model: /params/d/weight is [2, 3], this job's is [5, 3]"));
+    assert_non_null(strstr(pl_error_text(), "of another model: /params/d/weight is [2, 3], this job's is [5, 3]"));
     close_fixture(&other);
     open_fixture(&other, "2", "adam", f.dir);
     pl_error_clear();
