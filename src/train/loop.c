@@ -535,7 +535,7 @@ static void leave_ended(struct run *r, pl_status s)
     write_outcome(r, s);
     if (r->last.tells)
         r->t.sync_table->meshed->leave(r->t.sync, pl_exit_code(s), true, &p);
-    r->t.world->apart = true;
+    r->t.world->lost = true;
 }
 
 /* Where ranks may be lost they part one by one: all that are there know it when this returns. Who had to write may be
@@ -558,7 +558,7 @@ static pl_status leave(struct run *r, pl_status s)
         pl_report_say(r->report, "%s that came late, by rank: %s", local_steps(t->job) > 0 ? "replicas" : "gradients", p.dropped);
     if (p.holders > 0)
         pl_report_say(r->report, "%d rank%s the same parameters, bit for bit", p.holders, p.holders == 1 ? " holds" : "s hold");
-    t->world->apart = !p.clean;
+    t->world->lost = !p.clean;
     r->last.tells = p.tells;
     return s >= 0 && left < 0 ? left : s;
 }
@@ -619,5 +619,5 @@ pl_status pl_train(struct pl_world *w, const struct pl_job *job)
         s = run_to_end(&r);
     pl_log_step(-1);
     tear_down(&r);
-    return s < 0 && !w->apart ? pl_world_agree(w, s) : s == PL_END ? PL_OK : s;
+    return s < 0 && !w->lost ? pl_world_agree(w, s) : s == PL_END ? PL_OK : s;
 }

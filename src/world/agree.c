@@ -52,7 +52,7 @@ void pl_world_say(struct pl_world *w, pl_status s)
 int pl_world_finish(struct pl_world *w, pl_status s)
 {
     pl_world_say(w, s);
-    if (w->apart) {
+    if (w->lost) {
         fflush(NULL);
         _exit(pl_exit_code(s));
     }

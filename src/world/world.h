@@ -16,7 +16,7 @@ struct pl_world {
     int threads; /* compute threads a rank should take: its fair share of the mask, or OMP_NUM_THREADS */
     bool cores_unused; /* the masks of this node's ranks leave cores of the allocation unused */
     bool reported;     /* the run's one message has been printed */
-    bool apart;        /* ranks were lost: no MPI call can be trusted, each ends by itself */
+    bool lost;         /* ranks are lost: no MPI call can be trusted, each ends by itself */
 };
 
 /* MPI_Init_thread(SERIALIZED) and the facts above. Collective. Refuses ranks that were
