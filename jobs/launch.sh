@@ -18,6 +18,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 paceline=${PACELINE:-$root/build/release/paceline}
 [ -n "${PACELINE:-}" ] || [ -x "$paceline" ] || paceline=$(command -v paceline || echo "$paceline") # installed
 linger=${PACELINE_LINGER:-20}
+case $linger in '' | *[!0-9]*) die "PACELINE_LINGER is a number of seconds, not $linger" ;; esac
 
 launcher=(mpirun)
 options=()
@@ -34,12 +35,15 @@ dir=$("$paceline" inspect "$1" --key report.dir "${@:2}") || exit $?
 [ "$dir" != none ] || die "report.dir is needed: the run writes there how it ended"
 outcome=$dir/exit.json
 export PACELINE_RUN=$(hostname)-$$-$(date +%s) # the run writes it there: another that is refused in the same directory says nothing of this one
-said() { grep -qF "\"run\": \"$PACELINE_RUN\"" "$outcome" 2>/dev/null; }
-mkdir -p "$dir" && rm -f "$outcome" || exit 6
+said() {
+    [ ! -e "$dir/exit-$PACELINE_RUN.json" ] || outcome=$dir/exit-$PACELINE_RUN.json # another has begun there since
+    grep -qF -- "\"run\": \"$PACELINE_RUN\"" "$outcome" 2>/dev/null
+}
+mkdir -p -- "$dir" && rm -f -- "$outcome" || exit 6
 reported() { wc -c 2>/dev/null <"$dir/metrics.jsonl"; } # opened: NFS then asks its server how long it is
 before=$(reported)
 ends=$(mktemp) || exit 6
-trap 'rm -f "$ends"' EXIT
+trap 'rm -f -- "$ends" "$dir/exit-$PACELINE_RUN.json"' EXIT
 
 # Each launcher's way to leave the other ranks alone when one ends.
 export PACELINE_RECOVERY=1
@@ -54,7 +58,7 @@ esac
 # What Open MPI says of itself when a rank is lost, or ends without MPI_Finalize as those must that lost a peer; and what becomes
 # of each rank, of which those that ended badly are kept.
 state='^\[[^]]*\] \[\[[0-9]+,[0-9]+\],[0-9]+\] ACTIVATE'
-badly='ABORTED BY SIGNAL|EXITED WITH NON-ZERO STATUS|FAILED TO START|COMMUNICATION FAILURE'
+badly='ABORTED BY SIGNAL|EXITED WITH NON-ZERO STATUS|FAILED TO START|COMMUNICATION FAILURE|NORMALLY TERMINATED' # the last by itself: before the others
 exec 3> >(trap '' INT TERM HUP USR1; exec sed -u -nE "
     /^\[[^]]*\] PMIX ERROR: .* in file .* at line [0-9]+\$/d
     /,0\],0\] ACTIVATE PROC .* STATE ($badly) AT /w $ends
@@ -88,7 +92,7 @@ lost_before() { # ranks ended badly, and long after that the run has not begun
 }
 whom() { # "rank 2 (aborted by signal), the launcher's daemon 1 (communication failure)"
     sed -nE 's/.*PROC \[\[[0-9]+,0\],([0-9]+)\] STATE (.*) AT .*/the launcher'"'"'s daemon \1 (\L\2)/p; s/.*PROC \[\[[0-9]+,[0-9]+\],([0-9]+)\] STATE (.*) AT .*/rank \1 (\L\2)/p' "$ends" |
-        sort -uV | head -n 8 | paste -sd , | sed 's/,/, /g'
+        awk -F '(' '!seen[$1]++' | head -n 8 | paste -sd , | sed 's/,/, /g'
 }
 early=
 while ! gone && ! said; do
@@ -105,7 +109,7 @@ fi
 wait $pid
 status=$?
 for ((i = 0; i < 10; i++)); do kill -0 $filter 2>/dev/null || break; sleep 0.1; done
-for ((i = 0; i < 15; i++)); do said && break; sleep 0.2; done # a shared file system shows it late
+for ((i = 0; i < 15; i++)); do [ -n "$early" ] || said && break; sleep 0.2; done # a shared file system shows it late
 code=$(said && sed -nE 's/.*"code": ([0-9]+).*/\1/p' "$outcome")
 if [ -z "$code" ] && [ -n "$early" ]; then
     code=5

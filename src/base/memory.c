@@ -102,8 +102,8 @@ static void *take(size_t bytes, size_t unit, const char *what, int ranks)
         pl_error(PL_ERR_MEMORY, "memory", "no %.1f MB left for %s", (double)bytes / 1e6, what);
         return NULL;
     }
-    if (much)
-        atomic_fetch_add(&held, malloc_usable_size(p));
+    if (malloc_usable_size(p) >= MUCH)
+        atomic_fetch_add(&held, malloc_usable_size(p)); /* as pl_free takes it off */
     memset(p, 0, rounded ? rounded : unit);
     return p;
 }

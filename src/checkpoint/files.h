@@ -18,6 +18,7 @@ const char *pl_manifest_check(const char *dir);
 pl_status pl_checkpoint_list(const char *dir, int64_t **steps, int *n);
 char *pl_checkpoint_name(const char *dir, int64_t step); /* dir/step-00001200 */
 void pl_checkpoint_remove(const char *path);             /* a checkpoint directory, as far as it goes */
+void pl_checkpoint_remove_old_parts(const char *dir);     /* parts in it that have become no checkpoint's */
 void pl_checkpoint_remove_parts(const char *path);       /* a directory of parts, likewise */
 /* Of the checkpoints up to step `now` all but the newest `keep` and `best` go. */
 void pl_checkpoint_retain(const char *dir, int64_t keep, int64_t now, int64_t best);

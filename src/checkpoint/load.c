@@ -73,13 +73,18 @@ static pl_status find_in(const char *dir, char **path)
     return PL_OK;
 }
 
+static bool names_newest(const char *path)
+{
+    struct stat st;
+    const char *base = strrchr(path, '/');
+    return strcmp(base ? base + 1 : path, "latest") == 0 && stat(path, &st) == 0 && S_ISREG(st.st_mode);
+}
+
 /* The file that names the newest stands for its directory. */
 pl_status pl_checkpoint_find(const char *dir, char **path)
 {
-    struct stat st;
     const char *base = strrchr(dir, '/');
-    bool named = strcmp(base ? base + 1 : dir, "latest") == 0 && stat(dir, &st) == 0 && S_ISREG(st.st_mode);
-    char *in = !named ? pl_strdup(dir) : base ? pl_strdupf("%.*s", (int)(base - dir), dir) : pl_strdup(".");
+    char *in = !names_newest(dir) ? pl_strdup(dir) : base ? pl_strdupf("%.*s", (int)(base - dir), dir) : pl_strdup(".");
     pl_status s = in ? find_in(in, path) : PL_ERR_MEMORY;
     pl_free(in);
     return s;
@@ -193,7 +198,7 @@ static pl_status load_all(struct pl_h5 *f, const char *path, const struct pl_gra
 static pl_status open_model(const char *path, struct pl_h5 **f)
 {
     struct stat st;
-    bool dir = stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+    bool dir = (stat(path, &st) == 0 && S_ISDIR(st.st_mode)) || names_newest(path);
     char *file = dir ? NULL : pl_strdup(path);
     if (dir) {
         char *found;

@@ -21,7 +21,7 @@ static void who_am_i(char owner[PL_OWNER_BYTES])
     snprintf(owner, PL_OWNER_BYTES, "process %d of %s, begun %s.%09ldZ%s%.32s", (int)getpid(), host, when, now.tv_nsec, job ? ", Slurm job " : "", job ? job : "");
 }
 
-/* By a rename: who reads it at the same time finds the old one or the new one. */
+/* From now on what lies there half done is nobody's. By a rename: who reads it at the same time finds the old one or the new one. */
 pl_status pl_checkpoint_own(const char *dir, char owner[PL_OWNER_BYTES])
 {
     memset(owner, 0, PL_OWNER_BYTES);
@@ -32,6 +32,8 @@ pl_status pl_checkpoint_own(const char *dir, char owner[PL_OWNER_BYTES])
         s = pl_error(PL_ERR_CHECKPOINT, "checkpoint", "%s: cannot be renamed: %s", to, strerror(errno));
     if (s < 0 && from)
         unlink(from);
+    if (s == PL_OK)
+        pl_checkpoint_remove_old_parts(dir);
     pl_free(to);
     pl_free(from);
     pl_free(line);

@@ -94,7 +94,7 @@ static pl_status take_parts(const char *temporary, const struct pl_checkpoint_so
 }
 
 /* Parts that belong to nothing: of a killed life, or of a checkpoint that failed. */
-static void remove_old_parts(const char *dir)
+void pl_checkpoint_remove_old_parts(const char *dir)
 {
     DIR *d = opendir(dir);
     for (struct dirent *e; d && (e = readdir(d));)
@@ -274,8 +274,8 @@ pl_status pl_checkpoint_save(const char *dir, const struct pl_checkpoint_source 
         s = set_latest(dir, temporary, src->state->step);
     else if (temporary)
         pl_checkpoint_remove(temporary);
-    if (s < 0 && src->parts > 0)
-        remove_old_parts(dir);
+    if (s < 0 && src->parts > 0 && pl_checkpoint_owned(dir, src->owner))
+        pl_checkpoint_remove_old_parts(dir);
     if (s == PL_OK)
         pl_checkpoint_retain(dir, src->job->checkpoint.keep, src->state->step, src->job->checkpoint.keep_best ? src->state->best_step : -1);
     pl_free(temporary);
@@ -287,7 +287,6 @@ pl_status pl_checkpoint_probe(const char *dir)
 {
     char *temporary = NULL;
     PL_TRY(pl_make_dirs(dir, "checkpoint"));
-    remove_old_parts(dir);
     PL_TRY(make_temporary(dir, &temporary));
     pl_checkpoint_remove(temporary);
     pl_free(temporary);

@@ -179,12 +179,12 @@ pl_status pl_job_print_value(const struct pl_job *j, const char *key)
     return pl_error(PL_ERR_USAGE, "job", "there is no key %s%s%s%s", key, near ? "\ndid you mean " : "", near ? near : "", near ? "?" : "");
 }
 
-/* What a run learns depends on it, and nothing else tells of it when it changes. */
+/* What a run learns depends on it, and nothing else tells of it when it changes, as of the global batch. */
 static bool shapes_learning(const char *key)
 {
-    static const char *const rooms[] = {"train.", "optimizer.", "sync.", "data.train."};
+    static const char *const rooms[] = {"train.", "optimizer.", "sync.", "data.train.", "exchange.compress"};
     static const char *const not[] = {"train.threads", "train.precision", "train.seed", "train.init", "train.eval_every", "data.train.file",
-                                      "data.train.files", "data.train.cache", "sync.suspect_after", "sync.lost_after"};
+                                      "data.train.files", "data.train.cache", "train.batch", "train.global_batch", "sync.suspect_after", "sync.lost_after"};
     bool yes = false;
     for (size_t i = 0; i < sizeof rooms / sizeof *rooms; i++)
         yes = yes || strncmp(key, rooms[i], strlen(rooms[i])) == 0;
@@ -195,10 +195,11 @@ static bool shapes_learning(const char *key)
 
 static void value_of(const struct pl_job *j, const struct pl_key *k, struct pl_text *t)
 {
-    if (k->def || pl_job_given(j, k->name))
-        pl_value_text(k, j, t);
-    else
-        pl_text_add(t, "not given");
+    pl_value_text(k, j, t);
+    if (k->def || pl_job_given(j, k->name) || !t->s || strcmp(t->s, "0") != 0)
+        return;
+    pl_text_free(t);
+    pl_text_add(t, "not given");
 }
 
 void pl_job_changes(const struct pl_job *was, const struct pl_job *is, struct pl_text *out)

@@ -260,16 +260,16 @@ void pl_report_say(struct pl_report *r, const char *fmt, ...)
     pl_progress_line(r, "%s", text);
 }
 
-pl_status pl_report_outcome(const char *dir, int code, const char *reason, int64_t step, int ranks)
+pl_status pl_report_outcome(const char *dir, bool beside, int code, const char *reason, int64_t step, int ranks)
 {
-    if (!dir)
+    const char *run = getenv("PACELINE_RUN");
+    if (!dir || (beside && !run))
         return PL_OK;
-    char *path = pl_strdupf("%s/exit.json", dir), *part = pl_strdupf("%s/exit.json.part", dir);
+    char *path = pl_strdupf("%s/exit%s%.100s.json", dir, beside ? "-" : "", beside ? run : ""), *part = path ? pl_strdupf("%s.part", path) : NULL;
     pl_status s = path && part ? PL_OK : PL_ERR_MEMORY;
     if (s == PL_OK && code < 0) {
         unlink(path);
     } else if (s == PL_OK) {
-        const char *run = getenv("PACELINE_RUN");
         FILE *f = fopen(part, "w");
         bool whole = f && fprintf(f, "{\"code\": %d, \"reason\": \"%s\", \"step\": %lld, \"ranks\": %d%s%.100s%s}\n", code, reason, (long long)step, ranks,
                                   run ? ", \"run\": \"" : "", run ? run : "", run ? "\"" : "") > 0;

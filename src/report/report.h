@@ -27,8 +27,9 @@ void pl_report_members(struct pl_report *r, int64_t step, const char *lost, cons
 struct pl_report_ages { const int64_t *count; int ages; int64_t dropped; const int64_t *share; int ranks; }; /* count[ages], the last: that or more; share[ranks] */
 void pl_report_end(struct pl_report *r, int64_t step, const char *reason, double seconds, int64_t samples, const struct pl_report_ages *a); /* a: or NULL */
 /* report.dir/exit.json: how the run ended, for who started it; whole or not at all. dir NULL: nothing. code -1: takes away what an
- * earlier life left. Who started it is named by PACELINE_RUN. PL_ERR_CHECKPOINT. */
-pl_status pl_report_outcome(const char *dir, int code, const char *reason, int64_t step, int ranks);
+ * earlier life left. Who started it is named by PACELINE_RUN. beside: another run has begun in dir: to exit-PACELINE_RUN.json,
+ * or to nobody. PL_ERR_CHECKPOINT. */
+pl_status pl_report_outcome(const char *dir, bool beside, int code, const char *reason, int64_t step, int ranks);
 /* A sentence for people, kept clear of the live line. */
 void pl_report_say(struct pl_report *r, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 #endif

@@ -109,14 +109,15 @@ static pl_status open_outputs(struct run *r)
     return pl_checkpoint_writer_create(t->job->checkpoint.dir, &what, &r->writer);
 }
 
-/* Once nothing can refuse the run any more. Each rank may come to write there. */
+static bool over(const struct pl_trainer *t) { return t->state.done || t->state.step >= t->total_steps; }
+
+/* Once nothing can refuse the run any more, if it will write there; each rank may come to. */
 static pl_status take_directory(struct run *r)
 {
     const char *dir = r->t.job->checkpoint.dir;
     struct pl_world *w = r->t.world;
-    if (!dir)
+    if (!dir || over(&r->t))
         return PL_OK;
-    PL_TRY(pl_world_agree(w, r->root ? pl_checkpoint_probe(dir) : PL_OK));
     PL_TRY(pl_world_agree(w, r->root ? pl_checkpoint_own(dir, r->owner) : PL_OK));
     return pl_world_agree(w, pl_world_broadcast(w, r->owner, sizeof r->owner, 0));
 }
@@ -132,8 +133,9 @@ static pl_status set_up(struct run *r, struct pl_world *w, const struct pl_job *
     PL_TRY(pl_world_agree(w, compare_data(r, r->test_data)));
     PL_TRY(pl_world_agree(w, open_loaders(r)));
     PL_TRY(pl_trainer_resume(&r->t, path, bytes));
-    PL_TRY(take_directory(r));
-    return pl_world_agree(w, open_outputs(r));
+    PL_TRY(pl_world_agree(w, r->root && job->checkpoint.dir ? pl_checkpoint_probe(job->checkpoint.dir) : PL_OK));
+    PL_TRY(pl_world_agree(w, open_outputs(r)));
+    return take_directory(r);
 }
 
 static void tear_down(struct run *r)
@@ -239,7 +241,7 @@ static pl_status survive(struct run *r, pl_status s)
         return s;
     if (!owned(r)) {
         pl_error_clear();
-        return pl_checkpoint_still_owned(r->t.job->checkpoint.dir, r->owner);
+        return !r->root ? PL_ERR_ECHO : pl_checkpoint_still_owned(r->t.job->checkpoint.dir, r->owner);
     }
     if (r->t.job->checkpoint.on_error == 0)
         return s;
@@ -272,10 +274,10 @@ static pl_status save_part(struct run *r)
     if (s == PL_OK)
         s = pl_checkpoint_save_part(dir, t->state.step, t->world->rank, t->graph, part, pl_trainer_parts(t, part));
     double failed = s < 0 ? t->world->rank + 1 : 0;
-    if (s < 0 && !stop && !r->root)
+    if (s < 0 && !stop && !r->root && owned(r))
         pl_log("%s", pl_error_text());
     PL_TRY(pl_exchange_max(t->exchange, &failed, 1));
-    if (failed > 0)
+    if (failed > 0 && owned(r))
         pl_checkpoint_discard_part(dir, t->state.step, t->world->rank);
     if (failed == 0 || s < 0)
         return s;
@@ -517,13 +519,11 @@ static pl_status close_run(struct run *r, pl_status s)
 
 static const char *reason_of(pl_status s) { return s == PL_STOPPED ? "signal" : s < 0 ? "error" : "done"; }
 
-/* For the launcher; but if another run has begun here, for that one's. */
+/* For the launcher. */
 static void write_outcome(struct run *r, pl_status s)
 {
     const struct pl_trainer *t = &r->t;
-    if (!owned(r))
-        return;
-    if ((r->root || r->last.tells) && pl_report_outcome(t->job->report.dir, pl_exit_code(s), reason_of(s), t->state.step, t->state.ranks) < 0)
+    if ((r->root || r->last.tells) && pl_report_outcome(t->job->report.dir, !owned(r), pl_exit_code(s), reason_of(s), t->state.step, t->state.ranks) < 0)
         pl_log("%s", pl_error_text());
 }
 
@@ -602,7 +602,7 @@ pl_status pl_train(struct pl_world *w, const struct pl_job *job)
         s = set_up(&r, w, job, path, sizeof path);
     if (s < 0) {
         if (w->rank == 0)
-            pl_report_outcome(job->report.dir, pl_exit_code(s), "error", 0, w->ranks); /* if there is that directory */
+            pl_report_outcome(job->report.dir, false, pl_exit_code(s), "error", 0, w->ranks); /* if there is that directory */
         tear_down(&r);
         return s;
     }
@@ -611,9 +611,9 @@ pl_status pl_train(struct pl_world *w, const struct pl_job *job)
     if (r.t.state.last_eval_step == 0)
         r.t.state.last_eval_step = -1;
     if (r.root)
-        pl_report_outcome(job->report.dir, -1, NULL, 0, 0);
+        pl_report_outcome(job->report.dir, false, -1, NULL, 0, 0);
     announce(&r, path);
-    if (r.t.state.done || r.t.state.step >= r.t.total_steps)
+    if (over(&r.t))
         s = already_done(&r);
     else
         s = run_to_end(&r);

@@ -8,7 +8,11 @@ keys=(train.batch=8 train.eval_every=never debug.compute_ms=10)
 # begin DIR N KEYS...: a run in the background
 begin() {
     local dir=$1 n=$2; shift 2
-    train "$n" job.yaml "${keys[@]}" checkpoint.dir="$dir" report.dir="$dir" "$@" >"$dir.log" 2>&1 &
+    if [ "$dir" = launched ] && [ ! -e "$dir" ]; then # the older one
+        PACELINE_LINGER=3 timeout --kill-after=5 120 "$PL_SOURCE_DIR/jobs/launch.sh" "${PL_MPIRUN[@]:1}" -n "$n" job.yaml "${keys[@]}" checkpoint.dir="$dir" report.dir="$dir" "$@" >"$dir.log" 2>&1 &
+    else
+        train "$n" job.yaml "${keys[@]}" checkpoint.dir="$dir" report.dir="$dir" "$@" >"$dir.log" 2>&1 &
+    fi
     begun=$!
 }
 # two_runs DIR N KEYS...
@@ -41,11 +45,29 @@ two_runs alone 1
 two_runs continues 2 checkpoint.on_error=continue
 two_runs parts 2 exchange.transport=tcp exchange.compress=one_bit
 two_runs quorum 3 exchange.transport=tcp sync.backup_workers=1
+if mpirun --version 2>&1 | grep -q 'Open MPI'; then
+    two_runs launched 3 exchange.transport=tcp sync.backup_workers=1
+    [ "$(echo launched/exit*.json)" = launched/exit.json ] || fail "launched: left behind: $(echo launched/exit*.json)"
+fi
 
-# A run that is refused takes nothing from the one that is there.
+# What the newer one writes stays: the older finds out with its own part written, and when it would name its checkpoint.
+begin parts-late 2 train.steps=2000 checkpoint.every="20 steps" exchange.transport=tcp exchange.compress=one_bit debug.delay.ms=10 debug.fault=checkpoint.before_rename@step=60:delay=4000
+older=$begun
+wait_for 60 test -e parts-late/step-00000040 || fail "parts-late: the older run wrote no checkpoint"
+mv parts-late.log parts-late.older.log
+begin parts-late 2 train.steps=140 checkpoint.every="20 steps" exchange.transport=tcp exchange.compress=one_bit debug.fault=checkpoint.write@step=80:delay=3000,checkpoint.write@step=120:delay=3000
+newer=$begun
+wait $older
+[ $? -eq 6 ] || fail "parts-late: the older run: $(tail -n 3 parts-late.older.log)"
+wait $newer
+[ $? -eq 0 ] && [ "$(cat parts-late/latest)" = step-00000140 ] || fail "parts-late: the newer run: $(tail -n 3 parts-late.log)"
+
+# A run that is refused, or has nothing to do, takes nothing from the one that is there.
 begin refused 1 train.steps=20000 checkpoint.every="5 steps"
 wait_for 30 test -e refused/latest
 expect 6 'checkpoint.resume is never' 1 job.yaml "${keys[@]}" train.steps=20000 checkpoint.dir=refused checkpoint.resume=never
+expect 6 'report: /proc/nope: cannot be made' 1 job.yaml "${keys[@]}" train.steps=20000 checkpoint.dir=refused report.dir=/proc/nope
+train 1 job.yaml "${keys[@]}" train.steps=1 checkpoint.dir=refused report.dir=done >done.log 2>&1 && grep -q 'this run is done' done.log || fail "a run that is over: $(tail -n 3 done.log)"
 steps=$(number refused checkpoint step)
 wait_for 30 eval '[ "$(number refused checkpoint step)" -gt $((steps + 10)) ]' || fail "refused: the run stopped: $(tail -n 3 refused.log)"
 kill -USR1 "$(rank_of refused)"

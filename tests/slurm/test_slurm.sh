@@ -48,6 +48,15 @@ ends told COMPLETED 0:0 2
 grep -q 'stopped on a signal; queued again from step-' told.log || fail "told: it does not say why it comes back"
 compare alone told 0 0 exact
 
+# Every life after the first goes on from what the one before it left, whatever checkpoint.resume says.
+mkdir "begun with"
+cp -r alone/step-00000110 "begun with/"
+submit again -- $slow train.steps=240 checkpoint.resume="begun with"
+comes_to again 130
+scancel --batch --signal=USR1 "$id"
+ends again COMPLETED 0:0 2
+grep -q 'continuing at step 110 from begun with' again.log && [ "$(grep -c 'continuing at step 1[2-9][0-9] from again/' again.log)" -eq 1 ] || fail "again: $(grep continuing again.log)"
+
 submit crashed -- $slow
 comes_to crashed 30
 batch=$(field BatchHost)

@@ -170,6 +170,8 @@ static void test_shared_memory(void **state)
 {
     (void)state;
     const size_t much = (size_t)64 << 20;
+    for (size_t less = 0; less <= 256; less += 64) /* at the limit what is counted is what is taken off again */
+        pl_free(pl_alloc(much - less, "numbers"));
     pl_alloc_sharers(1 << 30);
     assert_null(pl_alloc(much, "numbers"));
     assert_non_null(strstr(pl_error_text(), "no 67.1 MB for numbers, after 0.0 MB, on each of 1073741824 ranks: this node has "));
