@@ -67,8 +67,8 @@ SlurmctldLogFile=$CLUSTER/log/slurmctld
 SlurmdLogFile=$CLUSTER/log/%n
 SlurmdParameters=config_overrides
 KillWait=5
-SlurmdTimeout=10
-MessageTimeout=5
+SlurmdTimeout=30
+MessageTimeout=10
 MinJobAge=600
 SchedulerParameters=bf_interval=2,sched_interval=2,batch_sched_delay=0
 NodeName=n[1-$n] NodeHostname=$host NodeAddr=127.0.0.1 Port=[$((CLUSTER_PORT + 1))-$((CLUSTER_PORT + n))] CPUs=2 RealMemory=2000
