@@ -18,8 +18,7 @@ static _Atomic uint64_t held; /* bytes of what is much */
 
 void pl_alloc_sharers(int processes) { atomic_store(&sharers, processes > 1 ? processes : 1); }
 
-/* Bytes by the name in /proc/meminfo, which counts in kB; infinity: it does not say. */
-static double meminfo(const char *name)
+double pl_memory_info(const char *name)
 {
     char line[128];
     unsigned long long kb;
@@ -72,7 +71,7 @@ static double cgroup_limit(void)
 /* What all sharers together may have of this machine. */
 static double most_memory(void)
 {
-    double swap = meminfo("SwapTotal"), machine = meminfo("MemTotal") + (isfinite(swap) ? swap : 0), group = cgroup_limit();
+    double swap = pl_memory_info("SwapTotal"), machine = pl_memory_info("MemTotal") + (isfinite(swap) ? swap : 0), group = cgroup_limit();
     return group < machine ? group : machine;
 }
 

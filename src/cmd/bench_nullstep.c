@@ -284,24 +284,10 @@ static pl_status run_case(struct nullstep *n, FILE *json)
 
 /* ---- all -------------------------------------------------------------------------------------------------------- */
 
-/* GB; where it cannot be told, infinity. */
-static double available_gb(void)
-{
-    char line[256];
-    double kib = INFINITY;
-    FILE *f = fopen("/proc/meminfo", "r");
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "MemAvailable: %lf", &kib) == 1)
-            break;
-    if (f)
-        fclose(f);
-    return kib * 1024 / 1e9;
-}
-
 /* Parameters, a gradient and a sum of every rank of a node. A case that does not fit is left out of all. */
 static pl_status fits(struct nullstep *n, bool *out)
 {
-    double needed = n->world->local_ranks * ((double)n->elems + 2 * (double)n->gradient_elems) * 4 / 1e9, there = available_gb();
+    double needed = n->world->local_ranks * ((double)n->elems + 2 * (double)n->gradient_elems) * 4 / 1e9, there = pl_memory_info("MemAvailable") / 1e9;
     char why[160];
     int rank, code;
     snprintf(why, sizeof why, "%s: node %s needs %.1f GB for its %d rank%s, %.1f are free", n->kind->name, n->world->host, needed, n->world->local_ranks,
