@@ -12,7 +12,7 @@
 # before the run has begun is waited for by the others inside of MPI: the run is ended as well, with 5, three times as long after it.
 set -u
 die() { echo "jobs/launch.sh: $*" >&2; exit 2; }
-case ${1:-} in -h|--help) sed -n '2,13p' "$0" | cut -c3-; exit 0 ;; esac
+case ${1:-} in -h|--help) sed -n '2,/^[^#]/s/^# //p' "$0"; exit 0 ;; esac
 root=$(cd "$(dirname "$0")/.." && pwd)
 [ -d "$root/jobs" ] || root=${SLURM_SUBMIT_DIR:-$PWD} # sbatch runs a copy of this script
 paceline=${PACELINE:-$root/build/release/paceline}

@@ -75,9 +75,8 @@ static double most_memory(void)
     return group < machine ? group : machine;
 }
 
-static void too_much(size_t bytes, const char *what, double most)
+static void too_much(size_t bytes, const char *what, int n, double most)
 {
-    int n = atomic_load(&sharers);
     double before = (double)atomic_load(&held) / 1e6;
     if (n > 1)
         pl_error(PL_ERR_MEMORY, "memory", "no %.1f MB for %s, after %.1f MB, on each of %d ranks: this node has %.1f MB for all", (double)bytes / 1e6, what, before, n, most / 1e6);
@@ -94,7 +93,7 @@ static void *take(size_t bytes, size_t unit, const char *what, int ranks)
     double most = much ? most_memory() : 0;
     atomic_fetch_add(&allocations, 1);
     if (much && ((double)atomic_load(&held) + (double)bytes) * ranks > most) {
-        too_much(bytes, what, most);
+        too_much(bytes, what, ranks, most);
         return NULL;
     }
     if (rounded < bytes || posix_memalign(&p, unit, rounded ? rounded : unit) != 0) {

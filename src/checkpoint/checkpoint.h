@@ -61,7 +61,7 @@ pl_status pl_checkpoint_probe(const char *dir);
  * cannot reach, still compute (seen with Slurm 22.05). The older one commits nothing more once the new one has said so. */
 enum { PL_OWNER_BYTES = 256 };
 pl_status pl_checkpoint_own(const char *dir, char owner[PL_OWNER_BYTES]); /* rank 0: writes who it is to dir/owner */
-bool pl_checkpoint_owned(const char *dir, const char *owner); /* also where that cannot be read, and if owner is NULL */
+bool pl_checkpoint_owned(const char *dir, const char *owner); /* also where that cannot be read, and if owner is NULL or empty */
 pl_status pl_checkpoint_still_owned(const char *dir, const char *owner); /* the same; PL_ERR_CHECKPOINT names the other run */
 /* Newest whole checkpoint of dir (or dir itself if it is one, or that of which it is the file `latest`) whose manifest holds: what `latest` names, or one
  * written after it; damaged ones are

@@ -53,20 +53,25 @@ static void read_owner(const char *dir, char owner[PL_OWNER_BYTES])
     pl_free(path);
 }
 
-bool pl_checkpoint_owned(const char *dir, const char *owner)
+/* now: who has begun there last, if that can be read. */
+static bool is_owner(const char *dir, const char *owner, char now[PL_OWNER_BYTES])
 {
-    char now[PL_OWNER_BYTES];
-    if (!owner)
+    if (!owner || !owner[0])
         return true;
     read_owner(dir, now);
     return !now[0] || strcmp(now, owner) == 0;
 }
 
+bool pl_checkpoint_owned(const char *dir, const char *owner)
+{
+    char now[PL_OWNER_BYTES];
+    return is_owner(dir, owner, now);
+}
+
 pl_status pl_checkpoint_still_owned(const char *dir, const char *owner)
 {
     char now[PL_OWNER_BYTES];
-    if (pl_checkpoint_owned(dir, owner))
+    if (is_owner(dir, owner, now))
         return PL_OK;
-    read_owner(dir, now);
     return pl_error(PL_ERR_CHECKPOINT, "checkpoint", "%s: another run has begun here since (%s): this one ends and leaves the directory to it", dir, now);
 }

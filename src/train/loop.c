@@ -20,7 +20,7 @@ struct run {
     int64_t saved_step;  /* of the newest checkpoint, written or under way; -1: none */
     bool pending, lost;  /* it is under way; it could not be written */
     double held_ms;      /* how long it held the loop */
-    char owner[PL_OWNER_BYTES]; /* this run, in checkpoint.dir */
+    char owner[PL_OWNER_BYTES]; /* this run, in checkpoint.dir; empty: it has taken none */
 };
 
 static pl_status loader_deal(void *arg, int64_t global_batch, int rank, int ranks, int64_t epoch, int64_t position)
@@ -230,8 +230,8 @@ static bool better(const struct pl_job *job, double value, double best)
     return isnan(best) || (loss ? value < best : value > best);
 }
 
-/* checkpoint.dir is this run's, or there is none. */
-static bool owned(const struct run *r) { return !r->owner[0] || pl_checkpoint_owned(r->t.job->checkpoint.dir, r->owner); }
+/* checkpoint.dir is this run's, or it has taken none. */
+static bool owned(const struct run *r) { return pl_checkpoint_owned(r->t.job->checkpoint.dir, r->owner); }
 
 /* checkpoint.on_error: stop ends the run, continue says so and trains on, but not where another run has begun: whatever failed
  * here, that is why. */

@@ -55,7 +55,7 @@ begin parts-late 2 train.steps=2000 checkpoint.every="20 steps" exchange.transpo
 older=$begun
 wait_for 60 test -e parts-late/step-00000040 || fail "parts-late: the older run wrote no checkpoint"
 mv parts-late.log parts-late.older.log
-begin parts-late 2 train.steps=140 checkpoint.every="20 steps" exchange.transport=tcp exchange.compress=one_bit debug.fault=checkpoint.write@step=80:delay=3000,checkpoint.write@step=120:delay=3000
+begin parts-late 2 train.steps=140 checkpoint.every="20 steps" exchange.transport=tcp exchange.compress=one_bit debug.fault=checkpoint.write:delay=1500
 newer=$begun
 wait $older
 [ $? -eq 6 ] || fail "parts-late: the older run: $(tail -n 3 parts-late.older.log)"
