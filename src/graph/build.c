@@ -29,6 +29,14 @@ void pl_graph_layer_free(struct pl_layer *l)
     *l = (struct pl_layer){0};
 }
 
+void pl_graph_layers_free(struct pl_graph *g)
+{
+    for (int i = 0; g->layer && i < g->layers; i++)
+        pl_graph_layer_free(&g->layer[i]);
+    pl_free(g->layer);
+    pl_free(g->node);
+}
+
 static void draft_free(struct draft *d)
 {
     for (int i = 0; d->layer && i < d->n; i++)

@@ -140,22 +140,54 @@ static int64_t classes_of(const struct pl_layer *loss)
     return outputs == 1 ? 2 : outputs; /* one output tells two classes apart */
 }
 
-int64_t pl_graph_classes(const struct pl_graph *g)
-{
-    return g->has_loss ? classes_of(&g->layer[g->output]) : 0;
-}
-
 /* All losses take the same label. */
-static pl_status check_labels(struct pl_graph *g)
+static pl_status check_labels(const struct pl_graph *g)
 {
+    const struct pl_layer *last = &g->layer[g->output];
     for (int i = 0; i < g->layers; i++) {
         const struct pl_layer *l = &g->layer[i];
-        g->losses += l->kind->loss;
-        if (l->kind->loss && classes_of(l) != pl_graph_classes(g))
+        if (l->kind->loss && classes_of(l) != classes_of(last))
             return pl_job_layer_error(l->source, "%s: it takes %lld classes as labels, `%s` takes %lld; there is one label for both",
-                                      l->name, (long long)classes_of(l), g->layer[g->output].name, (long long)pl_graph_classes(g));
+                                      l->name, (long long)classes_of(l), last->name, (long long)classes_of(last));
     }
     return PL_OK;
+}
+
+/* ---- the whole network ----------------------------------------------------------------------- */
+
+static uint64_t hash_text(uint64_t h, const char *s) { return pl_hash(h, s, strlen(s) + 1); }
+
+static uint64_t hash_shape(uint64_t h, const struct pl_shape *s, int first)
+{
+    h = pl_hash(h, &s->dims, sizeof s->dims);
+    return pl_hash(h, s->dim + first, (size_t)(s->dims - first) * sizeof s->dim[0]);
+}
+
+static uint64_t signature(const struct pl_graph *g)
+{
+    uint64_t h = hash_shape(PL_HASH_START, &g->data, 1);
+    for (int i = 0; i < g->layers; i++) {
+        const struct pl_layer *l = &g->layer[i];
+        h = hash_text(hash_text(h, l->name), l->kind->name);
+        for (int k = 0; k < l->inputs; k++)
+            h = hash_text(h, l->input[k] == PL_DATA ? "data" : g->layer[l->input[k]].name);
+        h = hash_shape(h, &l->y, 1);
+        for (int k = 0; k < l->params; k++)
+            h = hash_shape(hash_text(h, l->param[k].name), &l->param[k].shape, 0);
+    }
+    return h;
+}
+
+static void note_whole(struct pl_graph *g)
+{
+    struct pl_whole *w = &g->whole;
+    w->signature = signature(g);
+    w->output = g->layer[g->output].y;
+    w->classes = g->has_loss ? classes_of(&g->layer[g->output]) : 0;
+    for (int i = 0; i < g->layers; i++) {
+        w->losses += g->layer[i].kind->loss;
+        w->flops += pl_layer_flops(&g->layer[i], 1);
+    }
 }
 
 /* ---- create, destroy ------------------------------------------------------------------------- */
@@ -167,6 +199,8 @@ static pl_status create(struct pl_graph *g, const struct pl_job *job)
     PL_TRY(pl_graph_build(g, job));
     PL_TRY(pl_graph_shapes(g, &job->input));
     PL_TRY(check_labels(g));
+    note_whole(g);
+    PL_TRY(pl_graph_slabs(g));
     PL_TRY(pl_graph_plan_spans(g));
     choose_layouts(g);
     PL_TRY(pl_graph_place_spans(g));
@@ -207,8 +241,8 @@ void pl_graph_destroy(struct pl_graph *g)
             g->table->plan_destroy(g->node[i].add);
         if (g->node[i].plan)
             g->table->plan_destroy(g->node[i].plan);
-        pl_graph_layer_free(&g->layer[i]);
     }
+    pl_graph_layers_free(g);
     if (g->arena)
         g->table->free(g->backend, g->arena);
     pl_graph_far_destroy(g);
@@ -220,8 +254,6 @@ void pl_graph_destroy(struct pl_graph *g)
     pl_free(g->fold_host);
     pl_free(g->span);
     pl_free(g->tensor);
-    pl_free(g->node);
-    pl_free(g->layer);
     pl_free(g);
 }
 
@@ -234,37 +266,6 @@ void pl_graph_init(struct pl_graph *g, uint64_t seed)
 }
 
 /* ---- questions ------------------------------------------------------------------------------- */
-
-static uint64_t hash_text(uint64_t h, const char *s) { return pl_hash(h, s, strlen(s) + 1); }
-
-static uint64_t hash_shape(uint64_t h, const struct pl_shape *s, int first)
-{
-    h = pl_hash(h, &s->dims, sizeof s->dims);
-    return pl_hash(h, s->dim + first, (size_t)(s->dims - first) * sizeof s->dim[0]);
-}
-
-uint64_t pl_graph_signature(const struct pl_graph *g)
-{
-    uint64_t h = hash_shape(PL_HASH_START, &g->data, 1);
-    for (int i = 0; i < g->layers; i++) {
-        const struct pl_layer *l = &g->layer[i];
-        h = hash_text(hash_text(h, l->name), l->kind->name);
-        for (int k = 0; k < l->inputs; k++)
-            h = hash_text(h, l->input[k] == PL_DATA ? "data" : g->layer[l->input[k]].name);
-        h = hash_shape(h, &l->y, 1);
-        for (int k = 0; k < l->params; k++)
-            h = hash_shape(hash_text(h, l->param[k].name), &l->param[k].shape, 0);
-    }
-    return h;
-}
-
-double pl_graph_flops(const struct pl_graph *g, int64_t rows)
-{
-    double sum = 0;
-    for (int i = 0; i < g->layers; i++)
-        sum += pl_layer_flops(&g->layer[i], rows);
-    return sum;
-}
 
 int pl_graph_tensors(const struct pl_graph *g, const struct pl_tensor **out)
 {
@@ -298,10 +299,10 @@ void pl_graph_set_grads(struct pl_graph *g, float *grads)
 
 int64_t pl_graph_elems(const struct pl_graph *g) { return g->elems; }
 int64_t pl_graph_weights(const struct pl_graph *g) { return g->weights; }
-int pl_graph_losses(const struct pl_graph *g) { return g->losses; }
+int pl_graph_losses(const struct pl_graph *g) { return g->whole.losses; }
+int64_t pl_graph_classes(const struct pl_graph *g) { return g->whole.classes; }
+uint64_t pl_graph_signature(const struct pl_graph *g) { return g->whole.signature; }
+double pl_graph_flops(const struct pl_graph *g, int64_t rows) { return g->whole.flops * (double)rows; }
 size_t pl_graph_arena_bytes(const struct pl_graph *g) { return g->arena_bytes; }
 
-const struct pl_shape *pl_graph_output_shape(const struct pl_graph *g)
-{
-    return &g->layer[g->output].y;
-}
+const struct pl_shape *pl_graph_output_shape(const struct pl_graph *g) { return &g->whole.output; }

@@ -35,6 +35,15 @@ struct pl_node {
     uint32_t key;             /* names dropout's random stream */
 };
 
+/* What everybody asks of the whole network. */
+struct pl_whole {
+    uint64_t signature;
+    int64_t classes;
+    int losses;
+    double flops; /* forward, of a sample */
+    struct pl_shape output;
+};
+
 struct pl_graph {
     const struct pl_backend_table *table;
     struct pl_backend *backend;
@@ -46,7 +55,7 @@ struct pl_graph {
     struct pl_node *node;   /* of the same index */
     int output;             /* the main loss, or the last layer */
     bool has_loss;
-    int losses;
+    struct pl_whole whole;
     int tensors;
     struct pl_tensor *tensor;
     int64_t elems, weights;
@@ -76,8 +85,12 @@ struct pl_graph {
 pl_status pl_graph_build(struct pl_graph *g, const struct pl_job *job);
 void pl_graph_layer_free(struct pl_layer *l);
 
-/* shapes.c: shapes from the input on, parameter tensors, their places in the slabs. */
+void pl_graph_layers_free(struct pl_graph *g); /* and nodes */
+
+/* shapes.c: shapes from the input on, with the parameter tensors; then their places in the slabs. */
 pl_status pl_graph_shapes(struct pl_graph *g, const struct pl_job_input *input);
+pl_status pl_graph_slabs(struct pl_graph *g);
+int64_t pl_graph_layer_weights(const struct pl_layer *l); /* trainable numbers */
 
 /* fold.c: finds normalisations to fold in evaluation. users: how many inputs take an output. Then what
  * becomes of the operation of the layer before, and of its parameters. */

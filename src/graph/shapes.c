@@ -63,10 +63,21 @@ static pl_status shared_place(const struct pl_graph *share, const char *layer, s
     return pl_error(PL_ERR_USAGE, "graph", "parameters shared between two different models: one has no such %s/%s", layer, p->name);
 }
 
-static pl_status lay_out_slab(struct pl_graph *g)
+int64_t pl_graph_layer_weights(const struct pl_layer *l)
 {
-    for (int i = 0; i < g->layers; i++)
+    int64_t n = 0;
+    for (int k = 0; k < l->params; k++)
+        if (!l->param[k].statistic && l->param[k].lr_mult != 0)
+            n += pl_shape_elems(&l->param[k].shape);
+    return n;
+}
+
+pl_status pl_graph_slabs(struct pl_graph *g)
+{
+    for (int i = 0; i < g->layers; i++) {
         g->tensors += g->layer[i].params;
+        g->weights += pl_graph_layer_weights(&g->layer[i]);
+    }
     if (g->train && g->tensors == 0)
         return pl_error(PL_ERR_USAGE, "graph", "the network has no parameters to train");
     g->tensor = pl_alloc((size_t)(g->tensors + 1) * sizeof *g->tensor, "tensors");
@@ -82,8 +93,6 @@ static pl_status lay_out_slab(struct pl_graph *g)
             else
                 p->offset = g->elems;
             g->elems += g->share ? 0 : pl_aligned(elems);
-            if (!p->statistic && p->lr_mult != 0)
-                g->weights += elems;
             g->tensor[n++] = (struct pl_tensor){.layer = g->layer[i].name, .name = p->name, .param = p};
         }
     if (g->share)
@@ -101,5 +110,5 @@ pl_status pl_graph_shapes(struct pl_graph *g, const struct pl_job_input *input)
         PL_TRY(l->kind->shape(l, input));
         PL_TRY(check_size(g, l));
     }
-    return lay_out_slab(g);
+    return PL_OK;
 }
