@@ -283,6 +283,8 @@ pl_status pl_graph_bring_rest(struct pl_graph *g, pl_status s, pl_slice_fn *slic
 
 const float *pl_graph_output(struct pl_graph *g)
 {
+    if (g->output == PL_ELSEWHERE)
+        return NULL;
     int root = g->node[g->output].root;
     struct pl_graph_far *f = g->far;
     const float *there = root != PL_DATA ? pl_span_memory(g, g->node[root].y) : f ? f->batch[DATA] : g->last_data;

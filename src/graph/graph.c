@@ -33,19 +33,19 @@ static struct pl_op operation(const struct pl_graph *g, int i)
     return op;
 }
 
-/* What others read, and what a loss begins with, is canonical. */
+/* What others read, here or in another stage, and what a loss begins with, is canonical. */
 static bool stays_canonical(const struct pl_graph *g, int i)
 {
     for (int k = 0; k < g->layers; k++)
-        if (g->layer[k].kind->loss && pl_input_root(g, k, 0) == i)
+        if ((g->layer[k].kind->loss || pl_is_sink(g, k)) && pl_input_root(g, k, 0) == i)
             return true;
-    return i == g->node[g->output].root;
+    return g->output != PL_ELSEWHERE && i == g->node[g->output].root;
 }
 
 static void choose_layouts(struct pl_graph *g)
 {
     for (int i = 0; i < g->layers && g->table->layout; i++)
-        if (!pl_is_view(g, i) && !stays_canonical(g, i)) {
+        if (!pl_is_view(g, i) && g->layer[i].kind->op && !stays_canonical(g, i)) {
             struct pl_op op = operation(g, i);
             g->node[i].layout = g->table->layout(g->backend, &op);
         }
@@ -55,7 +55,7 @@ static pl_status plan_layer(struct pl_graph *g, int i)
 {
     const char *name = g->layer[i].name;
     g->node[i].key = (uint32_t)pl_hash(PL_HASH_START, name, strlen(name));
-    if (pl_is_view(g, i))
+    if (pl_is_view(g, i) || !g->layer[i].kind->op)
         return PL_OK;
     struct pl_op op = operation(g, i);
     return g->table->plan(g->backend, &op, &g->node[i].plan);
@@ -192,14 +192,26 @@ static void note_whole(struct pl_graph *g)
 
 /* ---- create, destroy ------------------------------------------------------------------------- */
 
-static pl_status create(struct pl_graph *g, const struct pl_job *job)
+/* Gradients of a far backend lie with each graph, and would not add up. */
+static pl_status check_use(const struct pl_graph *g, const struct pl_graph_cut *cut)
 {
     if (g->batch < 1)
         return pl_error(PL_ERR_USAGE, "graph", "a batch of %lld samples", (long long)g->batch);
+    if (g->table->far && cut && cut->stages > 1)
+        return pl_error(PL_ERR_USAGE, "graph", "split.pipeline is not built for device.kind %s in this version", g->table->name);
+    if (g->table->far && g->train && g->share)
+        return pl_error(PL_ERR_USAGE, "graph", "training on shared parameters is not built for device.kind %s in this version", g->table->name);
+    return PL_OK;
+}
+
+static pl_status create(struct pl_graph *g, const struct pl_job *job, const struct pl_graph_cut *cut)
+{
+    PL_TRY(check_use(g, cut));
     PL_TRY(pl_graph_build(g, job));
     PL_TRY(pl_graph_shapes(g, &job->input));
     PL_TRY(check_labels(g));
     note_whole(g);
+    PL_TRY(pl_graph_take_stage(g, job, cut));
     PL_TRY(pl_graph_slabs(g));
     PL_TRY(pl_graph_plan_spans(g));
     choose_layouts(g);
@@ -212,6 +224,13 @@ pl_status pl_graph_create(const struct pl_job *job, const struct pl_backend_tabl
                           struct pl_backend *backend, int64_t batch, bool train,
                           struct pl_graph *share, struct pl_graph **out)
 {
+    return pl_graph_create_stage(job, table, backend, batch, train, NULL, share, out);
+}
+
+pl_status pl_graph_create_stage(const struct pl_job *job, const struct pl_backend_table *table,
+                                struct pl_backend *backend, int64_t batch, bool train, const struct pl_graph_cut *cut,
+                                struct pl_graph *share, struct pl_graph **out)
+{
     *out = NULL;
     struct pl_graph *g = pl_alloc(sizeof *g, "graph");
     if (!g)
@@ -221,7 +240,7 @@ pl_status pl_graph_create(const struct pl_job *job, const struct pl_backend_tabl
     g->batch = batch;
     g->train = train;
     g->share = share;
-    pl_status s = create(g, job);
+    pl_status s = create(g, job, cut);
     if (s < 0) {
         pl_graph_destroy(g);
         return s;
@@ -243,6 +262,7 @@ void pl_graph_destroy(struct pl_graph *g)
             g->table->plan_destroy(g->node[i].plan);
     }
     pl_graph_layers_free(g);
+    pl_graph_stages_free(g);
     if (g->arena)
         g->table->free(g->backend, g->arena);
     pl_graph_far_destroy(g);

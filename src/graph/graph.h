@@ -17,7 +17,8 @@ struct pl_tensor {
  * losses the last in the file is the main one, that of the network's output; the others are
  * auxiliary heads, which add to the gradient only (Szegedy et al. 2015). train false: forward only,
  * without auxiliary heads and the layers that only they need. share: NULL makes
- * parameters here; otherwise uses those of another graph of the same job (evaluation), whichever it
+ * parameters here; otherwise uses those of another graph of the same job (evaluation; or training on several
+ * batches in flight, whose gradients pl_graph_set_grads puts into one slab; not where the backend is far), whichever it
  * has at each pass. The job, and the graph that is shared, must outlive this one. PL_ERR_USAGE,
  * PL_ERR_MEMORY. Not collective. */
 pl_status pl_graph_create(const struct pl_job *job, const struct pl_backend_table *table,
@@ -25,6 +26,37 @@ pl_status pl_graph_create(const struct pl_job *job, const struct pl_backend_tabl
                           struct pl_graph *share, struct pl_graph **out);
 void pl_graph_destroy(struct pl_graph *g);
 
+/* Pipeline parallelism: the network cut across its flow into contiguous pieces of the running order, each a graph on a rank
+ * of its own (Huang et al., GPipe, NeurIPS 2019; Narayanan et al., PipeDream, SOSP 2019). The output of one layer is all that
+ * crosses a border; every stage has weights to train, and the last one the main loss. The cuts are those of the network as it
+ * is trained, in evaluation too. */
+enum { PL_MAX_STAGES = 256 };
+struct pl_graph_cut {
+    int stage, stages;
+    /* split.at: the first layer of each stage but the first, by name. NULL or empty: the cuts that make the slowest stage
+     * fastest, by flops, and of those the ones that hand on least. */
+    const struct pl_texts *at;
+};
+/* The same for one stage. cut: NULL is the whole network. share: a graph of the same stage. PL_ERR_USAGE, too, where the
+ * network cannot be cut so, or the backend is far. */
+pl_status pl_graph_create_stage(const struct pl_job *job, const struct pl_backend_table *table,
+                                struct pl_backend *backend, int64_t batch, bool train, const struct pl_graph_cut *cut,
+                                struct pl_graph *share, struct pl_graph **out);
+
+struct pl_graph_stage {
+    const char *first, *last; /* layers, in running order */
+    double flops;             /* forward, of a sample */
+    int64_t weights;          /* trainable numbers */
+    int64_t border_elems;     /* of a sample, handed on to the next stage; 0: the last */
+};
+/* Of the whole network, known to every stage; where it is cut, as it is trained. 1: it is not cut. */
+int pl_graph_stages(const struct pl_graph *g, const struct pl_graph_stage **out);
+/* What crosses, with the batch's capacity. NULL: this is the first stage, or the last. */
+const struct pl_shape *pl_graph_border_in(const struct pl_graph *g);
+const struct pl_shape *pl_graph_border_out(const struct pl_graph *g);
+
+/* Of a stage these are its own; its layers begin and end with those that stand for the stages beside it, kinds "source" and
+ * "sink", without parameters. */
 int pl_graph_tensors(const struct pl_graph *g, const struct pl_tensor **out);
 int pl_graph_layers(const struct pl_graph *g, const struct pl_layer **out); /* with activations */
 int64_t pl_graph_elems(const struct pl_graph *g); /* of a slab; multiples of 16, 0 in gaps */
@@ -50,6 +82,7 @@ pl_status pl_graph_stay(struct pl_graph *g, enum pl_stay what);
 struct pl_graph_slabs pl_graph_there(struct pl_graph *g);
 pl_status pl_graph_bring_params(struct pl_graph *g);
 size_t pl_graph_arena_bytes(const struct pl_graph *g);
+/* From here to pl_graph_classes: of the whole network, the same on every stage. */
 double pl_graph_flops(const struct pl_graph *g, int64_t rows); /* forward */
 /* Of names, kinds, shapes and who takes what from whom: "the same model", of graphs made alike. */
 uint64_t pl_graph_signature(const struct pl_graph *g);
@@ -67,15 +100,26 @@ void pl_graph_init(struct pl_graph *g, uint64_t seed);
  * folds batch normalisations into a copy of the weights before them, sends what is far. PL_ERR_MEMORY. */
 pl_status pl_graph_prepare(struct pl_graph *g);
 
+/* What crosses the borders of a stage, all of it canonical, [batch, ...] as pl_graph_border_in and _out say, of which `rows`
+ * are used. At the first and the last stage those of the side that has no border are not. What is read is copied: nothing is
+ * kept when a pass returns, so one buffer may be x and then dx, one y and then dy. */
+struct pl_graph_border {
+    const float *x;  /* forward reads it */
+    float *y;        /* forward writes it */
+    const float *dy; /* backward reads it */
+    float *dx;       /* backward writes it */
+};
+
 struct pl_graph_batch {
     int64_t rows;
-    const float *data;        /* [batch, ...], padding rows 0 */
+    const float *data;        /* [batch, ...], padding rows 0; not read by stages but the first */
     const struct pl_pixels *pixels; /* or, where the backend makes data of them, these */
     const void *label;        /* int32_t or float; NULL: no loss is computed (predict) */
     const int64_t *index;     /* [batch] sample index, names random streams */
     uint64_t seed, step_key;  /* dropout */
     bool (*abandoned)(void *arg); /* NULL, or asked before each layer, or before those that are started as one: true ends the pass with PL_END */
     void *arg;
+    const struct pl_graph_border *border; /* of a stage; NULL: of the whole network */
     bool more; /* another pass will add to the gradient before anybody reads it: no slice is said to be final, a far one stays where it is */
     /* The batch of the next pass, where it is known: sent to a far backend while this one is computed. Its memory stays as it
      * is until that pass, or until pl_graph_drop_next. */
@@ -88,7 +132,7 @@ pl_status pl_graph_forward(struct pl_graph *g, const struct pl_graph_batch *b, b
 /* There will be another one than was said, or none. */
 pl_status pl_graph_drop_next(struct pl_graph *g);
 /* Of the last forward, until the next: [batch, ...] as pl_graph_output_shape says, in host memory. NULL: it could not be
- * brought there. */
+ * brought there, or this is a stage that does not make it. */
 const float *pl_graph_output(struct pl_graph *g);
 /* Layers backward, after a forward with train of the same batch. After each layer whose gradient is
  * final calls slice(arg, a, b): elements [a, b) of the gradient slab, from the far end to 0 without

@@ -1,5 +1,5 @@
 /* Inside graph/ (and its test) only: the network as it is put together by build.c (which layers, in
- * which order), shapes.c (shapes and slabs), fold.c (what evaluation spares), plan_memory.c (where
+ * which order), shapes.c (shapes and slabs), cut.c and stage.c (which piece of it is here), fold.c (what evaluation spares), plan_memory.c (where
  * activations lie) and graph.c (the backend's plans), and run by run.c. */
 #ifndef PL_GRAPH_PRIVATE_H
 #define PL_GRAPH_PRIVATE_H
@@ -14,7 +14,7 @@ struct pl_span {
     size_t offset;
     int root; /* the layer whose output or gradient it is */
 };
-enum { PL_NO_SPAN = -1, PL_DATA = -1 };
+enum { PL_NO_SPAN = -1, PL_DATA = -1, PL_ELSEWHERE = -1 };
 
 /* What graph.c and run.c add to a layer. */
 struct pl_node {
@@ -35,7 +35,7 @@ struct pl_node {
     uint32_t key;             /* names dropout's random stream */
 };
 
-/* What everybody asks of the whole network. */
+/* What everybody asks of the whole network, whichever stage of it is here. */
 struct pl_whole {
     uint64_t signature;
     int64_t classes;
@@ -53,9 +53,12 @@ struct pl_graph {
     int layers;
     struct pl_layer *layer; /* in the order they run */
     struct pl_node *node;   /* of the same index */
-    int output;             /* the main loss, or the last layer */
-    bool has_loss;
+    int output;             /* the main loss, or the last layer; PL_ELSEWHERE: in a later stage */
+    bool has_loss;          /* the whole network has */
     struct pl_whole whole;
+    int stages;
+    struct pl_graph_stage *stage; /* [stages], names owned */
+    bool source, sink;      /* the first layer takes in what the stage before hands on; the last hands on to the next */
     int tensors;
     struct pl_tensor *tensor;
     int64_t elems, weights;
@@ -91,6 +94,22 @@ void pl_graph_layers_free(struct pl_graph *g); /* and nodes */
 pl_status pl_graph_shapes(struct pl_graph *g, const struct pl_job_input *input);
 pl_status pl_graph_slabs(struct pl_graph *g);
 int64_t pl_graph_layer_weights(const struct pl_layer *l); /* trainable numbers */
+
+/* cut.c: where a network with shapes is cut. place[stages + 1], the last of them its end. */
+struct pl_cut_place {
+    int begin;  /* the first layer of the stage */
+    int border; /* the layer whose output crosses before it */
+};
+pl_status pl_graph_choose_cuts(const struct pl_graph *g, const struct pl_graph_cut *cut, struct pl_cut_place *place);
+
+/* stage.c: makes of a whole network with shapes one stage of it, and says what all of them are. Then what crosses the
+ * borders before and after the layers of a pass. */
+pl_status pl_graph_take_stage(struct pl_graph *g, const struct pl_job *job, const struct pl_graph_cut *cut);
+void pl_graph_stages_free(struct pl_graph *g);
+pl_status pl_graph_take_x(struct pl_graph *g, const struct pl_graph_batch *b);
+pl_status pl_graph_hand_y(struct pl_graph *g, const struct pl_graph_batch *b);
+pl_status pl_graph_take_dy(struct pl_graph *g, const struct pl_graph_batch *b);
+pl_status pl_graph_hand_dx(struct pl_graph *g, const struct pl_graph_batch *b);
 
 /* fold.c: finds normalisations to fold in evaluation. users: how many inputs take an output. Then what
  * becomes of the operation of the layer before, and of its parameters. */
@@ -156,11 +175,13 @@ static inline int64_t pl_aligned(int64_t n) { return (n + PL_ALIGN_ELEMS - 1) / 
 static inline bool pl_is_op(const struct pl_layer *l, enum pl_op_kind kind)
 {
     struct pl_op op = {0};
-    if (!l->kind->view)
+    if (l->kind->op)
         l->kind->op(l, &op);
-    return !l->kind->view && op.kind == kind;
+    return l->kind->op && op.kind == kind;
 }
 
+static inline bool pl_is_source(const struct pl_graph *g, int i) { return g->source && i == 0; }
+static inline bool pl_is_sink(const struct pl_graph *g, int i) { return g->sink && i == g->layers - 1; }
 static inline bool pl_is_view(const struct pl_graph *g, int i) { return g->layer[i].kind->view || g->node[i].fused; }
 
 static inline float *pl_span_memory(const struct pl_graph *g, int span)

@@ -100,7 +100,7 @@ static bool can_fuse(const struct pl_graph *g, int i, const int *users)
     struct pl_op op = {0};
     if (!g->table->fuses_relu || !pl_is_op(&g->layer[i], PL_OP_RELU) || from == PL_DATA || users[from] != 1)
         return false;
-    if (g->layer[by].kind->view)
+    if (!g->layer[by].kind->op)
         return false;
     g->layer[by].kind->op(&g->layer[by], &op);
     return g->table->fuses_relu(op.kind);
@@ -133,7 +133,7 @@ static void find_roots(struct pl_graph *g)
         struct pl_node *n = &g->node[i];
         n->root = pl_is_view(g, i) ? pl_input_root(g, i, 0) : i;
         n->y = n->dy = PL_NO_SPAN;
-        n->need_grad = g->train && l->params > 0;
+        n->need_grad = g->train && (l->params > 0 || pl_is_source(g, i));
         for (int k = 0; k < l->inputs; k++) {
             n->dx[k] = PL_NO_SPAN;
             if (g->train && l->input[k] != PL_DATA && g->node[l->input[k]].need_grad)
@@ -157,7 +157,7 @@ static void span_outputs(struct pl_graph *g)
             if (s && s->end < forward_time(i))
                 s->end = forward_time(i);
         }
-    int out = g->node[g->output].root; /* is read after the pass */
+    int out = g->output == PL_ELSEWHERE ? PL_DATA : g->node[g->output].root; /* is read after the pass */
     if (out != PL_DATA)
         g->span[g->node[out].y].end = 2 * g->layers;
 }

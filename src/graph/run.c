@@ -254,7 +254,10 @@ pl_status pl_graph_forward(struct pl_graph *g, const struct pl_graph_batch *b, b
     g->last_data = b->data;
     bool as_one = train && pl_graph_passes_as_one(g) && can_record(g);
     struct stretch t = {.graph = g, .batch = &there, .direction = as_one ? BOTH_WAYS : FORWARD, .from = g->layers - 1, .sums = sums};
+    PL_TRY(pl_graph_take_x(g, b));
     pl_status s = train ? start_stretch(&t) : forward_layers(g, &there, false, sums);
+    if (s == PL_OK)
+        s = pl_graph_hand_y(g, b);
     g->started = s == PL_OK && as_one;
     if (s == PL_OK)
         s = pl_graph_send_next(g, b->next);
@@ -274,7 +277,8 @@ pl_status pl_graph_backward(struct pl_graph *g, const struct pl_graph_batch *b, 
     }
     PL_TRY(pl_graph_make_grads(g));
     pl_graph_batch_there(g, b, &there);
+    PL_TRY(pl_graph_take_dy(g, b));
     pl_status s = pl_graph_bring_rest(g, slices_backward(g, &there, accumulate, slice, arg), slice, arg);
     g->passed = g->passed || s == PL_OK;
-    return s;
+    return s == PL_OK ? pl_graph_hand_dx(g, b) : s;
 }
