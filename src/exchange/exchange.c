@@ -75,7 +75,7 @@ static bool named(const char *choice) { return choice && strcmp(choice, "auto") 
 /* PL_END: not here, x->why says it. */
 static pl_status map_node(struct pl_exchange *x)
 {
-    const struct pl_levels *l = &x->levels;
+    struct pl_levels *l = &x->levels;
     struct pl_extent own[PL_OWN_EXTENTS];
     void *memory;
     size_t bytes = pl_exchange_shared_bytes(l->node_ranks, x->elems);
@@ -83,6 +83,8 @@ static pl_status map_node(struct pl_exchange *x)
     pl_status s = pl_exchange_map(x->world, l->node, l->node_ranks, bytes, own, &memory, x->why, sizeof x->why);
     if (s != PL_OK)
         return s;
+    for (int i = 0; i < l->node_ranks; i++) /* for messages, from here on */
+        l->node[i] = pl_world_run_rank(x->world, l->node[i]);
     s = pl_exchange_shared_open(x, memory, x->world->local_rank, l->node_ranks, l->node);
     if (s < 0)
         pl_exchange_unmap(memory, bytes);

@@ -1,8 +1,6 @@
 /* A transport opened among some ranks of the run: the addresses travel over MPI. */
 #include "exchange/group.h"
 
-#include <string.h>
-
 struct among { struct pl_world *world; const int *rank; int members; };
 
 static pl_status allgather(void *arg, const void *mine, size_t bytes, void *all)
@@ -18,10 +16,11 @@ pl_status pl_network_open(struct pl_world *w, const struct pl_transport_options 
     n->rank = pl_alloc((size_t)members * sizeof *rank, "the ranks of a group");
     if (!n->rank)
         return PL_ERR_MEMORY;
-    memcpy(n->rank, rank, (size_t)members * sizeof *rank);
     n->group = (struct pl_group){.members = members, .rank = n->rank, .one_node = one_node, .allgather = allgather, .arg = &among};
-    while (n->rank[n->group.me] != w->rank)
-        n->group.me++;
+    for (int i = 0; i < members; i++) {
+        n->rank[i] = pl_world_run_rank(w, rank[i]);
+        n->group.me = rank[i] == w->rank ? i : n->group.me;
+    }
     pl_status s = n->table->open(&n->group, o, &n->transport, n->how, sizeof n->how);
     n->group.allgather = NULL;
     n->group.arg = NULL;

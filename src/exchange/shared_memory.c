@@ -90,7 +90,7 @@ pl_status pl_exchange_map(struct pl_world *w, const int *node, int ranks, size_t
     if (rank < 0)
         return PL_OK;
     pl_exchange_unmap(*out, bytes);
-    snprintf(why, why_bytes, "no shared memory: rank %d cannot have %.1f MB: %s", rank, (double)bytes / 1e6, strerror(code));
+    snprintf(why, why_bytes, "no shared memory: rank %d cannot have %.1f MB: %s", pl_world_run_rank(w, rank), (double)bytes / 1e6, strerror(code));
     return PL_END;
 }
 

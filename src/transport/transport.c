@@ -22,7 +22,7 @@ static pl_status probe_all(struct pl_world *w, const struct pl_transport_table *
     if (rank <= 0)
         snprintf(reason, 256, "%s", text);
     else
-        snprintf(reason, 256, "rank %d: %s", rank, text);
+        snprintf(reason, 256, "rank %d: %s", pl_world_run_rank(w, rank), text);
     return PL_OK;
 }
 

@@ -22,10 +22,10 @@ pl_status pl_world_first(struct pl_world *w, int mine, int *rank, int *code)
     *rank = -1;
     *code = mine;
     /* MINLOC: the lowest rank among those that failed. */
-    PL_MPI(MPI_Allreduce(&in, &out, 1, MPI_2INT, MPI_MINLOC, MPI_COMM_WORLD));
+    PL_MPI(MPI_Allreduce(&in, &out, 1, MPI_2INT, MPI_MINLOC, pl_world_comm(w)));
     if (!out.failed)
         return PL_OK;
-    PL_MPI(MPI_Bcast(code, 1, MPI_INT, out.rank, MPI_COMM_WORLD));
+    PL_MPI(MPI_Bcast(code, 1, MPI_INT, out.rank, pl_world_comm(w)));
     *rank = out.rank;
     return PL_OK;
 }
@@ -36,9 +36,11 @@ pl_status pl_world_agree(struct pl_world *w, pl_status mine)
     PL_TRY(pl_world_first(w, mine < 0 ? mine : 0, &rank, &agreed));
     if (rank < 0)
         return PL_OK;
-    if (w->rank == rank)
+    if (w->rank == rank && !w->reported)
         print_own_error(mine);
     w->reported = true;
+    if (w->whole)
+        w->whole->reported = true;
     return agreed;
 }
 
@@ -76,11 +78,10 @@ _Noreturn void pl_world_abort(struct pl_world *w, pl_status s)
 
 pl_status pl_world_broadcast(struct pl_world *w, void *data, size_t bytes, int root)
 {
-    (void)w;
     char *p = data;
     while (bytes > 0) {
         int n = bytes < (1u << 30) ? (int)bytes : 1 << 30;
-        PL_MPI(MPI_Bcast(p, n, MPI_BYTE, root, MPI_COMM_WORLD));
+        PL_MPI(MPI_Bcast(p, n, MPI_BYTE, root, pl_world_comm(w)));
         p += n;
         bytes -= (size_t)n;
     }
@@ -89,25 +90,23 @@ pl_status pl_world_broadcast(struct pl_world *w, void *data, size_t bytes, int r
 
 pl_status pl_world_allgather(struct pl_world *w, const void *mine, size_t bytes, void *out)
 {
-    (void)w;
     int n;
     PL_TRY(pl_narrow_int((int64_t)bytes, "allgather", &n));
-    PL_MPI(MPI_Allgather(mine, n, MPI_BYTE, out, n, MPI_BYTE, MPI_COMM_WORLD));
+    PL_MPI(MPI_Allgather(mine, n, MPI_BYTE, out, n, MPI_BYTE, pl_world_comm(w)));
     return PL_OK;
 }
 
 pl_status pl_world_allgather_among(struct pl_world *w, const int *rank, int members, const void *mine, size_t bytes, void *out)
 {
-    (void)w;
     int n;
     MPI_Group all, some;
     MPI_Comm comm;
     PL_TRY(pl_narrow_int((int64_t)bytes, "allgather", &n));
-    PL_MPI(MPI_Comm_group(MPI_COMM_WORLD, &all));
+    PL_MPI(MPI_Comm_group(pl_world_comm(w), &all));
     int code = MPI_Group_incl(all, members, rank, &some);
     MPI_Group_free(&all);
     PL_MPI(code);
-    code = MPI_Comm_create_group(MPI_COMM_WORLD, some, 1, &comm);
+    code = MPI_Comm_create_group(pl_world_comm(w), some, 1, &comm);
     MPI_Group_free(&some);
     PL_MPI(code);
     code = MPI_Allgather(mine, n, MPI_BYTE, out, n, MPI_BYTE, comm);
@@ -118,10 +117,9 @@ pl_status pl_world_allgather_among(struct pl_world *w, const int *rank, int memb
 
 pl_status pl_world_allreduce(struct pl_world *w, const float *in, float *out, int64_t n)
 {
-    (void)w;
     for (int64_t at = 0; at < n; at += 1 << 28) {
         int piece = n - at < 1 << 28 ? (int)(n - at) : 1 << 28;
-        PL_MPI(MPI_Allreduce(in + at, out + at, piece, MPI_FLOAT, MPI_SUM, MPI_COMM_WORLD));
+        PL_MPI(MPI_Allreduce(in + at, out + at, piece, MPI_FLOAT, MPI_SUM, pl_world_comm(w)));
     }
     return PL_OK;
 }

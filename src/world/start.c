@@ -45,16 +45,16 @@ static pl_status refuse_lonely_ranks(struct pl_world *w)
     return PL_OK;
 }
 
-static pl_status find_node(struct pl_world *w, MPI_Comm *node)
+pl_status pl_world_find_node(struct pl_world *w, MPI_Comm *node)
 {
-    PL_MPI(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, w->rank, MPI_INFO_NULL, node));
+    MPI_Comm all = pl_world_comm(w);
+    PL_MPI(MPI_Comm_split_type(all, MPI_COMM_TYPE_SHARED, w->rank, MPI_INFO_NULL, node));
     PL_MPI(MPI_Comm_rank(*node, &w->local_rank));
     PL_MPI(MPI_Comm_size(*node, &w->local_ranks));
     int leader = w->local_rank == 0;
-    pl_alloc_sharers(w->local_ranks);
-    PL_MPI(MPI_Allreduce(&leader, &w->nodes, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD));
-    PL_MPI(MPI_Allreduce(&w->local_ranks, &w->least_local, 1, MPI_INT, MPI_MIN, MPI_COMM_WORLD));
-    PL_MPI(MPI_Allreduce(&w->local_ranks, &w->most_local, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD));
+    PL_MPI(MPI_Allreduce(&leader, &w->nodes, 1, MPI_INT, MPI_SUM, all));
+    PL_MPI(MPI_Allreduce(&w->local_ranks, &w->least_local, 1, MPI_INT, MPI_MIN, all));
+    PL_MPI(MPI_Allreduce(&w->local_ranks, &w->most_local, 1, MPI_INT, MPI_MAX, all));
     w->leader = w->rank;
     PL_MPI(MPI_Bcast(&w->leader, 1, MPI_INT, 0, *node));
     return PL_OK;
@@ -112,7 +112,8 @@ pl_status pl_world_start(int *argc, char ***argv, struct pl_world *w)
                         "this MPI gives thread level %d, MPI_THREAD_SERIALIZED (%d) is needed", given,
                         MPI_THREAD_SERIALIZED);
     MPI_Comm node;
-    PL_TRY(find_node(w, &node));
+    PL_TRY(pl_world_find_node(w, &node));
+    pl_alloc_sharers(w->local_ranks);
     pl_status s = share_cores(w, node);
     MPI_Comm_free(&node);
     PL_TRY(s);

@@ -17,11 +17,21 @@ struct pl_world {
     bool cores_unused; /* the masks of this node's ranks leave cores of the allocation unused */
     bool reported;     /* the run's one message has been printed */
     bool lost;         /* ranks are lost: no MPI call can be trusted, each ends by itself */
+    struct pl_world *whole; /* of a part of the run, whose ranks count from 0: the run; NULL: this is the run */
+    int *run_rank;     /* [ranks] of a part: their numbers in the run; NULL: the same */
+    void *comm;        /* MPI's; internal to world/ */
 };
+/* A rank's number in the run, for messages. */
+static inline int pl_world_run_rank(const struct pl_world *w, int rank) { return w->run_rank ? w->run_rank[rank] : rank; }
 
 /* MPI_Init_thread(SERIALIZED) and the facts above. Collective. Refuses ranks that were
  * started together and each see a world of 1 (srun without PMI, another MPI's mpirun): PL_ERR_USAGE. */
 pl_status pl_world_start(int *argc, char ***argv, struct pl_world *w);
+
+/* The ranks that say the same colour, in the run's order: agreement and set-up collectives are theirs alone. A failure that
+ * they agree on counts as reported in the run. Collective over w; leave before w ends. */
+pl_status pl_world_part(struct pl_world *w, int colour, struct pl_world *out);
+void pl_world_part_leave(struct pl_world *part);
 
 /* Set-up, open, load and save: every rank brings its status, every rank leaves with the worst one.
  * The lowest failing rank prints its recorded message, once. Collective. Returns the status of that rank
