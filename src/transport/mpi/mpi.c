@@ -3,11 +3,16 @@
 #include "transport/transport.h"
 
 #include <mpi.h>
+#include <pthread.h>
 #include <string.h>
 
 #define NAP_MS 0.05  /* between polls of who has nothing else to do: MPI has no way to wait for a message or a wake */
 #define TAGS 16384   /* MPI grants at least 32767; those in flight differ by less, and equal ones keep their order */
 #define CONTROL_TAG TAGS
+
+/* A process may have several open groups, each with a thread of its own, and MPI_THREAD_SERIALIZED takes one call at a
+ * time. Calls that wait for others, of open and close, come from the main thread while no request is under way. */
+static pthread_mutex_t calling = PTHREAD_MUTEX_INITIALIZER;
 
 struct pl_transport {
     MPI_Comm comm;
@@ -23,10 +28,12 @@ static pl_status failed(int code, const char *call)
     MPI_Error_string(code, text, &len);
     return pl_error(PL_ERR_PEER, "transport mpi", "%s: %s", call, text);
 }
-#define CHECK(call, name)              \
-    do {                               \
-        int code_ = (call);            \
-        if (code_ != MPI_SUCCESS)      \
+#define CHECK(call, name)               \
+    do {                                \
+        pthread_mutex_lock(&calling);   \
+        int code_ = (call);             \
+        pthread_mutex_unlock(&calling); \
+        if (code_ != MPI_SUCCESS)       \
             return failed(code_, name); \
     } while (0)
 
@@ -154,8 +161,10 @@ static void mpi_cancel(struct pl_transport *t, struct pl_request *r)
     (void)t;
     MPI_Request q;
     memcpy(&q, r->bytes, sizeof q);
+    pthread_mutex_lock(&calling);
     MPI_Cancel(&q);
     MPI_Wait(&q, MPI_STATUS_IGNORE);
+    pthread_mutex_unlock(&calling);
     r->active = false;
 }
 
