@@ -18,6 +18,8 @@ struct slot {
 
 struct pl_cache {
     struct pl_dataset *d;
+    bool labels_only, encoded;   /* encoded: images of differing lengths are read */
+    size_t row_bytes;            /* 0: of those, or labels only */
     int64_t classes, slots, clock, released; /* released: blocks used later are still borrowed */
     struct slot *slot;
     int64_t *slot_of;            /* [blocks], -1: not here */
@@ -40,7 +42,7 @@ static bool one_each(const struct pl_cache *c) { return c->slots == c->d->blocks
 static pl_status make_slots(struct pl_cache *c)
 {
     struct pl_dataset *d = c->d;
-    size_t rows = (size_t)d->samples, row = d->encoded ? 0 : d->row_bytes, data_bytes, label_bytes;
+    size_t rows = (size_t)d->samples, row = c->row_bytes, data_bytes, label_bytes;
     int64_t label_elems = d->want.label_floats ? d->want.label_floats : 1;
     if ((!one_each(c) && !pl_mul_size((size_t)c->slots, (size_t)d->block_rows, &rows)) ||
         !pl_mul_size(rows, row, &data_bytes) ||
@@ -58,23 +60,26 @@ static pl_status make_slots(struct pl_cache *c)
     for (int64_t i = 0; i < c->slots; i++) {
         size_t first = (size_t)(one_each(c) ? d->block_first[i] : i * d->block_rows);
         c->slot[i] = (struct slot){.block = -1,
-                                   .data = d->encoded ? NULL : c->data + first * row,
+                                   .data = c->encoded ? NULL : c->data + first * row,
                                    .label = c->label + first * d->label_bytes};
-        if (d->encoded)
+        if (c->encoded)
             c->slot[i].offset = pl_alloc((size_t)(d->block_rows + 1) * sizeof(size_t), "the samples' cache");
-        if (d->encoded && !c->slot[i].offset)
+        if (c->encoded && !c->slot[i].offset)
             return PL_ERR_MEMORY;
     }
     return PL_OK;
 }
 
-pl_status pl_cache_create(struct pl_dataset *d, int64_t classes, bool shuffled,
+pl_status pl_cache_create(struct pl_dataset *d, int64_t classes, bool shuffled, bool labels_only,
                           struct pl_cache **out)
 {
     struct pl_cache *c = pl_alloc(sizeof *c, "a cache");
     if (!c)
         return PL_ERR_MEMORY;
     c->d = d;
+    c->encoded = d->encoded && !labels_only;
+    c->row_bytes = d->encoded || labels_only ? 0 : d->row_bytes;
+    c->labels_only = labels_only;
     c->classes = classes;
     c->slots = slots_needed(d, shuffled);
     pl_status s = make_slots(c);
@@ -89,7 +94,7 @@ void pl_cache_destroy(struct pl_cache *c)
 {
     if (!c)
         return;
-    for (int64_t i = 0; c->slot && c->d->encoded && i < c->slots; i++) {
+    for (int64_t i = 0; c->slot && c->encoded && i < c->slots; i++) {
         pl_free(c->slot[i].data);
         pl_free(c->slot[i].offset);
     }
@@ -222,10 +227,10 @@ static pl_status read_block(struct pl_cache *c, struct slot *s, int64_t block)
     const struct pl_set_file *p = pl_dataset_part(d, d->block_first[block]);
     int64_t first = d->block_first[block] - p->first;
     int64_t rows = d->block_first[block + 1] - d->block_first[block];
-    if (d->encoded) {
+    if (c->encoded) {
         PL_TRY(pl_h5_read_bytes(p->data, first, rows, &s->data, &s->capacity, s->offset));
         c->read_bytes += (int64_t)s->offset[rows];
-    } else {
+    } else if (!c->labels_only) {
         PL_TRY(pl_h5_read_rows(p->data, first, rows, d->type, s->data));
         c->read_bytes += rows * (int64_t)d->row_bytes;
         PL_TRY(check_numbers(p->path, d->set->data, d->type, s->data, first, rows, d->row_elems));
@@ -293,9 +298,9 @@ pl_status pl_cache_row(struct pl_cache *c, int64_t sample, struct pl_row *out)
     pl_status status = find_block(c, block, &s);
     if (status != PL_OK)
         return status;
-    size_t begin = d->encoded ? s->offset[within] : within * d->row_bytes;
+    size_t begin = c->encoded ? s->offset[within] : within * c->row_bytes;
     *out = (struct pl_row){.data = s->data + begin,
-                           .bytes = d->encoded ? s->offset[within + 1] - begin : d->row_bytes,
+                           .bytes = c->encoded ? s->offset[within + 1] - begin : c->row_bytes,
                            .label = s->label + within * d->label_bytes};
     return PL_OK;
 }

@@ -87,6 +87,7 @@ struct pl_loader_options {
     uint64_t seed;
     bool shuffle, augment;   /* random crop and flip; otherwise the centre crop */
     int64_t classes;         /* labels must be below this; 0: floats */
+    bool labels_only;        /* the samples themselves are neither read nor in the batches */
     bool pixels;             /* sets of uint8, but of JPEG images, come as pixels */
     int depth;               /* batches read ahead */
     int threads;             /* that decode, the loader's own included (1) */

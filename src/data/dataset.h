@@ -52,10 +52,10 @@ void pl_files_free(struct pl_files *f);
 /* stage.c: where the copy of a file is; owner: the caller. */
 char *pl_stage_path(const char *dir, const char *path);
 
-/* cache.c. `shuffled` says whether rows come window by window or one after the other. One thread.
- */
+/* cache.c. `shuffled` says whether rows come window by window or one after the other; labels_only: rows are of no bytes. One
+ * thread. */
 struct pl_cache;
-pl_status pl_cache_create(struct pl_dataset *d, int64_t classes, bool shuffled,
+pl_status pl_cache_create(struct pl_dataset *d, int64_t classes, bool shuffled, bool labels_only,
                           struct pl_cache **out);
 void pl_cache_destroy(struct pl_cache *c);
 /* What reading cost since the last call: time, and bytes when inflated. */

@@ -66,7 +66,7 @@ static pl_status make_team(struct pl_loader *l)
     l->row = pl_alloc((size_t)l->capacity * sizeof *l->row, "rows of a batch");
     if (!l->row)
         return PL_ERR_MEMORY;
-    if (l->d->encoded) {
+    if (l->d->encoded && !l->o.labels_only) {
         l->jpeg = pl_alloc((size_t)l->o.threads * sizeof *l->jpeg, "decoders");
         if (!l->jpeg)
             return PL_ERR_MEMORY;
@@ -89,9 +89,9 @@ static pl_status create(struct pl_loader *l)
         return PL_ERR_MEMORY;
     PL_TRY(pl_decoder_create(d, &l->decoder));
     l->augment = pl_augment_make(d, l->o.augment, l->o.seed);
-    l->pixels = l->o.pixels && d->type == PL_U8 && !d->encoded;
-    l->out_elems = l->augment.channels * l->augment.out_height * l->augment.out_width;
-    PL_TRY(pl_cache_create(d, l->o.classes, l->o.shuffle, &l->cache));
+    l->pixels = l->o.pixels && d->type == PL_U8 && !d->encoded && !l->o.labels_only;
+    l->out_elems = l->o.labels_only ? 0 : l->augment.channels * l->augment.out_height * l->augment.out_width;
+    PL_TRY(pl_cache_create(d, l->o.classes, l->o.shuffle, l->o.labels_only, &l->cache));
     PL_TRY(make_team(l));
     return make_batches(l);
 }
@@ -198,7 +198,8 @@ static pl_status decode_until(struct pl_loader *l, struct pl_batch *b, int64_t e
 {
     struct decoding w = {l, b};
     l->bad.row = -1;
-    pl_team_run(l->team, end - l->decoded, decode_row, &w);
+    if (!l->o.labels_only)
+        pl_team_run(l->team, end - l->decoded, decode_row, &w);
     l->decoded = end;
     pl_cache_release(l->cache);
     if (l->bad.row < 0)
