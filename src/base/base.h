@@ -237,6 +237,10 @@ pl_status pl_h5_make_dataset(struct pl_h5 *f, const char *name, enum pl_dtype t,
 /* Writes rows in pieces of at most 4 MB, the lock let go between them. */
 pl_status pl_h5_write_rows(struct pl_h5ds *d, int64_t first, int64_t rows, enum pl_dtype from,
                            const void *data);
+/* Makes a dataset that shows the one of the same name, shape and type in `file`, a path from the folder of f; there when it is
+ * opened, or that fails. */
+pl_status pl_h5_make_virtual(struct pl_h5 *f, const char *name, const struct pl_h5_info *like, const char *file);
+pl_status pl_h5_copy(struct pl_h5 *from, const char *name, struct pl_h5 *to); /* a group with its attributes and what is in it */
 /* Attributes of the group or dataset `name` ("/" is the file; a missing group is made on write). */
 pl_status pl_h5_set_int(struct pl_h5 *f, const char *name, const char *attr, int64_t v);
 pl_status pl_h5_set_double(struct pl_h5 *f, const char *name, const char *attr, double v);

@@ -193,8 +193,8 @@ bool pl_h5_exists(struct pl_h5 *f, const char *name)
     return yes;
 }
 
-/* Fills d->info. Lock held. */
-static bool look(struct pl_h5ds *d)
+/* Fills d->info. Lock held. wrong: what is, where not the shape. */
+static bool look(struct pl_h5ds *d, char *wrong, size_t bytes)
 {
     hid_t space = H5Dget_space(d->id), type = H5Dget_type(d->id), plist = H5Dget_create_plist(d->id);
     struct pl_h5_info *i = &d->info;
@@ -215,6 +215,7 @@ static bool look(struct pl_h5ds *d)
     }
     i->bytes_stored = (int64_t)H5Dget_storage_size(d->id);
     pl_h5_look_at_filters(d, plist);
+    fine = fine && pl_h5_finds_shown(d, plist, wrong, bytes);
     H5Sclose(space);
     H5Tclose(type);
     H5Pclose(plist);
@@ -239,9 +240,10 @@ pl_status pl_h5_dataset(struct pl_h5 *f, const char *name, struct pl_h5ds **out)
     d->id = id;
     d->name = pl_strdup(full);
     d->cached = -1;
+    char wrong[2048] = "has no shape that can be read (1 to 8 dimensions)";
     pl_h5_lock();
-    if (!look(d)) {
-        pl_status s = pl_h5_failed(f, full, "has no shape that can be read (1 to 8 dimensions)");
+    if (!look(d, wrong, sizeof wrong)) {
+        pl_status s = pl_h5_failed(f, full, wrong);
         pl_h5_dataset_close(d);
         return s;
     }

@@ -1,4 +1,4 @@
-/* Internal to base/'s HDF5 wrappers (h5.c, h5_write.c, h5_chunk.c). */
+/* Internal to base/'s HDF5 wrappers (h5.c, h5_write.c, h5_chunk.c, h5_virtual.c). */
 #ifndef PL_BASE_H5_INTERNAL_H
 #define PL_BASE_H5_INTERNAL_H
 
@@ -45,6 +45,8 @@ extern const char pl_h5_inflater[]; /* "zlib", "libdeflate" */
 /* Rows [first, first + rows) by raw chunks. */
 pl_status pl_h5_read_chunks(struct pl_h5ds *d, int64_t first, int64_t rows, unsigned char *out);
 void pl_h5_free_buffers(struct pl_h5ds *d);
+/* Whether all is there that a virtual data set, with this creation list, shows; missing: what is not. Lock held. */
+bool pl_h5_finds_shown(const struct pl_h5ds *d, hid_t plist, char *missing, size_t bytes);
 void pl_h5_look_at_filters(struct pl_h5ds *d, hid_t plist); /* lock held */
 
 #endif

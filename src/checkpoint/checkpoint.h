@@ -34,7 +34,13 @@ struct pl_checkpoint_source {
     const char *train_file; /* the set's name, NULL: none */
     const char *owner; /* of pl_checkpoint_own; NULL: whose dir it is is not looked at. PL_ERR_CHECKPOINT where it is another's. */
     int parts; /* written before by so many ranks, 0: none */
+    bool split; /* the parts are stages (pl_checkpoint_save_stage): model.h5 shows what is in them; params and slot are not read */
 };
+/* A stage of a split model, before pl_checkpoint_save makes all of them parts of the checkpoint of this step: its parameters and
+ * optimizer state, under the names of the whole. What reads model.h5 need not know. One rank of each stage. */
+pl_status pl_checkpoint_save_stage(const char *dir, int stage, const struct pl_checkpoint_source *src);
+/* All of a checkpoint, or of a model.h5, in one new file, for those who move it alone. PL_ERR_CHECKPOINT, too, where that exists. */
+pl_status pl_checkpoint_export(const char *path, const char *file);
 pl_status pl_checkpoint_save(const char *dir, const struct pl_checkpoint_source *src);
 
 /* A slab of trainable numbers that may differ by rank, /rank/R/NAME in R's part of a checkpoint: what compression lost,
@@ -49,7 +55,7 @@ struct pl_part {
 /* Writes this rank's of `step`, those of part[n] that are its own, on every rank before pl_checkpoint_save makes them
  * parts of the checkpoint. */
 pl_status pl_checkpoint_save_part(const char *dir, int64_t step, int rank, const struct pl_graph *g, const struct pl_part *part, int n);
-/* Takes this rank's back, after any rank could not write its own. */
+/* Takes this rank's, or stage's, back, after any could not be written. */
 void pl_checkpoint_discard_part(const char *dir, int64_t step, int rank);
 /* Reads them back where the checkpoint has them: this rank's, or on another number of ranks or where it is not to be its
  * own, what comes of all. PL_END: it has one that this run has no use for. */

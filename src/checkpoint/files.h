@@ -17,6 +17,7 @@ const char *pl_manifest_check(const char *dir);
 /* Steps of the checkpoints in dir, ascending. Owner: the caller. */
 pl_status pl_checkpoint_list(const char *dir, int64_t **steps, int *n);
 char *pl_checkpoint_name(const char *dir, int64_t step); /* dir/step-00001200 */
+pl_status pl_checkpoint_open_model(const char *path, struct pl_h5 **f); /* load.c: of a directory, a checkpoint, or the file itself */
 void pl_checkpoint_remove(const char *path);             /* a checkpoint directory, as far as it goes */
 void pl_checkpoint_remove_old_parts(const char *dir);     /* parts in it that have become no checkpoint's */
 void pl_checkpoint_remove_parts(const char *path);       /* a directory of parts, likewise */

@@ -195,7 +195,7 @@ static pl_status load_all(struct pl_h5 *f, const char *path, const struct pl_gra
     return PL_OK;
 }
 
-static pl_status open_model(const char *path, struct pl_h5 **f)
+pl_status pl_checkpoint_open_model(const char *path, struct pl_h5 **f)
 {
     struct stat st;
     bool dir = (stat(path, &st) == 0 && S_ISDIR(st.st_mode)) || names_newest(path);
@@ -218,7 +218,7 @@ static pl_status open_model(const char *path, struct pl_h5 **f)
 pl_status pl_checkpoint_load(const char *path, const struct pl_graph *g, struct pl_optimizer *o, float *params, struct pl_run_state *state)
 {
     struct pl_h5 *f;
-    PL_TRY(open_model(path, &f));
+    PL_TRY(pl_checkpoint_open_model(path, &f));
     pl_status s = load_all(f, path, g, o, params, state);
     pl_h5_close(f);
     return s;
@@ -268,13 +268,13 @@ static pl_status share_out(const char *dir, const struct pl_graph *g, int parts,
 static pl_status look_for_parts(const char *path, const struct pl_part *part, int n, int *parts, bool *has)
 {
     struct pl_h5 *f;
-    int64_t count = 0;
-    PL_TRY(open_model(path, &f));
-    if (pl_h5_get_int(f, "/run", "parts", &count) < 0)
-        pl_error_clear(); /* written before there were parts */
+    int64_t count = 0, stages = 1;
+    PL_TRY(pl_checkpoint_open_model(path, &f));
+    if (pl_h5_get_int(f, "/run", "parts", &count) < 0 || pl_h5_get_int(f, "/run", "stages", &stages) < 0)
+        pl_error_clear(); /* written before there were parts, or stages */
     pl_h5_close(f);
     *parts = (int)count;
-    if (count == 0)
+    if (count == 0 || stages > 1)
         return PL_OK;
     PL_TRY(open_part(path, 0, &f));
     for (int i = 0; i < n; i++) {
@@ -302,7 +302,7 @@ pl_status pl_checkpoint_load_part(const char *path, const struct pl_graph *g, in
 pl_status pl_checkpoint_load_weights(const char *path, const struct pl_graph *g, float *params)
 {
     struct pl_h5 *f;
-    PL_TRY(open_model(path, &f));
+    PL_TRY(pl_checkpoint_open_model(path, &f));
     pl_status s = read_slab(f, path, "/params", g, true, params);
     pl_h5_close(f);
     return s;
@@ -311,7 +311,7 @@ pl_status pl_checkpoint_load_weights(const char *path, const struct pl_graph *g,
 pl_status pl_checkpoint_text(const char *path, const char *what, char **text)
 {
     struct pl_h5 *f;
-    PL_TRY(open_model(path, &f));
+    PL_TRY(pl_checkpoint_open_model(path, &f));
     pl_status s = pl_h5_get_text(f, "/run", what, text);
     pl_h5_close(f);
     return s;

@@ -42,14 +42,29 @@ static pl_status write_slab(struct pl_h5 *f, int rank, const struct pl_graph *g,
     return PL_OK;
 }
 
-static pl_status write_part(const char *path, int rank, const struct pl_graph *g, const struct pl_part *part, int n)
+static pl_status write_own(struct pl_h5 *f, int rank, const struct pl_graph *g, const struct pl_part *part, int n)
 {
-    struct pl_h5 *f;
-    PL_TRY(pl_h5_create(path, "checkpoint", PL_ERR_CHECKPOINT, &f));
-    pl_status s = PL_OK;
-    for (int i = 0; s == PL_OK && i < n; i++)
+    for (int i = 0; i < n; i++)
         if (part[i].own)
-            s = write_slab(f, rank, g, &part[i]);
+            PL_TRY(write_slab(f, rank, g, &part[i]));
+    return PL_OK;
+}
+
+static pl_status begin_part(const char *dir, int64_t step, int number, char **path, struct pl_h5 **f)
+{
+    char *parts = part_dir(dir, step);
+    *path = parts ? pl_checkpoint_part_name(parts, number) : NULL;
+    pl_status s = *path ? pl_make_dirs(parts, "checkpoint") : PL_ERR_MEMORY;
+    if (s == PL_OK && unlink(*path) != 0 && errno != ENOENT) /* of a life that was killed here */
+        s = pl_error(PL_ERR_CHECKPOINT, "checkpoint", "%s stands in the way: %s", *path, strerror(errno));
+    if (s == PL_OK)
+        s = pl_h5_create(*path, "checkpoint", PL_ERR_CHECKPOINT, f);
+    pl_free(parts);
+    return s;
+}
+
+static pl_status end_file(struct pl_h5 *f, const char *path, pl_status s)
+{
     pl_status closed = pl_h5_close(f);
     if (s == PL_OK)
         s = closed;
@@ -58,13 +73,11 @@ static pl_status write_part(const char *path, int rank, const struct pl_graph *g
 
 pl_status pl_checkpoint_save_part(const char *dir, int64_t step, int rank, const struct pl_graph *g, const struct pl_part *part, int n)
 {
-    char *parts = part_dir(dir, step), *path = parts ? pl_checkpoint_part_name(parts, rank) : NULL;
-    pl_status s = path ? pl_make_dirs(parts, "checkpoint") : PL_ERR_MEMORY;
-    if (s == PL_OK && unlink(path) != 0 && errno != ENOENT) /* of a life that was killed here */
-        s = pl_error(PL_ERR_CHECKPOINT, "checkpoint", "%s stands in the way: %s", path, strerror(errno));
+    char *path;
+    struct pl_h5 *f;
+    pl_status s = begin_part(dir, step, rank, &path, &f);
     if (s == PL_OK)
-        s = write_part(path, rank, g, part, n);
-    pl_free(parts);
+        s = end_file(f, path, write_own(f, rank, g, part, n));
     pl_free(path);
     return s;
 }
@@ -126,13 +139,63 @@ static pl_status write_slabs(struct pl_h5 *f, const struct pl_checkpoint_source 
     return PL_OK;
 }
 
+pl_status pl_checkpoint_save_stage(const char *dir, int stage, const struct pl_checkpoint_source *src)
+{
+    char *path;
+    struct pl_h5 *f;
+    pl_status s = begin_part(dir, src->state->step, stage, &path, &f);
+    if (s == PL_OK)
+        s = end_file(f, path, write_slabs(f, src));
+    pl_free(path);
+    return s;
+}
+
+struct showing { struct pl_h5 *from, *to; const char *file; pl_status s; };
+
+static void show(void *arg, const char *name, bool is_dataset)
+{
+    struct showing *w = arg;
+    struct pl_h5ds *d;
+    if (!is_dataset || w->s < 0)
+        return;
+    w->s = pl_h5_dataset(w->from, name, &d);
+    if (w->s < 0)
+        return;
+    w->s = pl_h5_make_virtual(w->to, name, pl_h5_dataset_info(d), w->file);
+    pl_h5_dataset_close(d);
+}
+
+static pl_status show_stage(struct pl_h5 *f, const char *parts, int stage)
+{
+    char *path = pl_checkpoint_part_name(parts, stage), *file = pl_checkpoint_part_name(PARTS_DIR, stage);
+    struct showing w = {.to = f, .file = file};
+    pl_status s = path && file ? pl_h5_open(path, "checkpoint", PL_ERR_CHECKPOINT, &w.from) : PL_ERR_MEMORY;
+    if (s == PL_OK)
+        s = pl_h5_walk(w.from, "/", show, &w);
+    pl_h5_close(w.from);
+    pl_free(path);
+    pl_free(file);
+    return s < 0 ? s : w.s;
+}
+
+/* What is in the parts, where they will be. */
+static pl_status show_stages(struct pl_h5 *f, const char *dir, const struct pl_checkpoint_source *src)
+{
+    char *parts = part_dir(dir, src->state->step);
+    pl_status s = parts ? PL_OK : PL_ERR_MEMORY;
+    for (int stage = 0; s == PL_OK && stage < src->parts; stage++)
+        s = show_stage(f, parts, stage);
+    pl_free(parts);
+    return s;
+}
+
 static pl_status write_run(struct pl_h5 *f, const struct pl_checkpoint_source *src)
 {
     const struct pl_run_state *r = src->state;
     const struct { const char *name; int64_t v; } numbers[] = {
         {"step", r->step}, {"epoch", r->epoch}, {"position", r->position}, {"samples_seen", r->samples_seen},
         {"global_batch", r->global_batch}, {"train_samples", r->train_samples}, {"seed", r->seed}, {"ranks", r->ranks}, {"done", r->done}, {"last_eval_step", r->last_eval_step},
-        {"best_step", r->best_step}, {"parts", src->parts}, {"signature", (int64_t)pl_graph_signature(src->graph)}};
+        {"best_step", r->best_step}, {"parts", src->parts}, {"stages", src->split ? src->parts : 1}, {"signature", (int64_t)pl_graph_signature(src->graph)}};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         PL_TRY(pl_h5_set_int(f, "/run", numbers[i].name, numbers[i].v));
     PL_TRY(pl_h5_set_double(f, "/run", "best", r->best));
@@ -145,17 +208,14 @@ static pl_status write_run(struct pl_h5 *f, const struct pl_checkpoint_source *s
     return pl_h5_set_text(f, "/run", "job", src->job->text);
 }
 
-static pl_status write_model(const char *path, const struct pl_checkpoint_source *src)
+static pl_status write_model(const char *path, const char *dir, const struct pl_checkpoint_source *src)
 {
     struct pl_h5 *f;
     PL_TRY(pl_h5_create(path, "checkpoint", PL_ERR_CHECKPOINT, &f));
     pl_status s = write_run(f, src);
     if (s == PL_OK)
-        s = write_slabs(f, src);
-    pl_status closed = pl_h5_close(f);
-    if (s == PL_OK)
-        s = closed;
-    return s < 0 ? s : pl_checkpoint_sync_path(path);
+        s = src->split ? show_stages(f, dir, src) : write_slabs(f, src);
+    return end_file(f, path, s);
 }
 
 /* A writer of this host that is no more; of another host, one that has been silent for a day. */
@@ -219,7 +279,7 @@ static pl_status fill(const char *temporary, const char *dir, const struct pl_ch
     char *model = pl_strdupf("%s/%s", temporary, MODEL_FILE);
     if (!model)
         return PL_ERR_MEMORY;
-    pl_status s = pl_fault("checkpoint.write", src->state->step) ? pl_error(PL_ERR_CHECKPOINT, "checkpoint", "debug.fault at checkpoint.write") : write_model(model, src);
+    pl_status s = pl_fault("checkpoint.write", src->state->step) ? pl_error(PL_ERR_CHECKPOINT, "checkpoint", "debug.fault at checkpoint.write") : write_model(model, dir, src);
     pl_free(model);
     PL_TRY(s);
     PL_TRY(take_parts(temporary, src, dir));

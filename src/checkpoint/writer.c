@@ -22,7 +22,7 @@ pl_status pl_checkpoint_writer_create(const char *dir, const struct pl_checkpoin
     if (!w)
         return PL_ERR_MEMORY;
     *w = (struct pl_checkpoint_writer){.dir = dir, .source = *what};
-    w->bytes = (size_t)pl_graph_elems(what->graph) * sizeof(float);
+    w->bytes = what->split ? 0 : (size_t)pl_graph_elems(what->graph) * sizeof(float); /* stages have been written */
     w->params = pl_alloc_alone(w->bytes, "a checkpoint's copy");
     bool fine = w->params != NULL;
     for (int i = 0; fine && i < pl_optimizer_slots(what->optimizer); i++)

@@ -49,7 +49,7 @@ static void visit(void *arg, const char *path, bool is_dataset)
 
 static void print_run(struct pl_h5 *f)
 {
-    static const char *const names[] = {"step", "epoch", "position", "samples_seen", "seed", "ranks", NULL};
+    static const char *const names[] = {"step", "epoch", "position", "samples_seen", "seed", "stages", "ranks", NULL};
     int64_t v;
     if (!pl_h5_exists(f, "/run"))
         return;
@@ -139,9 +139,9 @@ static int run_inspect(int argc, char **argv)
 {
     struct stat st;
     struct pl_args args;
-    static const char *const options[] = {"key", NULL};
+    static const char *const options[] = {"key", "export", NULL};
     pl_status s = pl_args_read(argc, argv, options, &args);
-    const char *key = args.option_value[0];
+    const char *key = args.option_value[0], *export = args.option_value[1];
     if (s == PL_OK && !args.file)
         s = pl_error(PL_ERR_USAGE, "paceline", "no file given\nusage: paceline inspect FILE");
     if (s == PL_OK && args.overrides > 0 && !key)
@@ -152,8 +152,12 @@ static int run_inspect(int argc, char **argv)
     bool yaml = n > 4 && ((n > 5 && strcmp(args.file + n - 5, ".yaml") == 0) || strcmp(args.file + n - 4, ".yml") == 0);
     if (s == PL_OK && key && !yaml)
         s = pl_error(PL_ERR_USAGE, "inspect", "%s: --key is of a job, JOB.yaml", args.file);
+    if (s == PL_OK && export && yaml)
+        s = pl_error(PL_ERR_USAGE, "inspect", "%s: --export is of a checkpoint or a model.h5", args.file);
     if (s == PL_OK && key)
         s = inspect_key(&args, key);
+    else if (s == PL_OK && export)
+        s = pl_checkpoint_export(args.file, export);
     else if (s == PL_OK)
         s = S_ISDIR(st.st_mode) ? inspect_dir(args.file) : yaml ? inspect_job(args.file) : inspect_h5(args.file);
     if (s < 0)
@@ -166,6 +170,7 @@ const struct pl_command pl_cmd_inspect = {
     .name = "inspect",
     .usage = "paceline inspect FILE",
     .help = "Shows what is in a job or model file, an HDF5 data set or model, or a checkpoint directory.\n"
+            "  --export FILE  of a checkpoint, writes all of it to this new file, also where a split model's is in parts\n"
             "  --key NAME  of a job, the value of this key alone; key=value replaces keys first",
     .run = run_inspect,
 };

@@ -1,0 +1,80 @@
+/* HDF5's virtual data sets: a data set that shows the whole of one in another file, named by a path from the folder of the file
+ * that shows it, so that both may move together (H5Pset_virtual; HDF5 looks there first). HDF5 reads zeros where the other
+ * file or data set is missing: so they are looked for when one is opened. */
+#include "base/h5_internal.h"
+
+#include <string.h>
+#include <unistd.h>
+
+enum { MOST_PATH = 4096 };
+
+pl_status pl_h5_make_virtual(struct pl_h5 *f, const char *name, const struct pl_h5_info *like, const char *file)
+{
+    hsize_t extent[PL_MAX_DIMS];
+    for (int k = 0; k < like->dims; k++)
+        extent[k] = (hsize_t)like->dim[k];
+    pl_h5_lock();
+    hid_t space = H5Screate_simple(like->dims, extent, NULL), plist = H5Pcreate(H5P_DATASET_CREATE), links = H5Pcreate(H5P_LINK_CREATE);
+    H5Pset_create_intermediate_group(links, 1);
+    herr_t code = H5Pset_virtual(plist, space, file, name, space);
+    hid_t id = code < 0 ? -1 : H5Dcreate2(f->id, name, pl_h5_type(like->dtype), space, links, plist, H5P_DEFAULT);
+    pl_status s = id < 0 ? pl_h5_failed(f, name, "cannot be made to show another") : PL_OK;
+    if (s < 0)
+        pl_h5_lock();
+    if (id >= 0)
+        H5Dclose(id);
+    H5Sclose(space);
+    H5Pclose(plist);
+    H5Pclose(links);
+    pl_h5_unlock();
+    return s;
+}
+
+/* The path of what is shown, from the folder of f. */
+static void beside(const struct pl_h5 *f, const char *file, char path[MOST_PATH])
+{
+    const char *slash = strrchr(f->path, '/');
+    int folder = file[0] == '/' || !slash ? 0 : (int)(slash - f->path) + 1;
+    snprintf(path, MOST_PATH, "%.*s%s", folder, f->path, file);
+}
+
+static bool has_dataset(const char *path, const char *name)
+{
+    hid_t other = access(path, R_OK) == 0 ? H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT) : -1;
+    hid_t id = other >= 0 ? H5Dopen2(other, name, H5P_DEFAULT) : -1;
+    if (id >= 0)
+        H5Dclose(id);
+    if (other >= 0)
+        H5Fclose(other);
+    H5Eclear2(H5E_DEFAULT);
+    return id >= 0;
+}
+
+bool pl_h5_finds_shown(const struct pl_h5ds *d, hid_t plist, char *missing, size_t bytes)
+{
+    size_t shown = 0;
+    if (H5Pget_layout(plist) != H5D_VIRTUAL)
+        return true;
+    if (H5Pget_virtual_count(plist, &shown) < 0)
+        return false;
+    for (size_t i = 0; i < shown; i++) {
+        char file[1024] = "", name[1024] = "", path[MOST_PATH];
+        H5Pget_virtual_filename(plist, i, file, sizeof file);
+        H5Pget_virtual_dsetname(plist, i, name, sizeof name);
+        beside(d->file, file, path);
+        if (strcmp(file, ".") == 0 || has_dataset(path, name))
+            continue;
+        snprintf(missing, bytes, "shows %.900s:%.900s, which cannot be read", path, name);
+        return false;
+    }
+    return true;
+}
+
+pl_status pl_h5_copy(struct pl_h5 *from, const char *name, struct pl_h5 *to)
+{
+    pl_h5_lock();
+    if (H5Ocopy(from->id, name, to->id, name, H5P_DEFAULT, H5P_DEFAULT) < 0)
+        return pl_h5_failed(to, name, "cannot be copied");
+    pl_h5_unlock();
+    return PL_OK;
+}
