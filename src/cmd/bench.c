@@ -91,14 +91,14 @@ static pl_status measure(struct pl_trainer *t, int steps, struct figures *f, str
     for (int i = 0; i < 3; i++)
         PL_TRY(pl_trainer_step(t, &r));
     f->memory_mb = held_mb();
-    PL_TRY(pl_exchange_sum(t->exchange, &f->memory_mb, 1));
+    PL_TRY(pl_trainer_sum(t, &f->memory_mb, 1));
     f->memory_mb /= t->world->ranks;
     PL_TRY(pl_bench_peak_create(t->table, t->backend, t->job->train.precision == PL_BF16, p));
     PL_TRY(pl_bench_peak_measure(*p, &warm));
     for (int round = 0; round < f->rounds; round++) {
         PL_TRY(pl_bench_peak_measure(*p, &f->peak[round]));
         double ms = 0, exposed = 0, busy = 0, update = 0, sent = 0;
-        PL_TRY(pl_exchange_sum(t->exchange, &ms, 1)); /* start together */
+        PL_TRY(pl_trainer_sum(t, &ms, 1)); /* start together */
         for (int i = 0; i < steps; i++) {
             PL_TRY(pl_trainer_step(t, &r));
             sent += r.exchange.sent_mb;
@@ -118,7 +118,7 @@ static void print_figures(const struct pl_trainer *t, struct figures *f)
     int n = f->rounds;
     double step = pl_bench_median(f->step_ms, n), exposed = pl_bench_median(f->exposed_ms, n);
     double busy = pl_bench_median(f->busy_ms, n), peak = pl_bench_median(f->peak, n);
-    double flops = 3 * pl_graph_flops(t->graph, t->batch);
+    double flops = 3 * pl_graph_flops(t->graph, t->batch) * t->peers->ranks / t->world->ranks; /* of a rank, the mean of a replica's */
     printf("{\"model\": \"%s\", \"ranks\": %d, \"threads\": %d, \"batch\": %lld, \"step_ms\": %.3f, "
            "\"samples_per_s\": %.1f, \"gflops_a_rank\": %.2f, \"peak_gflops\": %.2f, \"share_of_peak\": %.3f, "
            "\"exchange_ms\": %.3f, \"exchange_share\": %.3f, \"exchange_whole_ms\": %.3f, \"update_ms\": %.3f, \"sent_mb\": %.4f, \"memory_mb\": %.1f}\n",
@@ -185,6 +185,8 @@ static pl_status bench(struct pl_trainer *t, struct pl_world *w, const struct pl
     struct pl_bench_peak *p = NULL;
     int steps = 0;
     pl_status s = made_up_make(&m, t);
+    if (s == PL_OK && by_layer && t->pipeline)
+        s = pl_error(PL_ERR_USAGE, "bench", "layers: a rank of a split model has some of them only\ngive split.pipeline=1");
     if (s == PL_OK)
         s = pl_bench_count("steps", args->option_value[0], 10, 1000000, &steps);
     if (s == PL_OK)

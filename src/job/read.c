@@ -329,10 +329,29 @@ static pl_status check_nccl(const struct pl_job *j)
     return PL_OK;
 }
 
+/* A replica is a row of ranks, of which only some know the loss, and each has its part of the parameters. */
+static pl_status check_split(const struct pl_job *j)
+{
+    const struct { bool on; const char *key, *why; } refused[] = {
+        {j->sync.kind != PL_SYNC_ALLREDUCE, "sync.kind", "split.pipeline with this sync.kind is not in this version yet\nit is of sync.kind allreduce"},
+        {j->sync.backup_workers > 0, "sync.backup_workers", "split.pipeline with sync.backup_workers is not in this version yet"},
+        {j->train.accumulate > 1, "train.accumulate", "train.accumulate with split.pipeline: split.microbatches cuts a batch into parts that are computed one after the other"},
+        {strcmp(pl_job_compress_name(j), "none") != 0, "exchange.compress", "exchange.compress with split.pipeline is not in this version yet"},
+        {strcmp(pl_job_transport_name(j), "nccl") == 0, "exchange.transport", "exchange.transport nccl with split.pipeline is not in this version yet"},
+        {j->device.kind == PL_DEVICE_CUDA, "device.kind", "split.pipeline with device.kind cuda is not in this version yet"},
+        {j->debug.compute_ms > 0, "debug.compute_ms", "debug.compute_ms with split.pipeline: layers hand on what they compute"},
+        {j->split.at.n > 0 && j->split.at.n != j->split.pipeline - 1, "split.at", "split.at names the first layer of each rank but the first: one less than split.pipeline"}};
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++)
+        if (refused[i].on)
+            return pl_node_error(at_key(j, refused[i].key), "%s", refused[i].why);
+    return PL_OK;
+}
+
 static pl_status check(struct pl_job *j)
 {
     take_none_away(&j->train_set.files);
     take_none_away(&j->test_set.files);
+    take_none_away(&j->split.at);
     j->train_set.stage = j->test_set.stage = j->data.stage;
     if (j->train.epochs > 0 && j->train.steps > 0)
         return pl_node_error(at_key(j, "train.steps"), "train.epochs and train.steps are both given; one is enough");
@@ -364,6 +383,8 @@ static pl_status check(struct pl_job *j)
         PL_TRY(check_backup_workers(j));
     if (strcmp(pl_job_transport_name(j), "nccl") == 0)
         PL_TRY(check_nccl(j));
+    if (j->split.pipeline > 1 || j->split.at.n > 0)
+        PL_TRY(check_split(j));
     j->train.stop_on = !isinf(j->train.stop_above) || !isinf(j->train.stop_below);
     if (j->train.stop_on && !pl_job_set_given(&j->test_set))
         return pl_node_error(at_key(j, "train.stop"), "train.stop needs data.test to be evaluated");

@@ -70,6 +70,10 @@ void pl_report_start(struct pl_report *r, const struct pl_report_start *s)
         pl_metrics_int(&t, "tau", s->tau);
         pl_metrics_text(&t, "average", s->average_momentum ? "parameters and optimizer" : "parameters");
     }
+    if (s->stages > 0) {
+        pl_metrics_int(&t, "stages", s->stages);
+        pl_metrics_int(&t, "microbatch", s->microbatch);
+    }
     pl_metrics_int(&t, "parameters", s->parameters);
     pl_metrics_int(&t, "batch", s->batch);
     pl_metrics_int(&t, "global_batch", s->global_batch);

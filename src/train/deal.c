@@ -44,7 +44,7 @@ pl_status pl_trainer_deal(struct pl_trainer *t, int index, int members)
     int64_t wanted = pl_train_micro_global(t->job, members), most = t->batch * members;
     t->micro_global = wanted < most ? wanted : most;
     t->state.global_batch = t->job->sync.kind == PL_SYNC_SANDBLASTER ? t->source.epoch_samples : t->micro_global * t->job->train.accumulate;
-    t->state.ranks = members;
+    t->state.ranks = members * (t->world->ranks / t->peers->ranks);
     if (t->source.epoch_samples < INT64_MAX) /* a benchmark goes on until it has had enough */
         PL_TRY(measure(t));
     PL_TRY(pl_train_give_early_back(t));

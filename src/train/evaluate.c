@@ -7,15 +7,18 @@
 pl_status pl_trainer_eval_loader(struct pl_trainer *t, struct pl_dataset *d, struct pl_loader **out)
 {
     bool parts = t->sync_table && t->sync_table->meshed;
-    int ranks = parts ? 1 : t->world->ranks;
-    struct pl_loader_options o = {.global_batch = t->batch * ranks, .rank = parts ? 0 : t->world->rank, .ranks = ranks, .seed = (uint64_t)t->job->train.seed,
-                                  .classes = pl_graph_classes(t->graph), .pixels = t->table->pixels != NULL, .depth = 2, .threads = (int)t->job->data.threads};
+    int ranks = parts ? 1 : t->peers->ranks;
+    struct pl_loader_options o = {.global_batch = t->batch * ranks, .rank = parts ? 0 : t->peers->rank, .ranks = ranks, .seed = (uint64_t)t->job->train.seed,
+                                  .classes = pl_graph_classes(t->graph), .labels_only = t->grid.stage > 0, .pixels = t->table->pixels != NULL, .depth = 2, .threads = (int)t->job->data.threads};
     return pl_loader_create(d, &o, out);
 }
 
+struct evaluation { struct pl_graph *graph; struct pl_pipeline *pipeline; struct pl_loader *loader; int64_t samples, each; };
+
 /* Samples [from, to) of each rank's global batches. */
-static pl_status sum_up(struct pl_graph *graph, struct pl_loader *loader, int64_t from, int64_t to, struct pl_loss_sums *sums)
+static pl_status sum_up(const struct evaluation *e, int64_t from, int64_t to, struct pl_loss_sums *sums)
 {
+    struct pl_loader *loader = e->loader;
     struct pl_batch *b;
     pl_status s = PL_OK;
     PL_TRY(pl_loader_start(loader, 0, from, true));
@@ -23,14 +26,12 @@ static pl_status sum_up(struct pl_graph *graph, struct pl_loader *loader, int64_
         struct pl_graph_batch in = {.rows = b->rows, .data = b->data, .pixels = b->pixels, .label = b->label, .index = b->index};
         at = b->end;
         if (b->rows > 0)
-            s = pl_graph_forward(graph, &in, false, sums);
+            s = e->pipeline ? pl_pipeline_evaluate(e->pipeline, e->graph, &in, sums) : pl_graph_forward(e->graph, &in, false, sums);
         pl_loader_release(loader, b);
         PL_TRY(s);
     }
     return s < 0 ? s : PL_OK;
 }
-
-struct evaluation { struct pl_graph *graph; struct pl_loader *loader; int64_t samples, each; };
 
 enum { ROWS, LOSS, CORRECT, CORRECT5, SUMS };
 
@@ -39,7 +40,7 @@ static pl_status run_part(void *arg, int part, double *v)
     const struct evaluation *e = arg;
     int64_t from = part * e->each, to = from + e->each < e->samples ? from + e->each : e->samples;
     struct pl_loss_sums sums = {0};
-    PL_TRY(sum_up(e->graph, e->loader, from, to, &sums));
+    PL_TRY(sum_up(e, from, to, &sums));
     v[ROWS] = (double)sums.rows;
     v[LOSS] = sums.loss;
     v[CORRECT] = sums.correct;
@@ -61,14 +62,14 @@ pl_status pl_trainer_evaluate(struct pl_trainer *t, struct pl_graph *graph, stru
                               struct pl_evaluation *out)
 {
     double v[SUMS] = {0};
-    struct evaluation e = {graph, loader, INT64_MAX, INT64_MAX};
+    struct evaluation e = {graph, t->pipeline, loader, INT64_MAX, INT64_MAX};
     PL_TRY(pl_graph_prepare(graph));
     if (t->sync_table && t->sync_table->meshed) {
         e.samples = pl_loader_samples(loader);
         PL_TRY(share_out(t, &e, v));
     } else {
         PL_TRY(run_part(&e, 0, v));
-        PL_TRY(pl_exchange_sum(t->exchange, v, SUMS));
+        PL_TRY(pl_trainer_sum(t, v, SUMS));
     }
     if (isnan(v[ROWS]))
         return PL_END;

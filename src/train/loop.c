@@ -74,10 +74,10 @@ static pl_status compare_data(struct run *r, struct pl_dataset *d)
 static pl_status open_loaders(struct run *r)
 {
     struct pl_trainer *t = &r->t;
-    struct pl_loader_options o = {.global_batch = t->micro_global, .rank = t->world->rank,
-                                  .ranks = t->world->ranks, .seed = (uint64_t)t->job->train.seed,
+    struct pl_loader_options o = {.global_batch = t->micro_global, .rank = t->peers->rank,
+                                  .ranks = t->peers->ranks, .seed = (uint64_t)t->job->train.seed,
                                   .shuffle = t->job->train_set.shuffle && !t->sync_table->whole, .augment = true,
-                                  .classes = pl_graph_classes(t->graph), .pixels = t->table->pixels != NULL, .depth = 4,
+                                  .classes = pl_graph_classes(t->graph), .labels_only = t->grid.stage > 0, .pixels = t->table->pixels != NULL, .depth = 4,
                                   .threads = (int)t->job->data.threads};
     PL_TRY(pl_loader_create(r->train_data, &o, &r->loader));
     struct pl_source source = {.deal = loader_deal, .next = loader_next, .next_ready = loader_next_ready, .release = loader_release, .feed = loader_feed,
@@ -87,7 +87,7 @@ static pl_status open_loaders(struct run *r)
     t->train_file = pl_dataset_name(r->train_data);
     if (!r->test_data)
         return PL_OK;
-    PL_TRY(pl_graph_create(t->job, t->table, t->backend, t->batch, false, t->graph, &r->eval_graph));
+    PL_TRY(pl_trainer_eval_graph(t, &r->eval_graph));
     return pl_trainer_eval_loader(t, r->test_data, &r->test_loader);
 }
 
@@ -104,8 +104,8 @@ static pl_status open_outputs(struct run *r)
         return PL_OK;
     if (!r->root)
         return PL_OK;
-    struct pl_checkpoint_source what = {.graph = t->graph, .optimizer = t->optimizer, .job = t->job, .train_file = t->train_file, .owner = r->owner,
-                                        .parts = pl_trainer_differs(t) ? t->world->ranks : 0};
+    struct pl_checkpoint_source what = {.graph = t->graph, .optimizer = t->optimizer, .job = t->job, .train_file = t->train_file, .owner = r->owner, .split = t->pipeline != NULL,
+                                        .parts = t->pipeline ? t->grid.stages : pl_trainer_differs(t) ? t->world->ranks : 0};
     return pl_checkpoint_writer_create(t->job->checkpoint.dir, &what, &r->writer);
 }
 
@@ -172,6 +172,33 @@ static void announce_sync(const struct run *r, const struct pl_path *p)
         pl_report_say(r->report, "gradients are added up by %s; %s", p->algorithm, p->why);
 }
 
+/* Who has which layers, and how much of the work. */
+static void announce_stages(const struct run *r)
+{
+    const struct pl_trainer *t = &r->t;
+    const struct pl_graph_stage *stage;
+    int stages = pl_graph_stages(t->graph, &stage);
+    double flops = 0;
+    struct pl_text text = {0};
+    for (int s = 0; s < stages; s++)
+        flops += stage[s].flops;
+    for (int s = 0; s < stages; s++)
+        pl_text_add(&text, "%s%s to %s (%.0f %% of the work, %lld parameters)", s ? ", " : "", stage[s].first, stage[s].last, 100 * stage[s].flops / flops, (long long)stage[s].weights);
+    pl_report_say(r->report, "%d replica%s of %d ranks, a batch of %lld in parts of %lld; %s", t->grid.replicas, t->grid.replicas == 1 ? "" : "s", stages,
+                  (long long)t->batch, (long long)t->rows, pl_pipeline_why(t->pipeline));
+    pl_report_say(r->report, "their layers: %s", text.s ? text.s : "");
+    pl_text_free(&text);
+}
+
+static int64_t weights_of(const struct pl_trainer *t)
+{
+    const struct pl_graph_stage *stage;
+    int64_t sum = 0;
+    for (int s = pl_graph_stages(t->graph, &stage) - 1; s >= 0; s--)
+        sum += stage[s].weights;
+    return sum;
+}
+
 static void announce(struct run *r, const char *from)
 {
     struct pl_trainer *t = &r->t;
@@ -184,13 +211,16 @@ static void announce(struct run *r, const char *from)
                                 .algorithm = path.algorithm, .why = path.why,
                                 .sync = pl_job_sync_name(t->job), .tau = local_steps(t->job), .average_momentum = t->job->sync.average_momentum,
                                 .model = t->job->model_name, .trial = trial,
-                                .parameters = pl_graph_weights(t->graph), .batch = t->batch,
+                                .stages = t->grid.stages, .microbatch = t->rows,
+                                .parameters = weights_of(t), .batch = t->batch,
                                 .global_batch = t->state.global_batch,
                                 .train_samples = pl_dataset_samples(r->train_data),
                                 .test_samples = r->test_data ? pl_dataset_samples(r->test_data) : 0};
     pl_report_start(r->report, &s);
     pl_free(trial);
-    if (t->world->ranks > 1 || t->sync_table->whole)
+    if (t->pipeline)
+        announce_stages(r);
+    if (t->peers->ranks > 1 || t->sync_table->whole)
         announce_sync(r, &path);
     if (!t->job->checkpoint.dir)
         pl_report_say(r->report, "no checkpoint.dir: the trained network is not kept");
@@ -263,22 +293,33 @@ static pl_status settle(struct run *r)
     return PL_OK;
 }
 
-/* What differs by rank, on every rank. All learn of one that could not write it, whose own message says why. */
+/* One replica's stages are all there is to write. */
+static pl_status save_stage(const struct pl_trainer *t, const char *dir)
+{
+    const float *slot[PL_PARTS_MAX];
+    const struct pl_checkpoint_source src = {.graph = t->graph, .optimizer = t->optimizer, .params = pl_graph_params(t->graph), .slot = slot, .state = &t->state};
+    for (int i = pl_optimizer_slots(t->optimizer) - 1; i >= 0; i--)
+        slot[i] = pl_optimizer_slot(t->optimizer, i);
+    return t->grid.replica == 0 ? pl_checkpoint_save_stage(dir, t->grid.stage, &src) : PL_OK;
+}
+
+/* What is not the same on all ranks, on every rank. All learn of one that could not write it, whose own message says why. */
 static pl_status save_part(struct run *r)
 {
     struct pl_trainer *t = &r->t;
     const char *dir = t->job->checkpoint.dir;
     struct pl_part part[PL_PARTS_MAX];
     bool stop = t->job->checkpoint.on_error == 0;
+    int number = t->pipeline ? t->grid.stage : t->world->rank;
     pl_status s = pl_checkpoint_still_owned(dir, r->owner);
     if (s == PL_OK)
-        s = pl_checkpoint_save_part(dir, t->state.step, t->world->rank, t->graph, part, pl_trainer_parts(t, part));
+        s = t->pipeline ? save_stage(t, dir) : pl_checkpoint_save_part(dir, t->state.step, number, t->graph, part, pl_trainer_parts(t, part));
     double failed = s < 0 ? t->world->rank + 1 : 0;
     if (s < 0 && !stop && !r->root && owned(r))
         pl_log("%s", pl_error_text());
-    PL_TRY(pl_exchange_max(t->exchange, &failed, 1));
-    if (failed > 0 && owned(r))
-        pl_checkpoint_discard_part(dir, t->state.step, t->world->rank);
+    PL_TRY(pl_trainer_max(t, &failed, 1));
+    if (failed > 0 && owned(r) && t->grid.replica == 0)
+        pl_checkpoint_discard_part(dir, t->state.step, number);
     if (failed == 0 || s < 0)
         return s;
     return stop ? PL_ERR_ECHO : pl_error(PL_ERR_CHECKPOINT, "checkpoint", "rank %.0f could not write its part", failed - 1);
@@ -287,11 +328,11 @@ static pl_status save_part(struct run *r)
 static pl_status save(struct run *r)
 {
     struct pl_trainer *t = &r->t;
-    bool parts = t->job->checkpoint.dir && pl_trainer_differs(t);
+    bool parts = t->job->checkpoint.dir && (t->pipeline || pl_trainer_differs(t));
     double wanted = r->writer && !(r->saved_step == t->state.step && !r->lost);
     r->saved_ms = pl_now_ms();
     if (parts)
-        PL_TRY(pl_exchange_sum(t->exchange, &wanted, 1)); /* rank 0 decides: it alone knows what was lost */
+        PL_TRY(pl_trainer_sum(t, &wanted, 1)); /* rank 0 decides: it alone knows what was lost */
     if (wanted == 0)
         return PL_OK;
     PL_TRY(r->writer ? settle(r) : PL_OK);

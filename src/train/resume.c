@@ -129,7 +129,7 @@ static pl_status go_on(struct pl_trainer *t, const char *path)
     say_other_precision(t, path);
     say_changes(t, path);
     int64_t was = t->state.global_batch;
-    PL_TRY(pl_trainer_deal(t, t->world->rank, t->world->ranks));
+    PL_TRY(pl_trainer_deal(t, t->peers->rank, t->peers->ranks));
     if (was != t->state.global_batch && !t->sync_table->whole)
         pl_log_root("note: the global batch is %lld now and was %lld; train.global_batch=%lld keeps what a step and the learning rate mean",
                     (long long)t->state.global_batch, (long long)was, (long long)was);
@@ -146,18 +146,18 @@ static pl_status start_afresh(struct pl_trainer *t)
     } else {
         pl_graph_init(t->graph, (uint64_t)job->train.seed);
     }
-    return pl_trainer_deal(t, t->world->rank, t->world->ranks);
+    return pl_trainer_deal(t, t->peers->rank, t->peers->ranks);
 }
 
 /* All ranks must start from the same bits. */
 static pl_status compare_params(struct pl_trainer *t)
 {
-    struct pl_world *w = t->world;
+    struct pl_world *w = t->peers;
     uint64_t mine = pl_hash_words(PL_HASH_START, pl_graph_params(t->graph), (size_t)pl_graph_elems(t->graph) * sizeof(float));
     uint64_t first = mine;
     PL_TRY(pl_world_broadcast(w, &first, sizeof first, 0));
     if (first != mine)
-        return pl_error(PL_ERR_CHECKPOINT, "train", "this rank starts from other parameters than rank 0");
+        return pl_error(PL_ERR_CHECKPOINT, "train", "this rank starts from other parameters than rank %d", pl_world_run_rank(w, 0));
     return PL_OK;
 }
 

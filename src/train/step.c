@@ -10,11 +10,22 @@ static pl_status on_slice_final(void *arg, int64_t a, int64_t b)
     return t->sync_table->slice_final ? t->sync_table->slice_final(t->sync, a, b) : PL_OK;
 }
 
+/* What the stages of a replica know of a step, on all of them: the last has the loss. */
+static pl_status merge_stages(struct pl_trainer *t, struct pl_contribution *c)
+{
+    double v[] = {c->rows, c->loss, c->total, c->correct, c->correct5, c->stop, c->save, c->not_finite};
+    PL_TRY(pl_pipeline_sum(t->pipeline, v, sizeof v / sizeof *v));
+    *c = (struct pl_contribution){.rows = v[0], .loss = v[1], .total = v[2], .correct = v[3], .correct5 = v[4], .stop = v[5] > 0, .save = v[6] > 0, .not_finite = v[7] > 0};
+    return PL_OK;
+}
+
 static pl_status contribute(struct pl_trainer *t, const struct pl_loss_sums *sums)
 {
     struct pl_contribution mine = {.rows = (double)sums->rows, .loss = sums->loss, .total = sums->total,
                                    .correct = sums->correct, .correct5 = sums->correct5,
                                    .not_finite = !isfinite(sums->total), .stop = t->stop_asked, .save = t->save_asked};
+    if (t->pipeline)
+        PL_TRY(merge_stages(t, &mine));
     return t->sync_table->contribute(t->sync, &mine);
 }
 
@@ -26,6 +37,10 @@ static pl_status compute(struct pl_trainer *t, const struct pl_graph_batch *in, 
     pl_slice_fn *slice = last ? on_slice_final : NULL;
     sleep_ms += micro == 0 ? pl_trial_delay_ms(t->job, t->world->rank, step) : 0;
     pl_status s = pl_trial_sleep(sleep_ms, in->abandoned, in->arg);
+    if (s == PL_OK && t->pipeline) {
+        s = pl_pipeline_pass(t->pipeline, in, sums, slice, t);
+        return s == PL_OK ? contribute(t, sums) : s;
+    }
     if (s == PL_OK)
         s = in_place ? pl_trial_forward(in, sums) : pl_graph_forward(t->graph, in, true, sums);
     if (s == PL_OK && last)
@@ -66,8 +81,10 @@ pl_status pl_train_micro_batch(struct pl_trainer *t, int64_t micro, bool abandon
     if (s == PL_END && pl_graph_drop_next(t->graph) < 0) /* what was sent of it may not have been used */
         s = PL_ERR_MEMORY;
     t->source.release(t->source.arg, b);
+    double waited = t->pipeline ? pl_pipeline_waited_ms(t->pipeline) : 0;
     out->data_ms += loaded - begin;
-    out->compute_ms += pl_now_ms() - loaded;
+    out->compute_ms += pl_now_ms() - loaded - waited;
+    out->waited_ms += waited;
     return s;
 }
 
@@ -78,6 +95,7 @@ static pl_status clip_factor(struct pl_trainer *t, const struct pl_agreement *a,
     if (limit <= 0)
         return PL_OK;
     PL_TRY(pl_optimizer_squares(t->optimizer, &squares));
+    PL_TRY(t->pipeline ? pl_pipeline_sum(t->pipeline, &squares, 1) : PL_OK);
     out->grad_norm = sqrt(squares) / a->rows;
     *clip = out->grad_norm > limit ? limit / out->grad_norm : 1;
     return PL_OK;
@@ -117,6 +135,7 @@ void pl_train_take_note(const struct pl_agreement *a, struct pl_step_result *out
 {
     out->agreed = a->steps;
     out->exchange = a->times;
+    out->exchange.exposed_ms += out->waited_ms;
     out->compute_ms -= a->times.within_ms;
     if (a->steps == 0)
         return;

@@ -8,6 +8,7 @@
 #include "data/data.h"
 #include "optim/optim.h"
 #include "report/report.h"
+#include "split/split.h"
 #include "sync/sync.h"
 #include "world/world.h"
 
@@ -29,6 +30,9 @@ struct pl_source {
 
 struct pl_trainer {
     struct pl_world *world;
+    struct pl_world *peers;              /* who has the same layers: all, or of a split model this stage of all replicas */
+    struct pl_grid grid;                 /* of a split model */
+    struct pl_pipeline *pipeline;        /* NULL: each rank has all layers */
     const struct pl_job *job;
     const struct pl_backend_table *table;
     struct pl_backend *backend;
@@ -41,7 +45,8 @@ struct pl_trainer {
     struct pl_batch *early;              /* taken from the source for the next pass, NULL: none */
     int threads;
     int64_t micro_global;                /* samples of a micro-batch over all ranks */
-    int64_t batch;                       /* rows of this rank's micro-batch at most */
+    int64_t batch;                       /* rows of this rank's micro-batch at most; of a split model its replica's */
+    int64_t rows;                        /* that go through the layers at once */
     int64_t steps_per_epoch, total_steps;
     int64_t ahead;                       /* steps done more than epochs of steps_per_epoch have by now: since a change of global batch */
     bool stop_asked;                     /* by a signal seen on this rank */
@@ -62,6 +67,7 @@ struct pl_step_result {
     int64_t passes;                    /* over the whole set so far, where a step is of such */
     const char *converged;             /* why there was no step, and is none any more; NULL: there may be */
     double step_ms, data_ms, compute_ms, update_ms; /* of this step on this rank */
+    double waited_ms;                  /* for other stages; counted in exchange.exposed_ms */
     struct pl_exchange_times exchange;
     const char *late;
     bool stop, save;
@@ -78,6 +84,11 @@ struct pl_step_result {
  * t keeps pointers to w and job. */
 pl_status pl_trainer_open(struct pl_trainer *t, struct pl_world *w, const struct pl_job *job, bool train);
 void pl_trainer_close(struct pl_trainer *t);
+/* A network for evaluation, with the trainer's parameters. */
+pl_status pl_trainer_eval_graph(struct pl_trainer *t, struct pl_graph **out);
+/* Sums, or the largest, of n values over all ranks. Collective, not with a sync that has a mesh. */
+pl_status pl_trainer_sum(struct pl_trainer *t, double *v, int n);
+pl_status pl_trainer_max(struct pl_trainer *t, double *v, int n);
 /* How gradients travel, and why so. */
 struct pl_path pl_trainer_path(const struct pl_trainer *t);
 /* Around every change of parameters, optimizer and t->state after set-up: a rank that comes back may be given them. */

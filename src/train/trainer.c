@@ -32,20 +32,31 @@ static pl_status open_device(struct pl_trainer *t)
 static pl_status share_batch(struct pl_trainer *t)
 {
     const struct pl_job *j = t->job;
-    int64_t ranks = t->world->ranks, k = j->train.accumulate > 0 ? j->train.accumulate : 1;
+    int64_t ranks = t->peers->ranks, k = j->train.accumulate > 0 ? j->train.accumulate : 1;
     if (j->train.global_batch > 0 && j->train.global_batch % k != 0)
         return pl_error(PL_ERR_USAGE, "train", "train.global_batch %lld is no multiple of train.accumulate %lld",
                         (long long)j->train.global_batch, (long long)k);
-    t->micro_global = pl_train_micro_global(j, t->world->ranks);
-    t->batch = (t->micro_global + ranks - 1) / ranks;
+    t->micro_global = pl_train_micro_global(j, t->peers->ranks);
+    t->batch = t->rows = (t->micro_global + ranks - 1) / ranks;
+    if (t->grid.stages > 1)
+        t->rows = (t->batch + j->split.microbatches - 1) / j->split.microbatches;
     return PL_OK;
 }
+
+/* This rank's layers. */
+static pl_status make_graph(struct pl_trainer *t, bool train, struct pl_graph *share, struct pl_graph **out)
+{
+    const struct pl_graph_cut cut = {.stage = t->grid.stage, .stages = t->grid.stages, .at = &t->job->split.at};
+    return pl_graph_create_stage(t->job, t->table, t->backend, t->rows, train, t->grid.stages > 1 ? &cut : NULL, share, out);
+}
+
+pl_status pl_trainer_eval_graph(struct pl_trainer *t, struct pl_graph **out) { return make_graph(t, false, t->graph, out); }
 
 static pl_status open_network(struct pl_trainer *t, bool train)
 {
     PL_TRY(share_batch(t));
     PL_TRY(open_device(t));
-    PL_TRY(pl_graph_create(t->job, t->table, t->backend, t->batch, train, NULL, &t->graph));
+    PL_TRY(make_graph(t, train, NULL, &t->graph));
     return train ? pl_optimizer_create(t->job, t->graph, &t->optimizer) : PL_OK;
 }
 
@@ -107,6 +118,21 @@ static void reduce_there(const struct pl_trainer *t, bool train, struct pl_excha
         o->transport = "mpi";
 }
 
+static pl_status open_pipeline(struct pl_trainer *t, bool train, const struct pl_exchange_options *o)
+{
+    const struct pl_pipeline_options p = {.grid = &t->grid, .job = t->job, .table = t->table, .backend = t->backend, .graph = t->graph,
+                                          .batch = t->batch, .rows = t->rows, .train = train, .exchange = o};
+    return t->grid.stages > 1 ? pl_pipeline_create(t->world, &p, &t->pipeline) : PL_OK;
+}
+
+static void set_grads(struct pl_trainer *t, float *grads)
+{
+    if (t->pipeline)
+        pl_pipeline_set_grads(t->pipeline, grads);
+    else
+        pl_graph_set_grads(t->graph, grads);
+}
+
 /* The gradient is written where the exchange adds it up, or between averagings keeps it. */
 static pl_status open_exchange(struct pl_trainer *t, bool train)
 {
@@ -128,17 +154,18 @@ static pl_status open_exchange(struct pl_trainer *t, bool train)
         return open_mesh(t, &replica);
     if (t->sync_table->slabs)
         slabs = t->sync_table->slabs(&replica);
+    PL_TRY(open_pipeline(t, train, &o));
     pl_status s = pl_world_agree(t->world, find_spans(t->graph, &spans));
     o.exact = spans.statistic, o.exacts = spans.statistics;
     o.gap = spans.gap, o.gaps = spans.gaps;
     if (s == PL_OK)
-        s = pl_exchange_create(t->world, &o, train ? slabs * pl_graph_elems(t->graph) : 0, &t->exchange);
+        s = pl_exchange_create(t->peers, &o, train ? slabs * pl_graph_elems(t->graph) : 0, &t->exchange);
     pl_free(spans.statistic);
     pl_free(spans.gap);
-    PL_TRY(s);
+    PL_TRY(pl_world_agree(t->world, s));
     if (!train)
         return PL_OK;
-    pl_graph_set_grads(t->graph, pl_exchange_gradient(t->exchange));
+    set_grads(t, pl_exchange_gradient(t->exchange));
     return pl_world_agree(t->world, t->sync_table->create(&replica, t->exchange, &t->sync));
 }
 
@@ -165,10 +192,21 @@ static void note_unused(const struct pl_job *job)
     pl_text_free(&given);
 }
 
+/* One rank alone evaluates a split model as a whole. */
+static pl_status open_grid(struct pl_trainer *t, bool train)
+{
+    bool split = t->job->split.pipeline > 1 && (train || t->world->ranks > 1);
+    if (!split)
+        return PL_OK;
+    PL_TRY(pl_grid_open(t->world, t->job->split.pipeline, &t->grid));
+    t->peers = &t->grid.column;
+    return PL_OK;
+}
+
 pl_status pl_trainer_open(struct pl_trainer *t, struct pl_world *w, const struct pl_job *job, bool train)
 {
     memset(t, 0, sizeof *t);
-    t->world = w;
+    t->world = t->peers = w;
     t->job = job;
     t->threads = threads_of(w, job);
     t->state.seed = job->train.seed;
@@ -189,6 +227,8 @@ pl_status pl_trainer_open(struct pl_trainer *t, struct pl_world *w, const struct
     if (w->local_ranks * t->threads > w->node_cores)
         pl_log_root("note: %d ranks of %d threads share %d cores of this node and wait for each other", w->local_ranks, t->threads, w->node_cores);
     pl_status s = pl_world_agree(w, pl_fault_configure(job->debug.fault, w->rank));
+    if (s == PL_OK)
+        s = open_grid(t, train);
     if (s == PL_OK && train)
         s = announce_trial(t);
     if (s == PL_OK)
@@ -198,6 +238,18 @@ pl_status pl_trainer_open(struct pl_trainer *t, struct pl_world *w, const struct
     if (s < 0)
         pl_trainer_close(t);
     return s;
+}
+
+pl_status pl_trainer_sum(struct pl_trainer *t, double *v, int n)
+{
+    PL_TRY(t->pipeline ? pl_pipeline_sum(t->pipeline, v, n) : PL_OK);
+    return pl_exchange_sum(t->exchange, v, n);
+}
+
+pl_status pl_trainer_max(struct pl_trainer *t, double *v, int n)
+{
+    PL_TRY(t->pipeline ? pl_pipeline_max(t->pipeline, v, n) : PL_OK);
+    return pl_exchange_max(t->exchange, v, n);
 }
 
 struct pl_path pl_trainer_path(const struct pl_trainer *t)
@@ -238,14 +290,17 @@ bool pl_trainer_differs(struct pl_trainer *t)
 void pl_trainer_close(struct pl_trainer *t)
 {
     if (t->graph)
-        pl_graph_set_grads(t->graph, NULL);
+        set_grads(t, NULL);
     if (t->sync)
         t->sync_table->destroy(t->sync);
     pl_exchange_destroy(t->exchange);
+    pl_pipeline_destroy(t->pipeline, t->world->lost);
     pl_optimizer_destroy(t->optimizer);
     pl_graph_destroy(t->graph);
     if (t->backend)
         t->table->close(t->backend);
     pl_pool_stop();
+    if (t->grid.stages > 1)
+        pl_grid_close(&t->grid);
     memset(t, 0, sizeof *t);
 }

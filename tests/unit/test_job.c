@@ -80,8 +80,16 @@ static void test_choices(void **state)
     refused(MODEL DATA TRAIN "device: {kind: cuda}\nexchange: {transport: nccl}\nsync: {backup_workers: 1}\n", "NCCL cannot go on without a rank");
     refused(MODEL DATA TRAIN "device: {kind: cuda}\nexchange: {transport: nccl}\nsync: {kind: local_sgd}\n", "it is of sync.kind allreduce");
     refused(MODEL DATA TRAIN "exchange: {compress: zip}\n", "exchange.compress: wanted one of none|bf16|one_bit|top_k");
-    refused(MODEL DATA TRAIN "split: {pipeline: 2}\n", "split.pipeline is not in this version yet");
-    refused(MODEL DATA TRAIN "split: {pipeline: 4}\n", "split.pipeline is not in this version yet");
+    refused(MODEL DATA TRAIN "split: {tensor: 2}\n", "split.tensor is not in this version yet");
+    refused(MODEL DATA TRAIN "split: {pipeline: 0}\n", "split.pipeline: wanted an integer");
+    refused(MODEL DATA TRAIN "split: {pipeline: 2, at: [d, loss]}\n", "one less than split.pipeline");
+    refused(MODEL DATA TRAIN "split: {at: d}\n", "one less than split.pipeline");
+    refused(MODEL DATA TRAIN "split: {pipeline: 2}\nsync: {kind: local_sgd}\n", "split.pipeline with this sync.kind");
+    refused(MODEL DATA TRAIN "split: {pipeline: 2}\nsync: {backup_workers: 1}\n", "split.pipeline with sync.backup_workers");
+    refused(MODEL DATA "train: {steps: 1, accumulate: 2}\nsplit: {pipeline: 2}\n", "train.accumulate with split.pipeline");
+    refused(MODEL DATA TRAIN "split: {pipeline: 2}\nexchange: {compress: bf16}\n", "exchange.compress with split.pipeline");
+    refused(MODEL DATA TRAIN "split: {pipeline: 2}\ndevice: {kind: cuda}\n", "split.pipeline with device.kind cuda");
+    refused(MODEL DATA TRAIN "split: {pipeline: 2}\ndebug: {compute_ms: 3}\n", "debug.compute_ms with split.pipeline");
     refused(MODEL DATA TRAIN "sync: {kind: sandblaster, backup_workers: 1}\n", "hands out what a slow rank has to another");
     refused(MODEL DATA TRAIN "sync: {kind: sandblaster, history: 0}\n", "sync.history: wanted an integer");
     refused(MODEL DATA TRAIN "sync: {kind: sandblaster}\nexchange: {compress: bf16}\n", "exchange.compress with sync.kind sandblaster");

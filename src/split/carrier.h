@@ -1,0 +1,36 @@
+/* Internal to split/: carries memory and values between the stages of a replica while they compute, in a thread of its own
+ * that sleeps while there is nothing to carry. */
+#ifndef PL_SPLIT_CARRIER_H
+#define PL_SPLIT_CARRIER_H
+
+#include "exchange/exchange.h"
+
+struct pl_carrier;
+
+/* Memory on its way to or from another stage, both of whom know its length; the caller's from post until it has been waited
+ * for. */
+struct pl_crossing {
+    bool sends;
+    int stage;
+    void *memory; /* of one that sends it is only read */
+    size_t bytes;
+    bool under_way;
+    struct pl_transfer transfer;
+    struct pl_crossing *next;
+};
+
+/* row: the stages. Collective over it; they agree inside. */
+pl_status pl_carrier_open(struct pl_world *row, const struct pl_exchange_options *o, struct pl_carrier **out);
+/* lost: after an error; nothing is waited for. Otherwise collective over the row. NULL is fine. */
+void pl_carrier_close(struct pl_carrier *c, bool lost);
+const char *pl_carrier_why(const struct pl_carrier *c);
+
+/* Those between two stages cross in the order in which both post them. */
+void pl_carrier_post(struct pl_carrier *c, struct pl_crossing *x);
+/* One that was not posted has crossed. PL_ERR_PEER after the timeout, or where a stage is lost. */
+pl_status pl_carrier_wait(struct pl_carrier *c, const struct pl_crossing *x);
+/* all[stages * PL_EXCHANGE_VALUES]: what each says; collective over the row. Valid until the next. */
+pl_status pl_carrier_gather(struct pl_carrier *c, const double *mine, int n, const double **all);
+double pl_carrier_waited_ms(struct pl_carrier *c); /* since it was asked */
+
+#endif

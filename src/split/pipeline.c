@@ -1,0 +1,279 @@
+/* A batch on its way through the stages. What a stage receives it asks for at the start, so that nothing waits in the network
+ * for its place; what it sends goes while it computes the next. A graph for each micro-batch that is under way keeps its
+ * activations until its backward pass: as many as there are stages from here on, at most. */
+#include "split/carrier.h"
+#include "split/split.h"
+
+#include <string.h>
+
+struct part { /* a micro-batch; memory [rows, ...] of the border before, and of the one behind */
+    struct pl_crossing x, dx, y, dy;
+    int64_t first, rows;
+};
+
+struct tail { float *data; void *label; int64_t *index; }; /* of a micro-batch that begins too late in the batch to be whole */
+
+struct pl_pipeline {
+    const struct pl_grid *grid;
+    struct pl_carrier *carrier;
+    struct pl_graph **lane; /* [lanes] */
+    int lanes, parts;       /* parts: most of a batch */
+    struct part *part;      /* [parts] */
+    float *memory;          /* of all borders */
+    int64_t batch, rows;
+    size_t data_bytes, label_bytes;          /* of a sample; the first stage alone has data */
+    size_t before_bytes, behind_bytes;       /* of a sample, on the borders */
+    struct tail tail;
+};
+
+/* ---- create, destroy ------------------------------------------------------------------------------- */
+
+static bool first_stage(const struct pl_pipeline *p) { return p->grid->stage == 0; }
+static bool last_stage(const struct pl_pipeline *p) { return p->grid->stage == p->grid->stages - 1; }
+
+static size_t border_bytes(const struct pl_shape *s) { return s ? (size_t)pl_shape_row_elems(s) * sizeof(float) : 0; }
+
+static void set_crossing(const struct pl_pipeline *p, struct pl_crossing *c, bool sends, int step, float **memory, size_t sample_bytes)
+{
+    c->sends = sends;
+    c->stage = p->grid->stage + step;
+    c->memory = *memory;
+    *memory += sample_bytes / sizeof(float) * (size_t)p->rows;
+}
+
+static pl_status make_borders(struct pl_pipeline *p)
+{
+    p->before_bytes = border_bytes(pl_graph_border_in(p->lane[0]));
+    p->behind_bytes = border_bytes(pl_graph_border_out(p->lane[0]));
+    size_t each = 2 * (p->before_bytes + p->behind_bytes) * (size_t)p->rows;
+    float *at = p->memory = pl_alloc(each * (size_t)p->parts, "what crosses between stages");
+    p->part = pl_alloc((size_t)p->parts * sizeof *p->part, "micro-batches");
+    if (!at || !p->part)
+        return PL_ERR_MEMORY;
+    for (int i = 0; i < p->parts; i++) {
+        struct part *m = &p->part[i];
+        set_crossing(p, &m->x, false, -1, &at, p->before_bytes);
+        set_crossing(p, &m->dx, true, -1, &at, p->before_bytes);
+        set_crossing(p, &m->y, true, 1, &at, p->behind_bytes);
+        set_crossing(p, &m->dy, false, 1, &at, p->behind_bytes);
+    }
+    return PL_OK;
+}
+
+static pl_status make_tail(struct pl_pipeline *p, const struct pl_job *job)
+{
+    int64_t elems = 1;
+    for (int i = 0; i < job->input.dims; i++)
+        elems *= job->input.dim[i];
+    p->data_bytes = first_stage(p) ? (size_t)elems * sizeof(float) : 0;
+    p->label_bytes = job->input.label_floats > 0 ? (size_t)job->input.label_floats * sizeof(float) : sizeof(int32_t);
+    p->tail.data = pl_alloc(p->data_bytes * (size_t)p->rows, "the end of a batch");
+    p->tail.label = pl_alloc(p->label_bytes * (size_t)p->rows, "the end of a batch");
+    p->tail.index = pl_alloc(sizeof *p->tail.index * (size_t)p->rows, "the end of a batch");
+    return p->tail.data && p->tail.label && p->tail.index ? PL_OK : PL_ERR_MEMORY;
+}
+
+static pl_status make(struct pl_pipeline *p, const struct pl_pipeline_options *o)
+{
+    const struct pl_graph_cut cut = {.stage = p->grid->stage, .stages = p->grid->stages, .at = &o->job->split.at};
+    int behind = p->grid->stages - p->grid->stage;
+    p->batch = o->batch;
+    p->rows = o->rows;
+    p->parts = (int)((o->batch + o->rows - 1) / o->rows);
+    p->lanes = !o->train ? 1 : behind < p->parts ? behind : p->parts;
+    p->lane = pl_alloc((size_t)p->lanes * sizeof(struct pl_graph *), "micro-batches");
+    if (!p->lane)
+        return PL_ERR_MEMORY;
+    p->lane[0] = o->graph;
+    for (int i = 1; i < p->lanes; i++)
+        PL_TRY(pl_graph_create_stage(o->job, o->table, o->backend, o->rows, true, &cut, o->graph, &p->lane[i]));
+    PL_TRY(make_borders(p));
+    return make_tail(p, o->job);
+}
+
+pl_status pl_pipeline_create(struct pl_world *w, const struct pl_pipeline_options *o, struct pl_pipeline **out)
+{
+    struct pl_pipeline *p = pl_alloc(sizeof *p, "a pipeline");
+    pl_status s = p ? PL_OK : PL_ERR_MEMORY;
+    if (p) {
+        p->grid = o->grid;
+        s = make(p, o);
+    }
+    s = pl_world_agree(w, s);
+    if (s == PL_OK)
+        s = pl_world_agree(w, pl_carrier_open(&o->grid->row, o->exchange, &p->carrier));
+    if (s < 0)
+        pl_pipeline_destroy(p, true);
+    else
+        *out = p;
+    return s;
+}
+
+void pl_pipeline_destroy(struct pl_pipeline *p, bool lost)
+{
+    if (!p)
+        return;
+    pl_carrier_close(p->carrier, lost);
+    for (int i = 1; p->lane && i < p->lanes; i++)
+        pl_graph_destroy(p->lane[i]);
+    pl_free(p->lane);
+    pl_free(p->part);
+    pl_free(p->memory);
+    pl_free(p->tail.data);
+    pl_free(p->tail.label);
+    pl_free(p->tail.index);
+    pl_free(p);
+}
+
+const char *pl_pipeline_why(const struct pl_pipeline *p) { return pl_carrier_why(p->carrier); }
+double pl_pipeline_waited_ms(struct pl_pipeline *p) { return pl_carrier_waited_ms(p->carrier); }
+
+void pl_pipeline_set_grads(struct pl_pipeline *p, float *grads)
+{
+    for (int i = 0; i < p->lanes; i++)
+        pl_graph_set_grads(p->lane[i], grads);
+}
+
+/* ---- a batch in parts ------------------------------------------------------------------------------ */
+
+/* Plans read as many rows as they are made for: what would lie beyond the batch's memory is 0. */
+static void take_tail(struct pl_pipeline *p, const struct pl_graph_batch *b, int64_t first, struct pl_graph_batch *in)
+{
+    size_t n = (size_t)(p->batch - first);
+    memcpy(p->tail.data, (const char *)b->data + (size_t)first * p->data_bytes, n * p->data_bytes);
+    in->data = p->tail.data;
+    if (b->label)
+        memcpy(p->tail.label, (const char *)b->label + (size_t)first * p->label_bytes, n * p->label_bytes);
+    in->label = b->label ? p->tail.label : NULL;
+    if (b->index)
+        memcpy(p->tail.index, b->index + first, n * sizeof *b->index);
+    in->index = b->index ? p->tail.index : NULL;
+}
+
+static struct pl_graph_batch part_of(struct pl_pipeline *p, const struct pl_graph_batch *b, const struct part *m)
+{
+    struct pl_graph_batch in = *b;
+    in.rows = m->rows;
+    if (m->first + p->rows > p->batch) {
+        take_tail(p, b, m->first, &in);
+        return in;
+    }
+    in.data = (const float *)(const void *)((const char *)b->data + (size_t)m->first * p->data_bytes);
+    in.label = b->label ? (const char *)b->label + (size_t)m->first * p->label_bytes : NULL;
+    in.index = b->index ? b->index + m->first : NULL;
+    return in;
+}
+
+/* How many parts so many rows are; one at least. */
+static int cut(struct pl_pipeline *p, int64_t rows)
+{
+    int n = 0;
+    do {
+        struct part *m = &p->part[n];
+        m->first = n * p->rows;
+        m->rows = rows - m->first < p->rows ? rows - m->first : p->rows;
+    } while (++n * p->rows < rows);
+    return n;
+}
+
+static void post(struct pl_pipeline *p, struct pl_crossing *c, size_t sample_bytes, int64_t rows)
+{
+    c->bytes = sample_bytes * (size_t)rows;
+    if (c->bytes > 0)
+        pl_carrier_post(p->carrier, c);
+}
+
+static struct pl_graph_border border_of(const struct part *m)
+{
+    return (struct pl_graph_border){.x = m->x.memory, .y = m->y.memory, .dy = m->dy.memory, .dx = m->dx.memory};
+}
+
+/* ---- passes ---------------------------------------------------------------------------------------- */
+
+struct pass { const struct pl_graph_batch *batch; struct pl_loss_sums *sums; bool train; int parts; };
+
+static pl_status forward(struct pl_pipeline *p, struct pl_graph *g, const struct pass *a, int i)
+{
+    struct part *m = &p->part[i];
+    struct pl_graph_batch in = part_of(p, a->batch, m);
+    const struct pl_graph_border border = border_of(m);
+    in.border = &border;
+    if (!first_stage(p))
+        PL_TRY(pl_carrier_wait(p->carrier, &m->x));
+    PL_TRY(pl_graph_forward(g, &in, a->train, a->sums));
+    if (!last_stage(p))
+        post(p, &m->y, p->behind_bytes, m->rows);
+    return PL_OK;
+}
+
+static pl_status backward(struct pl_pipeline *p, const struct pass *a, int i, pl_slice_fn *slice, void *arg)
+{
+    struct part *m = &p->part[i];
+    struct pl_graph_batch in = part_of(p, a->batch, m);
+    const struct pl_graph_border border = border_of(m);
+    in.border = &border;
+    in.more = i + 1 < a->parts;
+    if (!last_stage(p))
+        PL_TRY(pl_carrier_wait(p->carrier, &m->dy));
+    PL_TRY(pl_graph_backward(p->lane[i % p->lanes], &in, i > 0, in.more ? NULL : slice, arg));
+    if (!first_stage(p))
+        post(p, &m->dx, p->before_bytes, m->rows);
+    return PL_OK;
+}
+
+/* Their memory is written again in the next pass. */
+static pl_status wait_for_sent(struct pl_pipeline *p, int parts)
+{
+    for (int i = 0; i < parts; i++) {
+        PL_TRY(pl_carrier_wait(p->carrier, &p->part[i].y));
+        PL_TRY(pl_carrier_wait(p->carrier, &p->part[i].dx));
+    }
+    return PL_OK;
+}
+
+pl_status pl_pipeline_pass(struct pl_pipeline *p, const struct pl_graph_batch *b, struct pl_loss_sums *sums, pl_slice_fn *slice, void *arg)
+{
+    struct pass a = {b, sums, true, cut(p, b->rows)};
+    int ahead = p->grid->stages - 1 - p->grid->stage;
+    ahead = ahead < a.parts ? ahead : a.parts;
+    for (int i = 0; i < a.parts; i++) {
+        post(p, &p->part[i].x, p->before_bytes, p->part[i].rows);
+        post(p, &p->part[i].dy, p->behind_bytes, p->part[i].rows);
+    }
+    for (int i = 0; i < ahead; i++)
+        PL_TRY(forward(p, p->lane[i % p->lanes], &a, i));
+    for (int i = 0; i < a.parts; i++) {
+        if (i + ahead < a.parts)
+            PL_TRY(forward(p, p->lane[(i + ahead) % p->lanes], &a, i + ahead));
+        PL_TRY(backward(p, &a, i, slice, arg));
+    }
+    return wait_for_sent(p, a.parts);
+}
+
+pl_status pl_pipeline_evaluate(struct pl_pipeline *p, struct pl_graph *g, const struct pl_graph_batch *b, struct pl_loss_sums *sums)
+{
+    struct pass a = {b, sums, false, cut(p, b->rows)};
+    for (int i = 0; i < a.parts; i++)
+        post(p, &p->part[i].x, p->before_bytes, p->part[i].rows);
+    for (int i = 0; i < a.parts; i++)
+        PL_TRY(forward(p, g, &a, i));
+    return wait_for_sent(p, a.parts);
+}
+
+/* ---- values ---------------------------------------------------------------------------------------- */
+
+static pl_status gather(struct pl_pipeline *p, double *v, int n, bool sum)
+{
+    const double *all;
+    PL_TRY(pl_carrier_gather(p->carrier, v, n, &all));
+    memcpy(v, all, (size_t)n * sizeof *v);
+    for (int s = 1; s < p->grid->stages; s++)
+        for (int i = 0; i < n; i++) {
+            double other = all[s * PL_EXCHANGE_VALUES + i];
+            v[i] = sum ? v[i] + other : v[i] > other ? v[i] : other;
+        }
+    return PL_OK;
+}
+
+pl_status pl_pipeline_sum(struct pl_pipeline *p, double *v, int n) { return gather(p, v, n, true); }
+pl_status pl_pipeline_max(struct pl_pipeline *p, double *v, int n) { return gather(p, v, n, false); }

@@ -1,0 +1,114 @@
+#!/usr/bin/env bash
+# split.pipeline: stages of a network on ranks of their own learn, bit for bit, what one rank does that has all layers and adds up
+# the same micro-batches; on replicas of them but for rounding. Stopped, resumed on other stages, evaluated, refused, lost.
+. "$PL_SOURCE_DIR/tests/tools/lib.sh"
+small_job 600 203
+cat >halves.yaml <<'Y'
+name: halves
+input: {data: [1, 12, 12], label: int}
+layers:
+  - {name: conv1, kind: conv, filters: 16, kernel: 3, pad: 1, bias: false}
+  - {name: bn1, kind: batchnorm}
+  - {name: relu1, kind: relu}
+  - {name: conv2, kind: conv, filters: 16, kernel: 3, pad: 1}
+  - {name: add2, kind: add, from: [conv2, relu1], activation: relu}
+  - {name: pool2, kind: maxpool, kernel: 2, stride: 2}
+  - {name: conv3a, kind: conv, filters: 32, kernel: 1, from: pool2, activation: relu}
+  - {name: conv3b, kind: conv, filters: 16, kernel: 3, pad: 1, from: pool2, activation: relu}
+  - {name: both, kind: concat, from: [conv3a, conv3b]}
+  - {name: aside_ip, kind: dense, units: 4, from: both}
+  - {name: aside, kind: softmax_loss, weight: 0.3, from: aside_ip}
+  - {name: pool3, kind: avgpool, kernel: 2, stride: 2, from: both}
+  - {name: ip1, kind: dense, units: 24, activation: relu}
+  - {name: drop1, kind: dropout, rate: 0.1}
+  - {name: ip2, kind: dense, units: 4}
+  - {name: loss, kind: softmax_loss}
+Y
+one=(train.threads=1 model=halves.yaml)
+whole() { run 1 "$1" "${one[@]}" train.batch=16 train.accumulate=4 "${@:2}"; }         # whole DIR KEYS...
+split() { run "$2" "$1" "${one[@]}" train.batch=64 split.pipeline="$3" "${@:4}"; }     # split DIR RANKS STAGES KEYS...
+same_losses() { # same_losses DIR DIR: of steps and evaluations
+    [ "$(grep -oE '"(step|loss|total_loss|accuracy)": [0-9.e+-]+' "$1/metrics.jsonl")" = "$(grep -oE '"(step|loss|total_loss|accuracy)": [0-9.e+-]+' "$2/metrics.jsonl")" ] ||
+        fail "$1 and $2 report other losses: $(event "$1" eval) $(event "$2" eval)"
+}
+
+# ---- the same bits -------------------------------------------------------------------------------------------------------
+whole whole
+for stages in 2 3; do
+    split stages-$stages $stages $stages
+    compare whole stages-$stages 0 0 exact
+    same_losses whole stages-$stages
+done
+says stages-3 '"stages": 3, "microbatch": 16'
+grep -q "1 replica of 3 ranks, a batch of 64 in parts of 16" stages-3.log || fail "$(head -n 8 stages-3.log)"
+grep "their layers" stages-3.log
+split at 2 2 split.at=conv2 exchange.transport=tcp
+grep -q "their layers: conv1 to .*, conv2 to " at.log || fail "$(grep layers at.log)"
+compare whole at 0 0 exact
+# the last part of a batch is short, the last batch of an epoch has fewer parts
+for keys in "optimizer.kind=adam optimizer.lr=0.003 optimizer.clip_norm=0.5" "optimizer.kind=lars train.precision=fp32"; do
+    run 1 whole-"${keys:15:4}" "${one[@]}" train.batch=17 train.accumulate=3 $keys
+    run 2 split-"${keys:15:4}" "${one[@]}" train.batch=51 split.pipeline=2 split.microbatches=3 $keys
+    compare whole-"${keys:15:4}" split-"${keys:15:4}" 0 0 exact
+    same_losses whole-"${keys:15:4}" split-"${keys:15:4}"
+done
+if ! "$PACELINE" doctor | grep -q '^cpu backend.*no bf16'; then
+    whole whole-bf16 train.precision=bf16
+    split split-bf16 2 2 train.precision=bf16
+    compare whole-bf16 split-bf16 0 0 exact
+fi
+
+# ---- replicas ------------------------------------------------------------------------------------------------------------
+run 2 replicas-1 "${one[@]}" train.batch=32 train.steps=6
+for transport in auto tcp mpi; do split replicas-2-$transport 4 2 train.batch=32 split.microbatches=1 train.steps=6 exchange.transport=$transport; done
+compare replicas-1 replicas-2-auto 1e-5 1e-3
+compare replicas-2-auto replicas-2-tcp 1e-6 1e-4
+run 6 replicas-3 "${one[@]}" train.global_batch=67 split.pipeline=3 split.microbatches=5 train.steps=4 # short batches
+run 1 replicas-0 "${one[@]}" train.global_batch=67 train.steps=4
+holds "($(number replicas-0 eval samples) - $(number replicas-3 eval samples))^2 == 0" "samples of an evaluation"
+
+# ---- stopped, and on other stages -----------------------------------------------------------------------------------------
+stopped 2 stopped '[3-6]' "${one[@]}" train.batch=64 split.pipeline=2 debug.delay.ms=30
+split stopped 2 2
+compare whole stopped 0 0 exact
+split moved 3 3 train.steps=5
+whole moved train.steps=9
+split moved 2 2
+resumed moved 5
+resumed moved 9
+compare whole moved 0 0 exact
+rm -rf first && cp -r whole first && rm -rf first/step-* && whole first checkpoint.resume=never train.steps=7 checkpoint.dir=first/new report.dir=first/new && mv first/new first-7
+split first-7 2 2 checkpoint.dir=first-7 report.dir=first-7
+compare whole first-7 0 0 exact
+
+# ---- what is read back -----------------------------------------------------------------------------------------------------
+for n in 1 2; do
+    ranks $n "$PACELINE" eval job.yaml "${one[@]}" train.batch=64 split.pipeline=2 --checkpoint stages-2 >eval.$n 2>&1 || fail "eval on $n: $(cat eval.$n)"
+    grep -q "loss $(printf %.4f "$(number stages-2 eval loss)")" eval.$n || fail "eval on $n: $(cat eval.$n), the run ended with $(event stages-2 eval)"
+done
+"$PACELINE" predict job.yaml "${one[@]}" split.pipeline=2 --checkpoint stages-2 --out out.h5 >predict.log 2>&1 || fail "predict: $(cat predict.log)"
+"$PACELINE" inspect stages-2 --export alone.h5 >export.log 2>&1 || fail "export: $(cat export.log)"
+mv stages-2 elsewhere
+"$tools/compare.py" "$(model whole)" alone.h5 0 0 exact || fail "what was exported differs"
+run 1 from-export "${one[@]}" train.init=alone.h5 train.steps=1 train.batch=16
+
+# ---- refused ----------------------------------------------------------------------------------------------------------------
+expect 2 "split.pipeline 2 does not divide the 3 ranks" 3 job.yaml split.pipeline=2
+expect 2 "split.pipeline with this sync.kind" 2 job.yaml split.pipeline=2 sync.kind=local_sgd
+expect 2 "split.at names the first layer of each rank but the first" 2 job.yaml split.pipeline=2 split.at=[conv1,ip1]
+expect 2 "no layer has this name; did you mean" 2 job.yaml split.pipeline=2 split.at=conv9
+expect 2 "split.pipeline" 8 job.yaml split.pipeline=8
+
+# ---- lost --------------------------------------------------------------------------------------------------------------------
+expect 5 "waited 2 s for rank 1, stage 1 of this replica" 2 job.yaml "${one[@]}" split.pipeline=2 exchange.timeout="2 s" debug.fault="step@rank=1@step=3:hang" \
+    checkpoint.dir=lost-hang report.dir=lost-hang
+expect 4 "is not finite" 4 job.yaml "${one[@]}" split.pipeline=2 optimizer.lr=1e15 checkpoint.dir=nan report.dir=nan
+PL_MPIRUN+=(--enable-recovery)
+for how in kill exit; do
+    train 4 job.yaml "${one[@]}" split.pipeline=2 exchange.transport=tcp exchange.timeout="5 s" debug.fault="step@rank=1@step=3:$how" checkpoint.dir=lost-$how report.dir=lost-$how >lost-$how.log 2>&1
+    code=$?
+    [ $code -ne 124 ] || fail "lost-$how: some rank goes on"
+    [ "$(grep -c "rank 0/4.* step 3. split: .*lost rank 1 " lost-$how.log)" = 1 ] || fail "lost-$how: wanted one message: $(grep rank lost-$how.log)"
+    [ ! -e lost-$how/latest ] || fail "lost-$how: a checkpoint"
+done
+finish
