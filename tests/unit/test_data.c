@@ -579,6 +579,31 @@ TEST(pixels_for_a_device)
 }
 
 /* What is ready is what comes next, and nobody waits for what is not. */
+/* The same labels in the same order, from a set that is read piece by piece and from one in memory; of the samples no byte. */
+TEST(labels_without_samples)
+{
+    for (int pieces = 0; pieces < 2; pieces++) {
+        struct run whole, labels;
+        struct pl_loader_options o = LOAD(.global_batch = 7, .rank = 1, .ranks = 2, .shuffle = true, .augment = true, .classes = 10);
+        struct pl_job_set set = make_bytes(50, 7);
+        begin(&whole, set, &images, pieces ? 10 : 0, 0, o);
+        o.labels_only = true;
+        begin(&labels, set, &images, pieces ? 10 : 0, 0, o);
+        for (int step = 0; step < 20; step++) {
+            struct pl_batch *a = next(whole.l), *b = next(labels.l);
+            assert_true(a->rows == b->rows && a->begin == b->begin && a->end == b->end && a->epoch == b->epoch);
+            assert_memory_equal(a->index, b->index, (size_t)a->capacity * sizeof *a->index);
+            assert_memory_equal(a->label, b->label, (size_t)a->capacity * sizeof(int32_t));
+            assert_int_equal(b->read_bytes, 0);
+            assert_true(b->memory_bytes < a->memory_bytes);
+            pl_loader_release(whole.l, a);
+            pl_loader_release(labels.l, b);
+        }
+        end(&labels, false);
+        end(&whole, true);
+    }
+}
+
 TEST(what_is_ready)
 {
     for (int pixels = 0; pixels < 2; pixels++) {
@@ -940,6 +965,7 @@ int main(void)
                                        cmocka_unit_test(faults_come_out_of_next),
                                        cmocka_unit_test(augments_alike_on_any_ranks),
                                        cmocka_unit_test(pixels_for_a_device),
+                                       cmocka_unit_test(labels_without_samples),
                                        cmocka_unit_test(what_is_ready),
                                        cmocka_unit_test(several_files),
 #ifdef PL_HAVE_JPEG
