@@ -111,6 +111,25 @@ void pl_sleep_until_ms(double when_ms); /* on pl_now_ms's clock */
 struct timespec;
 void pl_deadline(double ms, struct timespec *out);
 
+/* ---- trace.c: what the threads of this process do, when (report.timeline) ----------------------- */
+
+struct pl_trace_event {
+    const char *what, *name; /* kind of work, and of what; they live until the event is taken */
+    int64_t number;          /* of a step, a bucket ...; -1: none */
+    double begin_ms, end_ms; /* pl_now_ms */
+    int thread;
+    bool beside;             /* others of its kind are under way at the same time */
+};
+pl_status pl_trace_start(void);
+void pl_trace_stop(void); /* what was not taken is gone */
+/* Any thread; end with what begin gave, which is 0 where nothing is traced, and end does nothing then. */
+double pl_trace_begin(void);
+void pl_trace_end(double begin_ms, const char *what, const char *name, int64_t number);
+void pl_trace_end_beside(double begin_ms, const char *what, const char *name, int64_t number);
+/* The oldest, `most` at most; how many. missing: for which there was no room. Main thread. */
+int pl_trace_take(struct pl_trace_event *out, int most, int64_t *missing);
+const char *pl_trace_thread(int thread); /* what it is called */
+
 /* ---- rng.c: Philox-4x32-10 (Salmon et al., SC'11): a pure function of key and counter -------- */
 
 /* A stream is named by a seed and up to three numbers (say epoch, sample, layer): the same name

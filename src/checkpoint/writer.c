@@ -43,7 +43,9 @@ static void *run(void *arg)
     src.params = w->params;
     src.slot = slots;
     src.state = &w->state;
+    double traced = pl_trace_begin();
     w->result = pl_checkpoint_save(w->dir, &src);
+    pl_trace_end(traced, "run", "write a checkpoint", w->state.step);
     atomic_store(&w->writing, false);
     return NULL;
 }

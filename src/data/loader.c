@@ -238,7 +238,7 @@ static pl_status injected_fault(const struct pl_loader *l, const struct pl_batch
 /* With positions [first, first + rows) of the order. */
 static pl_status fill_rows(struct pl_loader *l, struct pl_batch *b, int64_t epoch, int64_t first)
 {
-    double begin = pl_now_ms();
+    double begin = pl_now_ms(), traced = pl_trace_begin();
     PL_TRY(injected_fault(l, b));
     PL_TRY(pl_sampler_order(l->sampler, epoch, first, b->rows, b->index));
     PL_TRY(read_rows(l, b));
@@ -252,6 +252,7 @@ static pl_status fill_rows(struct pl_loader *l, struct pl_batch *b, int64_t epoc
         b->index[i] = -1;
     pl_cache_cost(l->cache, &b->read_ms, &b->read_bytes);
     b->decode_ms = pl_now_ms() - begin - b->read_ms;
+    pl_trace_end(traced, "data", "read a batch", b->begin);
     return PL_OK;
 }
 

@@ -368,9 +368,10 @@ pl_status pl_exchange_ready(struct pl_exchange *x, int64_t a, int64_t b)
     x->ready_from = a;
     if (!x->algorithm || (double)(x->bucket_end - a) * sizeof(float) < x->options.bucket_bytes)
         return PL_OK;
-    double begin = pl_now_ms();
+    double begin = pl_now_ms(), traced = pl_trace_begin();
     pl_status s = post_bucket(x);
     x->within_ms += pl_now_ms() - begin;
+    pl_trace_end(traced, "exchange", "hand over a bucket", x->step);
     return s;
 }
 
@@ -379,11 +380,12 @@ pl_status pl_exchange_finish(struct pl_exchange *x, struct pl_exchange_times *ti
     memset(times, 0, sizeof *times);
     if (!x->algorithm)
         return PL_OK;
-    double begin = pl_now_ms();
+    double begin = pl_now_ms(), traced = pl_trace_begin();
     PL_TRY(post_bucket(x));
     PL_TRY(x->algorithm->drain(x));
     PL_TRY(x->reducer ? pl_exchange_far_finish(x) : PL_OK);
     double end = pl_now_ms();
+    pl_trace_end(traced, "exchange", "wait for the sum", x->step);
     times->exposed_ms = x->within_ms + end - begin;
     times->within_ms = x->within_ms;
     times->busy_ms = x->first_post_ms > 0 ? end - x->first_post_ms : 0;

@@ -177,6 +177,7 @@ pl_status pl_flight_test(struct pl_route *r, struct pl_flight *f)
 void pl_flight_finish(struct pl_route *r, struct pl_flight *f)
 {
     struct pl_exchange *x = r->exchange;
+    pl_trace_end_beside(f->traced, "network", f->what.kind == PL_BUCKET ? "a bucket" : "values", (int64_t)f->what.number);
     if (x->shared && f->what.kind == PL_BUCKET)
         pl_node_done(x->shared);
     if (f->what.kind == PL_BUCKET || (x->shared && !is_first_of_node(x)))

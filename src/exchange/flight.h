@@ -30,6 +30,7 @@ struct pl_flight {
     const void *in;
     void *out;
     float *residual; /* compressed */
+    double traced;   /* pl_trace_begin */
     int64_t at, n;   /* elements [at, at + n) of the gradient */
     double said[PL_EXCHANGE_VALUES], sum[PL_EXCHANGE_VALUES];
 };

@@ -162,6 +162,7 @@ static bool take(struct pl_progress *p, bool wait)
     for (; p->taken != p->tail; p->taken++) {
         p->flight[p->taken % MAX_REQUESTS].what = p->ring[p->taken % MAX_REQUESTS];
         p->flight[p->taken % MAX_REQUESTS].stage = PL_POSTED;
+        p->flight[p->taken % MAX_REQUESTS].traced = pl_trace_begin();
     }
     pthread_mutex_unlock(&p->lock);
     return p->flight[(p->taken - 1) % MAX_REQUESTS].what.kind == PL_STOP && p->taken != p->done;

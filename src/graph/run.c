@@ -53,6 +53,9 @@ static pl_status note_time(struct pl_graph *g, int k, double begin)
     return PL_OK;
 }
 
+/* A device's layers are only started here. */
+static double begin_trace(const struct pl_graph *g) { return g->far ? 0 : pl_trace_begin(); }
+
 static struct pl_loss_sums *sums_of(const struct pl_graph *g, int i, struct pl_loss_sums *sums, struct pl_loss_sums *auxiliary)
 {
     return !g->layer[i].kind->loss ? NULL : i == g->output ? sums : auxiliary;
@@ -85,8 +88,9 @@ static pl_status forward_layers(struct pl_graph *g, const struct pl_graph_batch 
         struct pl_loss_sums auxiliary = {0};
         if (io.label && !g->table->loss_sums)
             io.sums = sums_of(g, i, sums, &auxiliary);
-        double begin = g->layer_ms ? pl_now_ms() : 0;
+        double begin = g->layer_ms ? pl_now_ms() : 0, traced = begin_trace(g);
         PL_TRY(g->table->forward(g->node[i].plan, &io));
+        pl_trace_end(traced, "forward", g->layer[i].name, -1);
         PL_TRY(note_time(g, 2 * i, begin));
         if (io.sums == &auxiliary)
             sums->total += auxiliary.total;
@@ -145,8 +149,9 @@ static pl_status layers_backward(struct pl_graph *g, const struct pl_graph_batch
             continue;
         if (b->abandoned && b->abandoned(b->arg))
             return PL_END;
-        double begin = g->layer_ms ? pl_now_ms() : 0;
+        double begin = g->layer_ms ? pl_now_ms() : 0, traced = begin_trace(g);
         PL_TRY(backward_layer(g, b, accumulate, i));
+        pl_trace_end(traced, "backward", g->layer[i].name, -1);
         PL_TRY(note_time(g, 2 * i + 1, begin));
     }
     return PL_OK;

@@ -101,7 +101,7 @@ struct pl_job {
     struct { int64_t pipeline, microbatches; struct pl_texts at; } split;
     struct { int kind; } device;
     struct { char *dir; struct pl_period every; int64_t keep; char *resume; bool keep_best, background; int on_error; struct pl_texts signals; } checkpoint;
-    struct { char *dir; struct pl_period every; } report;
+    struct { char *dir; struct pl_period every; bool timeline; int64_t timeline_steps; } report;
     struct { char *fault; double compute_ms; struct { struct pl_ints rank; double ms, probability, shape; int distribution; } delay; } debug; /* rank: empty: all */
     struct pl_node *root; /* owned */
 };

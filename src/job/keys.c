@@ -105,6 +105,8 @@ const struct pl_key pl_job_keys[] = {
     {.name = "checkpoint.signals", .type = PL_KEY_TEXTS, .offset = AT(checkpoint.signals), .def = "[USR1, TERM, INT]", .help = "signals that checkpoint and stop the run"},
     TEXT("report.dir", report.dir, "directory of metrics.jsonl; none: no file"),
     PERIOD("report.every", report.every, "50 steps", "how often a step is reported"),
+    BOOL("report.timeline", report.timeline, "false", "what each thread does when, for chrome://tracing or Perfetto: timeline-STEP.json in report.dir"),
+    INT("report.timeline_steps", report.timeline_steps, "100", 1, 1e6, "of so many steps from the start of the run"),
     TEXT("debug.fault", debug.fault, "faults for trials: POINT[@rank=R][@step=S]:fail|exit|kill|hang|delay=MS"),
     DOUBLE("debug.compute_ms", debug.compute_ms, "0", 0, 1e6, "not 0: training sleeps so long instead of forward and backward, its gradients are 0; evaluations compute"),
     DOUBLE("debug.delay.ms", debug.delay.ms, "0", 0, 1e6, "ranks sleep in each step: fixed, the mean of exponential, the least of pareto"),
@@ -117,7 +119,7 @@ const struct pl_key pl_job_keys[] = {
 /* Keys of the design that no code acts on yet: refused by name. */
 const char *const pl_job_later[] = {
     "train.reproducible", "train.micro_shards",
-    "split.tensor", "split.optimizer", "device.memory_limit", "report.timeline", NULL};
+    "split.tensor", "split.optimizer", "device.memory_limit", NULL};
 
 /* In the order of the choices above. */
 const char *pl_job_sync_name(const struct pl_job *j)

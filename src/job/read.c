@@ -388,6 +388,8 @@ static pl_status check(struct pl_job *j)
     j->train.stop_on = !isinf(j->train.stop_above) || !isinf(j->train.stop_below);
     if (j->train.stop_on && !pl_job_set_given(&j->test_set))
         return pl_node_error(at_key(j, "train.stop"), "train.stop needs data.test to be evaluated");
+    if (j->report.timeline && !j->report.dir)
+        return pl_node_error(at_key(j, "report.timeline"), "report.timeline needs report.dir, where it is written");
     return check_delay(j);
 }
 

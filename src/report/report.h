@@ -30,6 +30,17 @@ void pl_report_end(struct pl_report *r, int64_t step, const char *reason, double
  * earlier life left. Who started it is named by PACELINE_RUN. beside: another run has begun in dir: to exit-PACELINE_RUN.json,
  * or to nobody. PL_ERR_CHECKPOINT. */
 pl_status pl_report_outcome(const char *dir, bool beside, int code, const char *reason, int64_t step, int ranks);
+/* timeline.c: a picture of what each rank's threads do, from open to end: DIR/timeline-STEP.rank-RANK.json. open: PL_ERR_CHECKPOINT
+ * where it cannot be written, or DIR/timeline-STEP.json is there. zero: right after all ranks met. write: between steps; what cannot
+ * be written any more is said once. join, of one rank after all have ended theirs: one file of them all, DIR/timeline-STEP.json.
+ * NULL is fine but for join. */
+struct pl_timeline;
+pl_status pl_timeline_open(const char *dir, int64_t step, int rank, int ranks, struct pl_timeline **out);
+void pl_timeline_zero(struct pl_timeline *t);
+void pl_timeline_write(struct pl_timeline *t);
+void pl_timeline_end(struct pl_timeline *t);
+pl_status pl_timeline_join(const struct pl_timeline *t, const char *dir, int64_t step);
+void pl_timeline_close(struct pl_timeline *t);
 /* A sentence for people, kept clear of the live line. */
 void pl_report_say(struct pl_report *r, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 #endif

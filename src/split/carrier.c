@@ -50,6 +50,7 @@ static pl_status begin(struct pl_carrier *c, struct pl_crossing *x)
 {
     uint64_t id = ++c->id[x->sends][x->stage];
     x->next = c->moving;
+    x->traced = pl_trace_begin();
     c->moving = x;
     return x->sends ? pl_mesh_send(c->mesh, &x->transfer, x->stage, id, x->memory, x->bytes)
                     : pl_mesh_receive(c->mesh, &x->transfer, x->stage, id, x->memory, x->bytes);
@@ -95,6 +96,7 @@ static pl_status take_crossed(struct pl_carrier *c, bool *some)
         if (x->transfer.failed)
             return lost(c, x->stage);
         *at = x->next;
+        pl_trace_end_beside(x->traced, "stages", x->sends ? "to stage" : "from stage", x->stage);
         x->under_way = false;
         *some = true;
     }
@@ -228,13 +230,16 @@ void pl_carrier_post(struct pl_carrier *c, struct pl_crossing *x)
 /* Under the lock. stage -1: for values. */
 static pl_status wait_until(struct pl_carrier *c, int stage, const struct pl_crossing *x)
 {
-    double begin = pl_now_ms();
+    double begin = pl_now_ms(), traced = pl_trace_begin();
+    if (x && !x->under_way)
+        return c->failed;
     c->waits_for = stage;
     c->waits_since = begin;
     while (c->failed == PL_OK && (x ? x->under_way : c->rounds != c->round))
         pthread_cond_wait(&c->to_main, &c->lock);
     c->waits_since = 0;
     c->waited_ms += pl_now_ms() - begin;
+    pl_trace_end(traced, "stages", stage < 0 ? "wait for values" : "wait for stage", stage);
     return c->failed;
 }
 

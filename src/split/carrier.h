@@ -16,6 +16,7 @@ struct pl_crossing {
     size_t bytes;
     bool under_way;
     struct pl_transfer transfer;
+    double traced; /* pl_trace_begin */
     struct pl_crossing *next;
 };
 

@@ -200,7 +200,9 @@ static pl_status forward(struct pl_pipeline *p, struct pl_graph *g, const struct
     in.border = &border;
     if (!first_stage(p))
         PL_TRY(pl_carrier_wait(p->carrier, &m->x));
+    double traced = pl_trace_begin();
     PL_TRY(pl_graph_forward(g, &in, a->train, a->sums));
+    pl_trace_end(traced, "part", "forward", i);
     if (!last_stage(p))
         post(p, &m->y, p->behind_bytes, m->rows);
     return PL_OK;
@@ -215,7 +217,9 @@ static pl_status backward(struct pl_pipeline *p, const struct pass *a, int i, pl
     in.more = i + 1 < a->parts;
     if (!last_stage(p))
         PL_TRY(pl_carrier_wait(p->carrier, &m->dy));
+    double traced = pl_trace_begin();
     PL_TRY(pl_graph_backward(p->lane[i % p->lanes], &in, i > 0, in.more ? NULL : slice, arg));
+    pl_trace_end(traced, "part", "backward", i);
     if (!first_stage(p))
         post(p, &m->dx, p->before_bytes, m->rows);
     return PL_OK;

@@ -12,6 +12,7 @@ struct run {
     struct pl_graph *eval_graph;
     struct pl_report *report;
     struct pl_checkpoint_writer *writer; /* rank 0 with a checkpoint.dir */
+    struct pl_timeline *timeline;        /* report.timeline, or NULL */
     bool root;
     double started_ms, saved_ms, shown_ms;
     int64_t first_step, samples;
@@ -53,9 +54,9 @@ static pl_status open_data(struct run *r)
     if (pl_job_set_given(&job->test_set))
         PL_TRY(pl_dataset_open(&job->test_set, &job->input, true, &r->test_data));
     int64_t samples = pl_dataset_samples(r->train_data);
-    if (samples < r->t.world->ranks)
+    if (samples < r->t.peers->ranks)
         return pl_error(PL_ERR_DATA, "data", "%s: %lld samples for %d ranks\nstart fewer ranks",
-                        pl_dataset_name(r->train_data), (long long)samples, r->t.world->ranks);
+                        pl_dataset_name(r->train_data), (long long)samples, r->t.peers->ranks);
     return PL_OK;
 }
 
@@ -122,6 +123,17 @@ static pl_status take_directory(struct run *r)
     return pl_world_agree(w, pl_world_broadcast(w, r->owner, sizeof r->owner, 0));
 }
 
+static pl_status open_timeline(struct run *r)
+{
+    const struct pl_job *job = r->t.job;
+    struct pl_world *w = r->t.world;
+    if (!job->report.timeline || over(&r->t))
+        return PL_OK;
+    PL_TRY(pl_world_agree(w, pl_timeline_open(job->report.dir, r->t.state.step, w->rank, w->ranks, &r->timeline)));
+    pl_timeline_zero(r->timeline);
+    return PL_OK;
+}
+
 static pl_status set_up(struct run *r, struct pl_world *w, const struct pl_job *job, char *path, size_t bytes)
 {
     r->root = w->rank == 0;
@@ -135,7 +147,8 @@ static pl_status set_up(struct run *r, struct pl_world *w, const struct pl_job *
     PL_TRY(pl_trainer_resume(&r->t, path, bytes));
     PL_TRY(pl_world_agree(w, r->root && job->checkpoint.dir ? pl_checkpoint_probe(job->checkpoint.dir) : PL_OK));
     PL_TRY(pl_world_agree(w, open_outputs(r)));
-    return take_directory(r);
+    PL_TRY(take_directory(r));
+    return open_timeline(r);
 }
 
 static void tear_down(struct run *r)
@@ -325,7 +338,7 @@ static pl_status save_part(struct run *r)
     return stop ? PL_ERR_ECHO : pl_error(PL_ERR_CHECKPOINT, "checkpoint", "rank %.0f could not write its part", failed - 1);
 }
 
-static pl_status save(struct run *r)
+static pl_status save_all(struct run *r)
 {
     struct pl_trainer *t = &r->t;
     bool parts = t->job->checkpoint.dir && (t->pipeline || pl_trainer_differs(t));
@@ -348,13 +361,23 @@ static pl_status save(struct run *r)
     return PL_OK;
 }
 
+static pl_status save(struct run *r)
+{
+    double traced = pl_trace_begin();
+    pl_status s = save_all(r);
+    pl_trace_end(traced, "run", "save", r->t.state.step);
+    return s;
+}
+
 static pl_status evaluate(struct run *r)
 {
     struct pl_trainer *t = &r->t;
     struct pl_evaluation e;
     if (!r->test_data || t->state.last_eval_step == t->state.step)
         return PL_OK;
+    double traced = pl_trace_begin();
     pl_status s = pl_trainer_evaluate(t, r->eval_graph, r->test_loader, &e);
+    pl_trace_end(traced, "run", "evaluate", t->state.step);
     if (s != PL_OK)
         return s < 0 ? s : PL_OK; /* PL_END: the run went on meanwhile */
     double value = metric_of(t->job, &e);
@@ -493,6 +516,14 @@ static pl_status ended(struct run *r, pl_status s)
     return kept < 0 ? kept : s < 0 ? s : PL_STOPPED;
 }
 
+/* Enough of them make a picture. */
+static void trace_steps(struct run *r)
+{
+    pl_timeline_write(r->timeline);
+    if (r->timeline && r->t.state.step >= r->first_step + r->t.job->report.timeline_steps)
+        pl_timeline_end(r->timeline);
+}
+
 /* Steps until the end, the goal or a signal. PL_STOPPED for a signal. PL_END: without this rank. */
 static pl_status run_steps(struct run *r)
 {
@@ -504,7 +535,10 @@ static pl_status run_steps(struct run *r)
             return pl_error(PL_ERR_MEMORY, "train", "debug.fault at step");
         t->stop_asked = pl_signals_seen();
         t->save_asked = r->root && due_by_clock(r);
+        double traced = pl_trace_begin();
         pl_status s = pl_trainer_step(t, &r->last);
+        pl_trace_end(traced, "run", "step", r->last.step);
+        trace_steps(r);
         if (r->last.ended)
             return ended(r, s);
         PL_TRY(s);
@@ -634,6 +668,18 @@ static pl_status run_to_end(struct run *r)
     return s;
 }
 
+/* Once all ranks have written theirs. */
+static pl_status end_timeline(struct run *r, struct pl_world *w, const struct pl_job *job, pl_status s)
+{
+    bool joins = r->timeline && s >= 0 && !w->lost;
+    if (joins && pl_world_agree(w, PL_OK) == PL_OK && w->rank == 0 && pl_timeline_join(r->timeline, job->report.dir, r->first_step) < 0) {
+        pl_log("%s", pl_error_text());
+        pl_error_clear();
+    }
+    pl_timeline_close(r->timeline);
+    return s;
+}
+
 pl_status pl_train(struct pl_world *w, const struct pl_job *job)
 {
     struct run r = {0};
@@ -659,6 +705,7 @@ pl_status pl_train(struct pl_world *w, const struct pl_job *job)
     else
         s = run_to_end(&r);
     pl_log_step(-1);
+    pl_timeline_end(r.timeline); /* while there are the layers it names */
     tear_down(&r);
-    return s < 0 && !w->lost ? pl_world_agree(w, s) : s == PL_END ? PL_OK : s;
+    return end_timeline(&r, w, job, s < 0 && !w->lost ? pl_world_agree(w, s) : s == PL_END ? PL_OK : s);
 }

@@ -41,12 +41,16 @@ static pl_status compute(struct pl_trainer *t, const struct pl_graph_batch *in, 
         s = pl_pipeline_pass(t->pipeline, in, sums, slice, t);
         return s == PL_OK ? contribute(t, sums) : s;
     }
+    double traced = pl_trace_begin();
     if (s == PL_OK)
         s = in_place ? pl_trial_forward(in, sums) : pl_graph_forward(t->graph, in, true, sums);
+    pl_trace_end(traced, "step", "forward", step);
     if (s == PL_OK && last)
         s = contribute(t, sums);
+    traced = pl_trace_begin();
     if (s == PL_OK)
         s = in_place ? pl_trial_backward(t->graph, slice, t) : pl_graph_backward(t->graph, in, micro > 0, slice, t);
+    pl_trace_end(traced, "step", "backward", step);
     return s;
 }
 
@@ -62,7 +66,9 @@ pl_status pl_train_micro_batch(struct pl_trainer *t, int64_t micro, bool abandon
 {
     struct pl_batch *b;
     double begin = pl_now_ms();
+    double traced = pl_trace_begin();
     PL_TRY(pl_train_take_batch(t, &b));
+    pl_trace_end(traced, "data", "wait for a batch", out->step);
     double loaded = pl_now_ms();
     out->epoch = b->epoch;
     out->end = b->end;
@@ -212,11 +218,12 @@ pl_status pl_trainer_step(struct pl_trainer *t, struct pl_step_result *out)
         return catch_up(t, &agreed, begin, out);
     PL_TRY(pl_train_check_finite(&agreed, out->step));
 
-    double updating = pl_now_ms();
+    double updating = pl_now_ms(), traced = pl_trace_begin();
     out->lr = pl_train_lr(t, out->step);
     pl_trainer_hold(t, true);
     s = update(t, &agreed, out);
     out->update_ms = pl_now_ms() - updating;
+    pl_trace_end(traced, "step", "update", out->step);
     commit(t, out);
     if (s == PL_OK && t->sync_table->average)
         s = t->sync_table->average(t->sync, t->state.step == t->total_steps, &agreed);
