@@ -54,7 +54,8 @@ static pl_status find_levels(struct pl_exchange *x, bool two)
         l->column = !two ? 0 : w->local_rank < l->columns ? w->local_rank : -1;
         l->node_ranks = pick(all, w->ranks, w->leader, -1, l->node);
         l->members = l->column < 0 ? 0 : pick(all, w->ranks, -1, two ? l->column : -1, l->column_ranks);
-        sort_by_node(all, l->column_ranks, l->members);
+        if (!x->options.by_rank)
+            sort_by_node(all, l->column_ranks, l->members);
     }
     pl_free(all);
     return s;

@@ -27,6 +27,8 @@ struct pl_exchange_options {
     double compress_ratio; /* top_k: the part of the elements that is sent */
     const struct pl_span *exact, *gap; /* [exacts], [gaps] ascending, apart: never compressed; hold nothing and stay 0. Copied. */
     int exacts, gaps;
+    bool by_rank;          /* ranks stand in their order, not by nodes, which a ring, say, would visit once: sums have the same bits on
+                            * whatever nodes they are */
     double bucket_bytes;   /* a bucket goes out when it holds this much */
     double timeout_ms;     /* of a wait in which nothing moves */
     bool direct;           /* no thread: the main thread does it all, polling, in finish, sum and max */

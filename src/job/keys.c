@@ -43,6 +43,8 @@ const struct pl_key pl_job_keys[] = {
     INT("train.global_batch", train.global_batch, NULL, 1, MANY, "samples of a step over all replicas"),
     INT("train.seed", train.seed, "1", 0, MANY, "names every random number of the run"),
     INT("train.accumulate", train.accumulate, "1", 1, 1e6, "micro-batches whose gradients make one step"),
+    BOOL("train.reproducible", train.reproducible, "false", "the same bits on 1, 2, 4, ... ranks, and when the run goes on on others; slower"),
+    INT("train.micro_shards", train.micro_shards, "8", 1, 4096, "reproducible: the global batch is computed in so many parts, a power of two"),
     INT("train.threads", train.threads, "0", 0, 1024, "compute threads a rank; 0: its share of the cores"),
     CHOICE("train.precision", train.precision, "fp32", "fp32|tf32|bf16", "of compute; bf16: of activations and what is multiplied, on CPUs with AVX512-BF16 or AMX and on GPUs from compute capability 8.0 on; tf32: matrix products on a GPU may round what they multiply"),
     PERIOD("train.eval_every", train.eval_every, "1 epoch", "how often the test set is evaluated"),
@@ -118,7 +120,6 @@ const struct pl_key pl_job_keys[] = {
 
 /* Keys of the design that no code acts on yet: refused by name. */
 const char *const pl_job_later[] = {
-    "train.reproducible", "train.micro_shards",
     "split.tensor", "split.optimizer", "device.memory_limit", NULL};
 
 /* In the order of the choices above. */

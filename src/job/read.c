@@ -347,6 +347,29 @@ static pl_status check_split(const struct pl_job *j)
     return PL_OK;
 }
 
+static pl_status check_reproducible(const struct pl_job *j)
+{
+    const char *algorithm = pl_job_algorithm_name(j);
+    int64_t shards = j->train.micro_shards;
+    bool by_pairs = strcmp(algorithm, "auto") == 0 || strcmp(algorithm, "tree") == 0 || strcmp(algorithm, "halving_doubling") == 0;
+    const struct { bool on; const char *key, *why; } refused[] = {
+        {j->train.global_batch == 0, "train.batch", "train.reproducible needs train.global_batch: train.batch on more ranks is another global batch"},
+        {(shards & (shards - 1)) != 0, "train.micro_shards", "train.micro_shards is a power of two: its parts are added up in pairs"},
+        {j->train.global_batch % shards != 0, "train.global_batch", "train.reproducible: train.global_batch is no multiple of train.micro_shards"},
+        {j->sync.kind != PL_SYNC_ALLREDUCE, "sync.kind", "train.reproducible is of sync.kind allreduce: others depend on the ranks by their nature"},
+        {j->sync.backup_workers > 0, "sync.backup_workers", "train.reproducible with sync.backup_workers: who is late would make a difference"},
+        {j->train.accumulate > 1, "train.accumulate", "train.accumulate with train.reproducible: train.micro_shards are computed one after the other anyway"},
+        {strcmp(pl_job_compress_name(j), "none") != 0, "exchange.compress", "exchange.compress with train.reproducible: what it loses depends on the ranks"},
+        {!by_pairs, "exchange.algorithm", "train.reproducible adds up in pairs\nleave exchange.algorithm auto, or take tree or halving_doubling"},
+        {j->split.pipeline > 1, "split.pipeline", "split.pipeline with train.reproducible is not in this version yet"},
+        {j->device.kind == PL_DEVICE_CUDA, "device.kind", "train.reproducible with device.kind cuda is not in this version yet"},
+        {j->debug.compute_ms > 0, "debug.compute_ms", "debug.compute_ms with train.reproducible: there is nothing to reproduce"}};
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++)
+        if (refused[i].on)
+            return pl_node_error(at_key(j, refused[i].key), "%s", refused[i].why);
+    return PL_OK;
+}
+
 static pl_status check(struct pl_job *j)
 {
     take_none_away(&j->train_set.files);
@@ -383,6 +406,8 @@ static pl_status check(struct pl_job *j)
         PL_TRY(check_backup_workers(j));
     if (strcmp(pl_job_transport_name(j), "nccl") == 0)
         PL_TRY(check_nccl(j));
+    if (j->train.reproducible)
+        PL_TRY(check_reproducible(j));
     if (j->split.pipeline > 1 || j->split.at.n > 0)
         PL_TRY(check_split(j));
     j->train.stop_on = !isinf(j->train.stop_above) || !isinf(j->train.stop_below);

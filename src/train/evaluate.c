@@ -13,7 +13,7 @@ pl_status pl_trainer_eval_loader(struct pl_trainer *t, struct pl_dataset *d, str
     return pl_loader_create(d, &o, out);
 }
 
-struct evaluation { struct pl_graph *graph; struct pl_pipeline *pipeline; struct pl_loader *loader; int64_t samples, each; };
+struct evaluation { struct pl_graph *graph; struct pl_pipeline *pipeline; struct pl_shards *shards; struct pl_loader *loader; int64_t samples, each; };
 
 /* Samples [from, to) of each rank's global batches. */
 static pl_status sum_up(const struct evaluation *e, int64_t from, int64_t to, struct pl_loss_sums *sums)
@@ -26,7 +26,7 @@ static pl_status sum_up(const struct evaluation *e, int64_t from, int64_t to, st
         struct pl_graph_batch in = {.rows = b->rows, .data = b->data, .pixels = b->pixels, .label = b->label, .index = b->index};
         at = b->end;
         if (b->rows > 0)
-            s = e->pipeline ? pl_pipeline_evaluate(e->pipeline, e->graph, &in, sums) : pl_graph_forward(e->graph, &in, false, sums);
+            s = e->shards ? pl_shards_evaluate(e->shards, e->graph, &in) : e->pipeline ? pl_pipeline_evaluate(e->pipeline, e->graph, &in, sums) : pl_graph_forward(e->graph, &in, false, sums);
         pl_loader_release(loader, b);
         PL_TRY(s);
     }
@@ -41,6 +41,8 @@ static pl_status run_part(void *arg, int part, double *v)
     int64_t from = part * e->each, to = from + e->each < e->samples ? from + e->each : e->samples;
     struct pl_loss_sums sums = {0};
     PL_TRY(sum_up(e, from, to, &sums));
+    if (e->shards)
+        pl_shards_sum(e->shards, &sums);
     v[ROWS] = (double)sums.rows;
     v[LOSS] = sums.loss;
     v[CORRECT] = sums.correct;
@@ -62,7 +64,7 @@ pl_status pl_trainer_evaluate(struct pl_trainer *t, struct pl_graph *graph, stru
                               struct pl_evaluation *out)
 {
     double v[SUMS] = {0};
-    struct evaluation e = {graph, t->pipeline, loader, INT64_MAX, INT64_MAX};
+    struct evaluation e = {graph, t->pipeline, t->shards, loader, INT64_MAX, INT64_MAX};
     PL_TRY(pl_graph_prepare(graph));
     if (t->sync_table && t->sync_table->meshed) {
         e.samples = pl_loader_samples(loader);

@@ -41,6 +41,10 @@ static pl_status compute(struct pl_trainer *t, const struct pl_graph_batch *in, 
         s = pl_pipeline_pass(t->pipeline, in, sums, slice, t);
         return s == PL_OK ? contribute(t, sums) : s;
     }
+    if (s == PL_OK && t->shards) {
+        s = pl_shards_pass(t->shards, t->graph, in, sums, slice, t);
+        return s == PL_OK ? contribute(t, sums) : s;
+    }
     double traced = pl_trace_begin();
     if (s == PL_OK)
         s = in_place ? pl_trial_forward(in, sums) : pl_graph_forward(t->graph, in, true, sums);

@@ -33,6 +33,7 @@ struct pl_trainer {
     struct pl_world *peers;              /* who has the same layers: all, or of a split model this stage of all replicas */
     struct pl_grid grid;                 /* of a split model */
     struct pl_pipeline *pipeline;        /* NULL: each rank has all layers */
+    struct pl_shards *shards;            /* train.reproducible, or NULL */
     const struct pl_job *job;
     const struct pl_backend_table *table;
     struct pl_backend *backend;
@@ -146,6 +147,17 @@ bool pl_train_apart(const struct pl_trainer *t); /* from t->state.step on */
 /* A micro-batch of this rank's own, or where there is none left the meeting. */
 pl_status pl_train_step_apart(struct pl_trainer *t, struct pl_step_result *out);
 pl_status pl_train_ahead(void *arg, const struct pl_ticket *ticket); /* pl_replica's */
+/* train/shards.c: where bits are the same on any number of ranks. */
+struct pl_shards;
+pl_status pl_shards_create(const struct pl_trainer *t, struct pl_shards **out); /* PL_ERR_USAGE: not on so many ranks */
+pl_status pl_shards_take_gradient(struct pl_shards *s, float *whole, int64_t elems); /* where the sum over a rank's parts is wanted */
+void pl_shards_destroy(struct pl_shards *s);
+/* Forward and backward of a rank's share of the global batch; sums: over its parts. */
+pl_status pl_shards_pass(struct pl_shards *s, struct pl_graph *g, const struct pl_graph_batch *b, struct pl_loss_sums *sums, pl_slice_fn *slice, void *arg);
+/* Forward of several such shares, one after the other; then what they add up to. */
+pl_status pl_shards_evaluate(struct pl_shards *s, struct pl_graph *g, const struct pl_graph_batch *b);
+void pl_shards_sum(struct pl_shards *s, struct pl_loss_sums *out);
+
 /* train/whole.c: where a step is an iteration over the whole set (sync.kind sandblaster). */
 pl_status pl_train_step_whole(struct pl_trainer *t, struct pl_step_result *out);
 

@@ -6,9 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Libraries split work by their number, and add up in another order. */
 static int threads_of(const struct pl_world *w, const struct pl_job *job)
 {
-    return job->train.threads > 0 ? (int)job->train.threads : w->threads;
+    return job->train.threads > 0 ? (int)job->train.threads : job->train.reproducible ? 1 : w->threads;
 }
 
 static pl_status open_device(struct pl_trainer *t)
@@ -29,7 +30,7 @@ static pl_status open_device(struct pl_trainer *t)
 }
 
 /* Splits the job's batch over ranks and micro-batches. */
-static pl_status share_batch(struct pl_trainer *t)
+static pl_status share_batch(struct pl_trainer *t, bool train)
 {
     const struct pl_job *j = t->job;
     int64_t ranks = t->peers->ranks, k = j->train.accumulate > 0 ? j->train.accumulate : 1;
@@ -40,7 +41,10 @@ static pl_status share_batch(struct pl_trainer *t)
     t->batch = t->rows = (t->micro_global + ranks - 1) / ranks;
     if (t->grid.stages > 1)
         t->rows = (t->batch + j->split.microbatches - 1) / j->split.microbatches;
-    return PL_OK;
+    if (!train || !j->train.reproducible)
+        return PL_OK;
+    t->rows = j->train.global_batch / j->train.micro_shards;
+    return pl_shards_create(t, &t->shards);
 }
 
 /* This rank's layers. */
@@ -54,7 +58,7 @@ pl_status pl_trainer_eval_graph(struct pl_trainer *t, struct pl_graph **out) { r
 
 static pl_status open_network(struct pl_trainer *t, bool train)
 {
-    PL_TRY(share_batch(t));
+    PL_TRY(share_batch(t, train));
     PL_TRY(open_device(t));
     PL_TRY(make_graph(t, train, NULL, &t->graph));
     return train ? pl_optimizer_create(t->job, t->graph, &t->optimizer) : PL_OK;
@@ -133,6 +137,15 @@ static void set_grads(struct pl_trainer *t, float *grads)
         pl_graph_set_grads(t->graph, grads);
 }
 
+/* Of ranks in their order, whatever nodes they are on. */
+static void add_in_pairs(struct pl_exchange_options *o)
+{
+    if (strcmp(o->algorithm, "auto") == 0)
+        o->algorithm = "halving_doubling";
+    o->two_level = false;
+    o->by_rank = true;
+}
+
 /* The gradient is written where the exchange adds it up, or between averagings keeps it. */
 static pl_status open_exchange(struct pl_trainer *t, bool train)
 {
@@ -146,6 +159,8 @@ static pl_status open_exchange(struct pl_trainer *t, bool train)
                                        .state = &t->state, .state_bytes = sizeof t->state};
     struct spans spans;
     int64_t slabs = 1;
+    if (t->shards)
+        add_in_pairs(&o);
     if (strcmp(o.transport, "nccl") == 0)
         reduce_there(t, train, &o);
     pl_graph_slice_at_least(t->graph, (int64_t)(o.bucket_bytes / sizeof(float)));
@@ -166,6 +181,8 @@ static pl_status open_exchange(struct pl_trainer *t, bool train)
     if (!train)
         return PL_OK;
     set_grads(t, pl_exchange_gradient(t->exchange));
+    if (t->shards)
+        PL_TRY(pl_world_agree(t->world, pl_shards_take_gradient(t->shards, pl_exchange_gradient(t->exchange), pl_graph_elems(t->graph))));
     return pl_world_agree(t->world, t->sync_table->create(&replica, t->exchange, &t->sync));
 }
 
@@ -295,6 +312,7 @@ void pl_trainer_close(struct pl_trainer *t)
         t->sync_table->destroy(t->sync);
     pl_exchange_destroy(t->exchange);
     pl_pipeline_destroy(t->pipeline, t->world->lost);
+    pl_shards_destroy(t->shards);
     pl_optimizer_destroy(t->optimizer);
     pl_graph_destroy(t->graph);
     if (t->backend)

@@ -103,6 +103,7 @@ int main(int argc, char **argv)
     bad += steps_of(&w, models[0], "train.threads=1", "exchange.two_level=never", local, fp32);
     bad += steps_of(&w, models[0], "train.threads=1", "exchange.two_level=auto", "split={pipeline: 2}", fp32);
     bad += steps_of(&w, models[2], "train.threads=2", "exchange.two_level=auto", "split={pipeline: 2, microbatches: 3}", fp32);
+    bad += steps_of(&w, models[2], "train.threads=2", "exchange.two_level=auto", "train.reproducible=true", fp32);
     bad += steps_in_bf16(&w, all);
     int code = pl_world_finish(&w, PL_OK);
     return bad ? 1 : code;

@@ -89,6 +89,11 @@ static void test_choices(void **state)
     refused(MODEL DATA "train: {steps: 1, accumulate: 2}\nsplit: {pipeline: 2}\n", "train.accumulate with split.pipeline");
     refused(MODEL DATA TRAIN "split: {pipeline: 2}\nexchange: {compress: bf16}\n", "exchange.compress with split.pipeline");
     refused(MODEL DATA TRAIN "split: {pipeline: 2}\ndevice: {kind: cuda}\n", "split.pipeline with device.kind cuda");
+    refused(MODEL DATA "train: {steps: 1, global_batch: 48, reproducible: true, micro_shards: 12}\n", "train.micro_shards is a power of two");
+    refused(MODEL DATA "train: {steps: 1, global_batch: 48, reproducible: true, micro_shards: 32}\n", "no multiple of train.micro_shards");
+    refused(MODEL DATA "train: {steps: 1, global_batch: 48, reproducible: true}\nsync: {kind: local_sgd}\n", "train.reproducible is of sync.kind allreduce");
+    refused(MODEL DATA "train: {steps: 1, global_batch: 48, reproducible: true}\nexchange: {compress: bf16}\n", "exchange.compress with train.reproducible");
+    refused(MODEL DATA "train: {steps: 1, global_batch: 48, reproducible: true}\nsplit: {pipeline: 2}\n", "split.pipeline with train.reproducible");
     refused(MODEL DATA TRAIN "split: {pipeline: 2}\ndebug: {compute_ms: 3}\n", "debug.compute_ms with split.pipeline");
     refused(MODEL DATA TRAIN "sync: {kind: sandblaster, backup_workers: 1}\n", "hands out what a slow rank has to another");
     refused(MODEL DATA TRAIN "sync: {kind: sandblaster, history: 0}\n", "sync.history: wanted an integer");
