@@ -84,7 +84,7 @@ compare whole first-7 0 0 exact
 # ---- what is read back -----------------------------------------------------------------------------------------------------
 for n in 1 2; do
     ranks $n "$PACELINE" eval job.yaml "${one[@]}" train.batch=64 split.pipeline=2 --checkpoint stages-2 >eval.$n 2>&1 || fail "eval on $n: $(cat eval.$n)"
-    grep -q "loss $(printf %.4f "$(number stages-2 eval loss)")" eval.$n || fail "eval on $n: $(cat eval.$n), the run ended with $(event stages-2 eval)"
+    evaluates_to eval.$n stages-2
 done
 "$PACELINE" predict job.yaml "${one[@]}" split.pipeline=2 --checkpoint stages-2 --out out.h5 >predict.log 2>&1 || fail "predict: $(cat predict.log)"
 "$PACELINE" inspect stages-2 --export alone.h5 >export.log 2>&1 || fail "export: $(cat export.log)"

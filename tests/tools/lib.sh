@@ -43,6 +43,8 @@ compare() { # compare DIR DIR HOW...: the models of two runs; HOW: of compare.py
 says() { grep -q "$2" "$1/metrics.jsonl" || fail "$1: wanted $2: $(head -n 1 "$1/metrics.jsonl")"; } # says DIR PATTERN
 event() { grep "\"event\": \"$2\"" "$1/metrics.jsonl" | tail -n 1; } # event DIR NAME: the last
 number() { event "$1" "$2" | sed -nE "s/.*\"$3\": ([0-9.e+-]+).*/\1/p"; } # number DIR EVENT KEY
+# evaluates_to FILE DIR: what eval has printed is, but for rounding, what the run in DIR ended with
+evaluates_to() { holds "($(sed -nE 's/.*: loss ([0-9.]+),.*/\1/p' "$1") - $(number "$2" eval loss))^2 < 1e-10" "$(cat "$1"), the run ended with $(event "$2" eval)"; }
 holds() { awk "BEGIN{exit !($1)}" || fail "wanted $1: $2"; } # holds CONDITION WHAT: of numbers
 resumed() { grep -q "\"event\": \"resume\", \"step\": $2" "$1/metrics.jsonl" || fail "$1: it did not go on from step $2"; } # resumed DIR STEP
 
