@@ -217,6 +217,7 @@ static pl_status open_grid(struct pl_trainer *t, bool train)
         return PL_OK;
     PL_TRY(pl_grid_open(t->world, t->job->split.pipeline, &t->grid));
     t->peers = &t->grid.column;
+    pl_alloc_sharers(t->peers->local_ranks); /* other stages may need much less */
     return PL_OK;
 }
 
@@ -318,7 +319,9 @@ void pl_trainer_close(struct pl_trainer *t)
     if (t->backend)
         t->table->close(t->backend);
     pl_pool_stop();
-    if (t->grid.stages > 1)
+    if (t->grid.stages > 1) {
+        pl_alloc_sharers(t->world->local_ranks);
         pl_grid_close(&t->grid);
+    }
     memset(t, 0, sizeof *t);
 }
