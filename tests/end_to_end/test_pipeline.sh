@@ -3,28 +3,7 @@
 # the same micro-batches; on replicas of them but for rounding. Stopped, resumed on other stages, evaluated, refused, lost.
 . "$PL_SOURCE_DIR/tests/tools/lib.sh"
 small_job 600 203
-cat >halves.yaml <<'Y'
-name: halves
-input: {data: [1, 12, 12], label: int}
-layers:
-  - {name: conv1, kind: conv, filters: 16, kernel: 3, pad: 1, bias: false}
-  - {name: bn1, kind: batchnorm}
-  - {name: relu1, kind: relu}
-  - {name: conv2, kind: conv, filters: 16, kernel: 3, pad: 1}
-  - {name: add2, kind: add, from: [conv2, relu1], activation: relu}
-  - {name: pool2, kind: maxpool, kernel: 2, stride: 2}
-  - {name: conv3a, kind: conv, filters: 32, kernel: 1, from: pool2, activation: relu}
-  - {name: conv3b, kind: conv, filters: 16, kernel: 3, pad: 1, from: pool2, activation: relu}
-  - {name: both, kind: concat, from: [conv3a, conv3b]}
-  - {name: aside_ip, kind: dense, units: 4, from: both}
-  - {name: aside, kind: softmax_loss, weight: 0.3, from: aside_ip}
-  - {name: pool3, kind: avgpool, kernel: 2, stride: 2, from: both}
-  - {name: ip1, kind: dense, units: 24, activation: relu}
-  - {name: drop1, kind: dropout, rate: 0.1}
-  - {name: ip2, kind: dense, units: 4}
-  - {name: loss, kind: softmax_loss}
-Y
-one=(train.threads=1 model=halves.yaml)
+one=(train.threads=1 model=net-branches.yaml)
 whole() { run 1 "$1" "${one[@]}" train.batch=16 train.accumulate=4 "${@:2}"; }         # whole DIR KEYS...
 split() { run "$2" "$1" "${one[@]}" train.batch=64 split.pipeline="$3" "${@:4}"; }     # split DIR RANKS STAGES KEYS...
 same_losses() { # same_losses DIR DIR: of steps and evaluations

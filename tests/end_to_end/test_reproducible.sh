@@ -3,22 +3,7 @@
 # transport, and when it goes on on another number of ranks; without it, it has not.
 . "$PL_SOURCE_DIR/tests/tools/lib.sh"
 small_job 600 203
-cat >all.yaml <<'Y'
-name: all
-input: {data: [1, 12, 12], label: int}
-layers:
-  - {name: conv1, kind: conv, filters: 16, kernel: 3, pad: 1, bias: false}
-  - {name: bn1, kind: batchnorm}
-  - {name: relu1, kind: relu}
-  - {name: conv2, kind: conv, filters: 16, kernel: 3, pad: 1}
-  - {name: add2, kind: add, from: [conv2, relu1], activation: relu}
-  - {name: pool2, kind: maxpool, kernel: 2, stride: 2}
-  - {name: ip1, kind: dense, units: 24, activation: relu}
-  - {name: drop1, kind: dropout, rate: 0.2}
-  - {name: ip2, kind: dense, units: 4}
-  - {name: loss, kind: softmax_loss}
-Y
-same=(model=all.yaml train.global_batch=64 train.reproducible=true optimizer.clip_norm=2 data.train.augment.flip=true)
+same=(model=net-branches.yaml train.global_batch=64 train.reproducible=true optimizer.clip_norm=2 data.train.augment.flip=true)
 losses() { grep -oE '"(step|epoch|loss|accuracy|grad_norm)": [0-9.e+-]+' "$1/metrics.jsonl"; }
 same_as() { # same_as DIR DIR
     compare "$1" "$2" 0 0 exact
@@ -29,7 +14,7 @@ for n in 2 4 8; do same_as on-1 on-$n; done
 grep -q "gradients are added up by halving_doubling" on-4.log || fail "$(grep added on-4.log)"
 run 4 tree "${same[@]}" exchange.transport=tcp exchange.algorithm=tree exchange.bucket_mb=0.002
 same_as on-1 tree
-run 2 other train.global_batch=64 train.threads=1 model=all.yaml optimizer.clip_norm=2 data.train.augment.flip=true
+run 2 other train.global_batch=64 train.threads=1 model=net-branches.yaml optimizer.clip_norm=2 data.train.augment.flip=true
 "$tools/compare.py" "$(model on-1)" "$(model other)" 0 0 exact >/dev/null && fail "without train.reproducible two ranks have the same bits: this test sees nothing"
 
 # a short last part, and ranks without any: 600 samples in batches of 88, of 4 parts
