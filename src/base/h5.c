@@ -14,6 +14,8 @@ void pl_h5_lock(void)
     static bool started;
     pthread_mutex_lock(&lock);
     if (!started)
+        unsetenv("HDF5_VDS_PREFIX"); /* HDF5 would look there before it looks beside a file for what that shows */
+    if (!started)
         H5dont_atexit(); /* a file that cannot be closed is not to be tried again behind main's back */
     started = true;
     H5Eset_auto2(H5E_DEFAULT, NULL, NULL); /* per thread in some builds */

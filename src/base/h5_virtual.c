@@ -3,6 +3,7 @@
  * file or data set is missing: so they are looked for when one is opened. */
 #include "base/h5_internal.h"
 
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -30,12 +31,12 @@ pl_status pl_h5_make_virtual(struct pl_h5 *f, const char *name, const struct pl_
     return s;
 }
 
-/* The path of what is shown, from the folder of f. */
-static void beside(const struct pl_h5 *f, const char *file, char path[MOST_PATH])
+/* The path of what is shown, from the folder of the file that shows it. */
+static void beside(const char *shows, const char *file, char path[MOST_PATH])
 {
-    const char *slash = strrchr(f->path, '/');
-    int folder = file[0] == '/' || !slash ? 0 : (int)(slash - f->path) + 1;
-    snprintf(path, MOST_PATH, "%.*s%s", folder, f->path, file);
+    const char *slash = strrchr(shows, '/');
+    int folder = file[0] == '/' || !slash ? 0 : (int)(slash - shows) + 1;
+    snprintf(path, MOST_PATH, "%.*s%s", folder, shows, file);
 }
 
 static bool has_dataset(const char *path, const char *name)
@@ -50,6 +51,20 @@ static bool has_dataset(const char *path, const char *name)
     return id >= 0;
 }
 
+/* From the folder of a link first, as HDF5 does, then of what it leads to. */
+static bool is_there(const struct pl_h5 *f, const char *file, const char *name, char path[MOST_PATH])
+{
+    char *real = realpath(f->path, NULL), other[MOST_PATH];
+    beside(f->path, file, path);
+    bool yes = has_dataset(path, name);
+    if (!yes && real) {
+        beside(real, file, other);
+        yes = has_dataset(other, name);
+    }
+    free(real);
+    return yes;
+}
+
 bool pl_h5_finds_shown(const struct pl_h5ds *d, hid_t plist, char *missing, size_t bytes)
 {
     size_t shown = 0;
@@ -61,8 +76,7 @@ bool pl_h5_finds_shown(const struct pl_h5ds *d, hid_t plist, char *missing, size
         char file[1024] = "", name[1024] = "", path[MOST_PATH];
         H5Pget_virtual_filename(plist, i, file, sizeof file);
         H5Pget_virtual_dsetname(plist, i, name, sizeof name);
-        beside(d->file, file, path);
-        if (strcmp(file, ".") == 0 || has_dataset(path, name))
+        if (strcmp(file, ".") == 0 || is_there(d->file, file, name, path))
             continue;
         snprintf(missing, bytes, "shows %.900s:%.900s, which cannot be read", path, name);
         return false;

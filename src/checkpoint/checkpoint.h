@@ -73,6 +73,7 @@ pl_status pl_checkpoint_still_owned(const char *dir, const char *owner); /* the 
  * written after it; damaged ones are
  * named on stderr and passed over. *path NULL when there is none. Owner: the caller. */
 pl_status pl_checkpoint_find(const char *dir, char **path);
+int pl_checkpoint_count(const char *dir); /* of those in dir, damaged ones too */
 /* Loads into host slabs. Refuses another model or another kind of optimizer (PL_ERR_CHECKPOINT). optimizer NULL: weights only. */
 pl_status pl_checkpoint_load(const char *path, const struct pl_graph *g, struct pl_optimizer *o,
                              float *params, struct pl_run_state *state);

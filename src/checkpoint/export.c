@@ -85,7 +85,9 @@ pl_status pl_checkpoint_export(const char *path, const char *file)
         return in_the_way(file);
     PL_TRY(pl_checkpoint_open_model(path, &from));
     char *temporary = pl_strdupf("%s.writing-%d", file, (int)getpid());
-    pl_status s = temporary ? copy_all(from, temporary) : PL_ERR_MEMORY;
+    pl_status s = !temporary ? PL_ERR_MEMORY : pl_h5_exists(from, "/run") ? PL_OK : pl_error(PL_ERR_CHECKPOINT, "checkpoint", "%s is no checkpoint: there is no /run in it", path);
+    if (s == PL_OK)
+        s = copy_all(from, temporary);
     if (s == PL_OK)
         s = take_name(temporary, file);
     if (s < 0 && temporary)

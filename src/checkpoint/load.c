@@ -90,6 +90,18 @@ pl_status pl_checkpoint_find(const char *dir, char **path)
     return s;
 }
 
+int pl_checkpoint_count(const char *dir)
+{
+    int64_t *steps;
+    int n;
+    if (pl_checkpoint_list(dir, &steps, &n) < 0) {
+        pl_error_clear();
+        return 0;
+    }
+    pl_free(steps);
+    return n;
+}
+
 static bool same_shape(const struct pl_h5_info *i, const struct pl_shape *s)
 {
     bool same = i->dims == s->dims;

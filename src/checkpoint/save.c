@@ -106,7 +106,15 @@ static pl_status take_parts(const char *temporary, const struct pl_checkpoint_so
     return s;
 }
 
-/* Parts that belong to nothing: of a killed life, or of a checkpoint that failed. */
+static void remove_parts(const char *dir, int64_t step)
+{
+    char *parts = part_dir(dir, step);
+    if (parts)
+        pl_checkpoint_remove_parts(parts);
+    pl_free(parts);
+}
+
+/* Parts that belong to nothing: of a killed life. */
 void pl_checkpoint_remove_old_parts(const char *dir)
 {
     DIR *d = opendir(dir);
@@ -335,7 +343,7 @@ pl_status pl_checkpoint_save(const char *dir, const struct pl_checkpoint_source 
     else if (temporary)
         pl_checkpoint_remove(temporary);
     if (s < 0 && src->parts > 0 && pl_checkpoint_owned(dir, src->owner))
-        pl_checkpoint_remove_old_parts(dir);
+        remove_parts(dir, src->state->step);
     if (s == PL_OK)
         pl_checkpoint_retain(dir, src->job->checkpoint.keep, src->state->step, src->job->checkpoint.keep_best ? src->state->best_step : -1);
     pl_free(temporary);

@@ -103,11 +103,20 @@ static pl_status take_crossed(struct pl_carrier *c, bool *some)
     return PL_OK;
 }
 
-static pl_status check_members(const struct pl_carrier *c)
+/* Is something still to come from it, or to go there? One that has said all may have ended. */
+static bool is_needed(struct pl_carrier *c, int stage, const struct note *mine)
+{
+    for (const struct pl_crossing *x = c->moving; x; x = x->next)
+        if (x->stage == stage && x->transfer.active)
+            return true;
+    return mine->round > 0 && !heard_all(c, mine) && c->heard[mine->round % 2][stage].round != mine->round;
+}
+
+static pl_status check_members(struct pl_carrier *c, const struct note *mine)
 {
     const char *why;
     for (int s = 0; s < c->row->ranks; s++)
-        if (s != c->row->rank && pl_mesh_lost(c->mesh, s, &why))
+        if (s != c->row->rank && pl_mesh_lost(c->mesh, s, &why) && is_needed(c, s, mine))
             return lost(c, s);
     return PL_OK;
 }
@@ -180,8 +189,8 @@ static pl_status round_once(struct pl_carrier *c, struct pl_crossing *posted, co
     if (s == PL_OK)
         s = pl_mesh_progress(c->mesh, news || *all_said || any_crossed(c) ? 0 : SLEEP_MS);
     atomic_store(&c->asleep, false);
-    if (s == PL_OK && (mine->round > 0 || c->moving))
-        s = check_members(c);
+    if (s == PL_OK && !*all_said)
+        s = check_members(c, mine);
     return s;
 }
 
@@ -328,12 +337,21 @@ static bool stop_thread(struct pl_carrier *c)
     return c->failed == PL_OK;
 }
 
+/* Who waits for another's last values is not to see that a third has closed. */
+static bool all_through(struct pl_carrier *c)
+{
+    int rank, code;
+    return pl_world_first(c->row, 0, &rank, &code) == PL_OK && rank < 0;
+}
+
 void pl_carrier_close(struct pl_carrier *c, bool lost)
 {
     if (!c)
         return;
     if (c->threaded && !stop_thread(c))
         lost = true;
+    if (c->threaded && !lost)
+        lost = !all_through(c);
     pl_mesh_close(c->mesh, lost || c->moving || c->posted);
     pthread_mutex_destroy(&c->lock);
     pthread_cond_destroy(&c->to_thread);

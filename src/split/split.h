@@ -1,7 +1,8 @@
 /* split: a replica's layers over several ranks, as a pipeline (Huang et al., GPipe, NeurIPS 2019): its batch goes through
  * them in micro-batches, forward and then backward, one of each in turn once a rank has as many under way as there are
  * stages after it (PipeDream's 1F1B, Narayanan et al., SOSP 2019). Gradients are summed over all of a batch before the
- * update, so that a split network learns what a whole one does with as many micro-batches. Main thread. */
+ * update, so that a split network learns what a whole one does with as many micro-batches, but for the rounding of layers beside a
+ * cut, where the whole one's output may lie otherwise in memory. Main thread. */
 #ifndef PL_SPLIT_H
 #define PL_SPLIT_H
 

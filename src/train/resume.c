@@ -41,6 +41,10 @@ static pl_status choose_checkpoint(struct pl_trainer *t, char *path, size_t byte
                      dir);
     else if (!found && !automatic && !never)
         s = pl_error(PL_ERR_CHECKPOINT, "checkpoint", "no whole checkpoint in %s", dir);
+    else if (!found && pl_checkpoint_count(dir) > 0)
+        s = pl_error(PL_ERR_CHECKPOINT, "checkpoint",
+                     "%s holds checkpoints, but none that is whole\n"
+                     "move them away to start afresh, or give checkpoint.dir=ANOTHER", dir);
     else if (found && automatic)
         s = same_data(t->train_file, found);
     if (s == PL_OK && found)

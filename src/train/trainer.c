@@ -159,6 +159,9 @@ static pl_status open_exchange(struct pl_trainer *t, bool train)
                                        .state = &t->state, .state_bytes = sizeof t->state};
     struct spans spans;
     int64_t slabs = 1;
+    PL_TRY(open_pipeline(t, train, &o));
+    if (t->pipeline)
+        o.timeout_ms = 1.5 * o.timeout_ms + 5000; /* a stage that is silent is first missed in its own replica, and named there */
     if (t->shards)
         add_in_pairs(&o);
     if (strcmp(o.transport, "nccl") == 0)
@@ -169,7 +172,6 @@ static pl_status open_exchange(struct pl_trainer *t, bool train)
         return open_mesh(t, &replica);
     if (t->sync_table->slabs)
         slabs = t->sync_table->slabs(&replica);
-    PL_TRY(open_pipeline(t, train, &o));
     pl_status s = pl_world_agree(t->world, find_spans(t->graph, &spans));
     o.exact = spans.statistic, o.exacts = spans.statistics;
     o.gap = spans.gap, o.gaps = spans.gaps;
@@ -242,6 +244,10 @@ pl_status pl_trainer_open(struct pl_trainer *t, struct pl_world *w, const struct
         pl_log_root("note: sync.history and tolerance are of sandblaster and not used by sync.kind %s", pl_job_sync_name(job));
     if (train && job->sync.kind == PL_SYNC_SANDBLASTER)
         note_unused(job);
+    if (train && job->split.pipeline == 1 && pl_job_given(job, "split.microbatches"))
+        pl_log_root("note: split.microbatches is of split.pipeline and not used without");
+    if (train && !job->train.reproducible && pl_job_given(job, "train.micro_shards"))
+        pl_log_root("note: train.micro_shards is of train.reproducible and not used without");
     if (w->local_ranks * t->threads > w->node_cores)
         pl_log_root("note: %d ranks of %d threads share %d cores of this node and wait for each other", w->local_ranks, t->threads, w->node_cores);
     pl_status s = pl_world_agree(w, pl_fault_configure(job->debug.fault, w->rank));

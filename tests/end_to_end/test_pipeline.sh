@@ -37,6 +37,29 @@ if ! "$PACELINE" doctor | grep -q '^cpu backend.*no bf16'; then
     compare whole-bf16 split-bf16 0 0 exact
 fi
 
+# Where the cut changes how a tensor lies, the same but for rounding (which next to a rectifier's 0 would be more than that).
+make_set big.h5 192 3 16 4 3
+make_set big-test.h5 64 3 16 4 4
+wide=(data.train.file=big.h5 data.test.file=big-test.h5 train.threads=1 train.steps=3 model=wide.yaml)
+cat >wide.yaml <<'Y'
+name: wide
+input: {data: [3, 16, 16], label: int}
+layers:
+  - {name: conv1, kind: conv, filters: 32, kernel: 5, pad: 2}
+  - {name: pool1, kind: avgpool, kernel: 3, stride: 2}
+  - {name: tanh1, kind: tanh}
+  - {name: conv2, kind: conv, filters: 32, kernel: 5, pad: 2, activation: tanh}
+  - {name: pool2, kind: avgpool, kernel: 3, stride: 2}
+  - {name: conv3, kind: conv, filters: 64, kernel: 5, pad: 2, activation: tanh}
+  - {name: ip1, kind: dense, units: 4}
+  - {name: loss, kind: softmax_loss}
+Y
+run 1 wide-1 "${wide[@]}" train.batch=16 train.accumulate=4
+for at in pool1 conv2 pool2 conv3; do
+    run 2 wide-$at "${wide[@]}" train.batch=64 split.pipeline=2 split.at=$at
+    compare wide-1 wide-$at 1e-6 1e-4
+done
+
 # ---- replicas ------------------------------------------------------------------------------------------------------------
 run 2 replicas-1 "${one[@]}" train.batch=32 train.steps=6
 for transport in auto tcp mpi; do split replicas-2-$transport 4 2 train.batch=32 split.microbatches=1 train.steps=6 exchange.transport=$transport; done
@@ -78,9 +101,16 @@ expect 2 "split.at names the first layer of each rank but the first" 2 job.yaml 
 expect 2 "no layer has this name; did you mean" 2 job.yaml split.pipeline=2 split.at=conv9
 expect 2 "split.pipeline" 8 job.yaml split.pipeline=8
 
+# What is damaged is not taken for nothing.
+cp -r elsewhere damaged && rm "damaged/$(cat damaged/latest)/parts/part-00001.h5"
+expect 6 "damaged holds checkpoints, but none that is whole" 2 job.yaml "${one[@]}" split.pipeline=2 checkpoint.dir=damaged report.dir=damaged
+"$PACELINE" inspect train.h5 --export none.h5 >out 2>&1 && fail "a data set was exported"
+grep -q "train.h5 is no checkpoint" out && [ ! -e none.h5 ] || fail "export of a data set: $(cat out)"
+
 # ---- lost --------------------------------------------------------------------------------------------------------------------
 expect 5 "waited 2 s for rank 1, stage 1 of this replica" 2 job.yaml "${one[@]}" split.pipeline=2 exchange.timeout="2 s" debug.fault="step@rank=1@step=3:hang" \
     checkpoint.dir=lost-hang report.dir=lost-hang
+expect 5 "waited 2 s for rank 3, stage 1 of this replica" 4 job.yaml "${one[@]}" split.pipeline=2 exchange.timeout="2 s" debug.fault="step@rank=3@step=3:hang" checkpoint.dir=lost-hang2 report.dir=lost-hang2
 expect 4 "is not finite" 4 job.yaml "${one[@]}" split.pipeline=2 optimizer.lr=1e15 checkpoint.dir=nan report.dir=nan
 PL_MPIRUN+=(--enable-recovery)
 for how in kill exit; do
