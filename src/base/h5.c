@@ -131,13 +131,15 @@ pl_status pl_h5_open(const char *path, const char *room, pl_status err, struct p
         setenv("HDF5_USE_FILE_LOCKING", "FALSE", 0);
         pl_h5_lock();
         bool hdf5 = H5Fis_hdf5(path) != 0; /* asked first: a later call would clear the text of a failure */
-        f->id = hdf5 ? H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT) : -1;
+        f->real = hdf5 ? realpath(path, NULL) : NULL;
+        f->id = f->real ? H5Fopen(f->real, H5F_ACC_RDONLY, H5P_DEFAULT) : -1;
         if (f->id >= 0)
             pl_h5_unlock();
         else
             s = pl_h5_failed(f, NULL, hdf5 ? "cannot be opened" : "not an HDF5 file");
     }
     if (s < 0) {
+        free(f->real);
         pl_free(f->path);
         pl_free(f);
         return s;
@@ -162,6 +164,7 @@ pl_status pl_h5_close(struct pl_h5 *f)
         pl_h5_unlock();
     if (f->abandoned)
         s = f->err;
+    free(f->real);
     pl_free(f->path);
     pl_free(f);
     return s;

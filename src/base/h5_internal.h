@@ -8,7 +8,7 @@
 
 struct pl_h5 {
     hid_t id;
-    char *path;
+    char *path, *real; /* real: links followed, so that what it shows is looked for beside it */
     const char *room;
     pl_status err;
     bool writing, abandoned;

@@ -1,9 +1,9 @@
 /* HDF5's virtual data sets: a data set that shows the whole of one in another file, named by a path from the folder of the file
- * that shows it, so that both may move together (H5Pset_virtual; HDF5 looks there first). HDF5 reads zeros where the other
- * file or data set is missing: so they are looked for when one is opened. */
+ * that shows it, so that both may move together (H5Pset_virtual; HDF5 looks there first). Where the other file or
+ * data set is missing HDF5 reads a fill value: so they are looked for when one is opened. */
 #include "base/h5_internal.h"
 
-#include <stdlib.h>
+#include <math.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -17,6 +17,8 @@ pl_status pl_h5_make_virtual(struct pl_h5 *f, const char *name, const struct pl_
     pl_h5_lock();
     hid_t space = H5Screate_simple(like->dims, extent, NULL), plist = H5Pcreate(H5P_DATASET_CREATE), links = H5Pcreate(H5P_LINK_CREATE);
     H5Pset_create_intermediate_group(links, 1);
+    const float nothing = NAN; /* what readers without that care find where it is missing */
+    H5Pset_fill_value(plist, H5T_NATIVE_FLOAT, &nothing);
     herr_t code = H5Pset_virtual(plist, space, file, name, space);
     hid_t id = code < 0 ? -1 : H5Dcreate2(f->id, name, pl_h5_type(like->dtype), space, links, plist, H5P_DEFAULT);
     pl_status s = id < 0 ? pl_h5_failed(f, name, "cannot be made to show another") : PL_OK;
@@ -32,9 +34,9 @@ pl_status pl_h5_make_virtual(struct pl_h5 *f, const char *name, const struct pl_
 }
 
 /* The path of what is shown, from the folder of the file that shows it. */
-static void beside(const char *shows, const char *file, char path[MOST_PATH])
+static void beside(const struct pl_h5 *f, const char *file, char path[MOST_PATH])
 {
-    const char *slash = strrchr(shows, '/');
+    const char *shows = f->real ? f->real : f->path, *slash = strrchr(shows, '/');
     int folder = file[0] == '/' || !slash ? 0 : (int)(slash - shows) + 1;
     snprintf(path, MOST_PATH, "%.*s%s", folder, shows, file);
 }
@@ -51,20 +53,6 @@ static bool has_dataset(const char *path, const char *name)
     return id >= 0;
 }
 
-/* From the folder of a link first, as HDF5 does, then of what it leads to. */
-static bool is_there(const struct pl_h5 *f, const char *file, const char *name, char path[MOST_PATH])
-{
-    char *real = realpath(f->path, NULL), other[MOST_PATH];
-    beside(f->path, file, path);
-    bool yes = has_dataset(path, name);
-    if (!yes && real) {
-        beside(real, file, other);
-        yes = has_dataset(other, name);
-    }
-    free(real);
-    return yes;
-}
-
 bool pl_h5_finds_shown(const struct pl_h5ds *d, hid_t plist, char *missing, size_t bytes)
 {
     size_t shown = 0;
@@ -76,7 +64,8 @@ bool pl_h5_finds_shown(const struct pl_h5ds *d, hid_t plist, char *missing, size
         char file[1024] = "", name[1024] = "", path[MOST_PATH];
         H5Pget_virtual_filename(plist, i, file, sizeof file);
         H5Pget_virtual_dsetname(plist, i, name, sizeof name);
-        if (strcmp(file, ".") == 0 || is_there(d->file, file, name, path))
+        beside(d->file, file, path);
+        if (strcmp(file, ".") == 0 || has_dataset(path, name))
             continue;
         snprintf(missing, bytes, "shows %.900s:%.900s, which cannot be read", path, name);
         return false;

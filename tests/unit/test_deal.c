@@ -127,7 +127,7 @@ static void open_member(struct group *g, struct member *m, int ranks)
     assert_int_equal(pl_dataset_open(&job->train_set, &job->input, true, &m->d), PL_OK);
     assert_int_equal(pl_loader_create(m->d, &o, &m->l), PL_OK);
     static struct pl_world world = {.ranks = 1};
-    m->t = (struct pl_trainer){.world = &world, .job = job, .graph = g->graph, .optimizer = g->optimizer, .sync_table = &alone, .batch = pl_loader_capacity(m->l),
+    m->t = (struct pl_trainer){.world = &world, .peers = &world, .job = job, .graph = g->graph, .optimizer = g->optimizer, .sync_table = &alone, .batch = pl_loader_capacity(m->l),
                                .source = {.deal = deal, .next = next, .release = release, .arg = m, .epoch_samples = g->samples}};
 }
 

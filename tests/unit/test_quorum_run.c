@@ -124,7 +124,7 @@ static bool make_trainer(struct rank *r, int me)
     r->world = (struct pl_world){.rank = me, .ranks = w->ranks};
     if (pl_job_parse(text, "test.yaml", &r->job) < 0 || table->open(&(struct pl_device_options){.threads = 1}, &r->backend) < 0)
         return false;
-    r->t = (struct pl_trainer){.world = &r->world, .job = r->job, .table = table, .backend = r->backend, .batch = BATCH, .train_file = "made-up",
+    r->t = (struct pl_trainer){.world = &r->world, .peers = &r->world, .job = r->job, .table = table, .backend = r->backend, .batch = BATCH, .train_file = "made-up",
                                .sync_table = w->allreduce ? &pl_sync_allreduce : &pl_sync_quorum,
                                .source = {.deal = deal, .next = next, .release = release, .arg = r, .epoch_samples = EPOCH}};
     if (pl_graph_create(r->job, table, r->backend, BATCH, true, NULL, &r->t.graph) < 0)
