@@ -16,7 +16,7 @@ struct pl_carrier {
     pthread_t thread;
     bool threaded;
 
-    pthread_mutex_t lock; /* guards what follows; nothing else is locked while it is held */
+    pthread_mutex_t lock; /* guards what follows; while it is held a message or a span may be recorded, which have locks of their own */
     pthread_cond_t to_thread, to_main;
     struct pl_crossing *posted, **last; /* in order */
     bool stop;
@@ -121,13 +121,25 @@ static pl_status check_members(struct pl_carrier *c, const struct note *mine)
     return PL_OK;
 }
 
+static pl_status late_values(const struct pl_carrier *c)
+{
+    struct pl_text missing = {0};
+    for (int s = 0; s < c->row->ranks; s++)
+        if (s != c->row->rank && c->heard[c->round % 2][s].round != c->round)
+            pl_text_add(&missing, "%s%d", missing.s ? ", " : "", pl_world_run_rank(c->row, s));
+    pl_status s = pl_error(PL_ERR_PEER, "split", "waited %g s for the other stages of this replica; missing: rank %s\nsee that rank's log; exchange.timeout sets how long is waited",
+                           c->timeout_ms / 1000, missing.s ? missing.s : "?");
+    pl_text_free(&missing);
+    return s;
+}
+
 /* Under the lock. Who waits is the main thread. */
 static pl_status check_time(const struct pl_carrier *c)
 {
     if (c->waits_since == 0 || pl_now_ms() - c->waits_since < c->timeout_ms)
         return PL_OK;
     if (c->waits_for < 0)
-        return pl_error(PL_ERR_PEER, "split", "waited %g s for the other stages of this replica\nsee their logs; exchange.timeout sets how long is waited", c->timeout_ms / 1000);
+        return late_values(c);
     return pl_error(PL_ERR_PEER, "split", "waited %g s for rank %d, stage %d of this replica\nsee that rank's log; exchange.timeout sets how long is waited",
                     c->timeout_ms / 1000, pl_world_run_rank(c->row, c->waits_for), c->waits_for);
 }

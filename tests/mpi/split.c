@@ -146,6 +146,7 @@ static void test_absent(struct pl_world *w, const char *transport)
     struct pl_grid g;
     struct pl_carrier *c = NULL;
     float memory[16];
+    int here = 0;
     struct pl_crossing x;
     const struct pl_exchange_options o = {.transport = transport, .network = {.channels = 1}, .bucket_bytes = 1 << 16, .timeout_ms = 300};
     CHECK(pl_grid_open(w, w->ranks, &g) == PL_OK && pl_carrier_open(&g.row, &o, &c) == PL_OK, "open: %s", pl_error_text());
@@ -155,8 +156,17 @@ static void test_absent(struct pl_world *w, const char *transport)
         CHECK(pl_error_text() && strstr(pl_error_text(), "waited 0.3 s for rank 1, stage 1"), "message: %s", pl_error_text());
     }
     pl_error_clear();
-    int here = 0;
     pl_world_broadcast(w, &here, sizeof here, 0); /* the others wait for it */
+    pl_carrier_close(c, true);
+    CHECK(pl_carrier_open(&g.row, &o, &c) == PL_OK, "open: %s", pl_error_text());
+    if (g.stage == 0) {
+        const double mine = 1, *all;
+        char wanted[64];
+        snprintf(wanted, sizeof wanted, "missing: rank %s", w->ranks == 2 ? "1\n" : w->ranks == 3 ? "1, 2\n" : "1, 2, 3\n");
+        CHECK(pl_carrier_gather(c, &mine, 1, &all) == PL_ERR_PEER && strstr(pl_error_text(), wanted), "message: %s", pl_error_text());
+    }
+    pl_error_clear();
+    pl_world_broadcast(w, &here, sizeof here, 0);
     pl_carrier_close(c, true);
     g.row.whole->lost = true;
     pl_grid_close(&g);
