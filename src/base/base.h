@@ -113,6 +113,7 @@ void pl_deadline(double ms, struct timespec *out);
 
 /* ---- trace.c: what the threads of this process do, when (report.timeline) ----------------------- */
 
+enum { PL_TRACE_THREADS = 64 }; /* told apart */
 struct pl_trace_event {
     const char *what, *name; /* kind of work, and of what; they live until the event is taken */
     int64_t number;          /* of a step, a bucket ...; -1: none */

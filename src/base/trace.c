@@ -4,13 +4,13 @@
 
 #include <string.h>
 
-enum { ROOM = 1 << 15, MOST_THREADS = 64 };
+enum { ROOM = 1 << 15 };
 
 static _Atomic bool on;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* guards all below */
 static struct pl_trace_event *events;
 static int taken, threads;
-static char thread_name[MOST_THREADS][16];
+static char thread_name[PL_TRACE_THREADS][16];
 static int64_t left_out;
 static _Thread_local int mine = -1;
 
@@ -46,7 +46,7 @@ static int thread_of_caller(void)
 {
     if (mine >= 0)
         return mine;
-    mine = threads < MOST_THREADS ? threads++ : MOST_THREADS - 1;
+    mine = threads < PL_TRACE_THREADS ? threads++ : PL_TRACE_THREADS - 1;
     pthread_getname_np(pthread_self(), thread_name[mine], sizeof thread_name[mine]);
     return mine;
 }

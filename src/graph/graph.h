@@ -125,6 +125,10 @@ struct pl_graph_batch {
      * is until that pass, or until pl_graph_drop_next. */
     const struct pl_graph_batch *next;
 };
+/* Samples [first, first + rows) of a batch of host memory, as a batch: data is [.., the job's input], NULL stays NULL. */
+struct pl_graph_batch pl_graph_batch_part(const struct pl_job_input *input, const struct pl_graph_batch *b, int64_t first, int64_t rows);
+size_t pl_graph_data_bytes(const struct pl_job_input *input);  /* of a sample */
+size_t pl_graph_label_bytes(const struct pl_job_input *input);
 /* Layers forward; adds to *sums (may be NULL where label is): total is that of all losses, the rest of
  * the main one. train: only a graph made for it. */
 pl_status pl_graph_forward(struct pl_graph *g, const struct pl_graph_batch *b, bool train,

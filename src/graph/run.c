@@ -246,6 +246,33 @@ static pl_status slices_backward(struct pl_graph *g, const struct pl_graph_batch
     return PL_OK;
 }
 
+/* ---- parts of a batch -------------------------------------------------------------------------------- */
+
+size_t pl_graph_data_bytes(const struct pl_job_input *input)
+{
+    size_t bytes = sizeof(float);
+    for (int i = 0; i < input->dims; i++)
+        bytes *= (size_t)input->dim[i];
+    return bytes;
+}
+
+size_t pl_graph_label_bytes(const struct pl_job_input *input)
+{
+    return input->label_floats > 0 ? (size_t)input->label_floats * sizeof(float) : sizeof(int32_t);
+}
+
+static const void *advanced(const void *p, int64_t first, size_t bytes) { return p ? (const char *)p + (size_t)first * bytes : NULL; }
+
+struct pl_graph_batch pl_graph_batch_part(const struct pl_job_input *input, const struct pl_graph_batch *b, int64_t first, int64_t rows)
+{
+    struct pl_graph_batch part = *b;
+    part.rows = rows;
+    part.data = advanced(b->data, first, pl_graph_data_bytes(input));
+    part.label = advanced(b->label, first, pl_graph_label_bytes(input));
+    part.index = advanced(b->index, first, sizeof *b->index);
+    return part;
+}
+
 /* ---- passes ------------------------------------------------------------------------------------ */
 
 pl_status pl_graph_forward(struct pl_graph *g, const struct pl_graph_batch *b, bool train, struct pl_loss_sums *sums)

@@ -8,14 +8,14 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { AT_ONCE = 512, MOST_THREADS = 64 };
+enum { AT_ONCE = 512 };
 
 struct pl_timeline {
     FILE *file;
     char *path, *whole; /* this rank's; all ranks' */
     int rank, ranks;
     double zero_ms;
-    bool named[MOST_THREADS], failed;
+    bool named[PL_TRACE_THREADS], failed;
     struct pl_trace_event event[AT_ONCE];
 };
 

@@ -20,8 +20,8 @@ struct pl_pipeline {
     int lanes, parts;       /* parts: most of a batch */
     struct part *part;      /* [parts] */
     float *memory;          /* of all borders */
+    const struct pl_job_input *input;
     int64_t batch, rows;
-    size_t data_bytes, label_bytes;          /* of a sample; the first stage alone has data */
     size_t before_bytes, behind_bytes;       /* of a sample, on the borders */
     struct tail tail;
 };
@@ -62,13 +62,9 @@ static pl_status make_borders(struct pl_pipeline *p)
 
 static pl_status make_tail(struct pl_pipeline *p, const struct pl_job *job)
 {
-    int64_t elems = 1;
-    for (int i = 0; i < job->input.dims; i++)
-        elems *= job->input.dim[i];
-    p->data_bytes = first_stage(p) ? (size_t)elems * sizeof(float) : 0;
-    p->label_bytes = job->input.label_floats > 0 ? (size_t)job->input.label_floats * sizeof(float) : sizeof(int32_t);
-    p->tail.data = pl_alloc(p->data_bytes * (size_t)p->rows, "the end of a batch");
-    p->tail.label = pl_alloc(p->label_bytes * (size_t)p->rows, "the end of a batch");
+    p->input = &job->input;
+    p->tail.data = pl_alloc(first_stage(p) ? pl_graph_data_bytes(p->input) * (size_t)p->rows : 1, "the end of a batch");
+    p->tail.label = pl_alloc(pl_graph_label_bytes(p->input) * (size_t)p->rows, "the end of a batch");
     p->tail.index = pl_alloc(sizeof *p->tail.index * (size_t)p->rows, "the end of a batch");
     return p->tail.data && p->tail.label && p->tail.index ? PL_OK : PL_ERR_MEMORY;
 }
@@ -137,30 +133,24 @@ void pl_pipeline_set_grads(struct pl_pipeline *p, float *grads)
 /* ---- a batch in parts ------------------------------------------------------------------------------ */
 
 /* Plans read as many rows as they are made for: what would lie beyond the batch's memory is 0. */
-static void take_tail(struct pl_pipeline *p, const struct pl_graph_batch *b, int64_t first, struct pl_graph_batch *in)
+static const void *copied(void *to, const void *from, size_t bytes) { return from ? memcpy(to, from, bytes) : NULL; }
+
+static void take_tail(struct pl_pipeline *p, int64_t first, struct pl_graph_batch *in)
 {
     size_t n = (size_t)(p->batch - first);
-    memcpy(p->tail.data, (const char *)b->data + (size_t)first * p->data_bytes, n * p->data_bytes);
-    in->data = p->tail.data;
-    if (b->label)
-        memcpy(p->tail.label, (const char *)b->label + (size_t)first * p->label_bytes, n * p->label_bytes);
-    in->label = b->label ? p->tail.label : NULL;
-    if (b->index)
-        memcpy(p->tail.index, b->index + first, n * sizeof *b->index);
-    in->index = b->index ? p->tail.index : NULL;
+    in->data = copied(p->tail.data, in->data, n * pl_graph_data_bytes(p->input));
+    in->label = copied(p->tail.label, in->label, n * pl_graph_label_bytes(p->input));
+    in->index = copied(p->tail.index, in->index, n * sizeof *in->index);
 }
 
 static struct pl_graph_batch part_of(struct pl_pipeline *p, const struct pl_graph_batch *b, const struct part *m)
 {
-    struct pl_graph_batch in = *b;
-    in.rows = m->rows;
-    if (m->first + p->rows > p->batch) {
-        take_tail(p, b, m->first, &in);
-        return in;
-    }
-    in.data = (const float *)(const void *)((const char *)b->data + (size_t)m->first * p->data_bytes);
-    in.label = b->label ? (const char *)b->label + (size_t)m->first * p->label_bytes : NULL;
-    in.index = b->index ? b->index + m->first : NULL;
+    struct pl_graph_batch all = *b, in;
+    if (!first_stage(p))
+        all.data = NULL; /* its loader gives none */
+    in = pl_graph_batch_part(p->input, &all, m->first, m->rows);
+    if (m->first + p->rows > p->batch)
+        take_tail(p, m->first, &in);
     return in;
 }
 

@@ -11,7 +11,7 @@ enum { MOST_LEVELS = 32, GRAIN = 16384 };
 struct pl_shards {
     int parts;     /* of this rank, a power of two */
     int64_t rows;  /* of a part */
-    size_t data_bytes, label_bytes; /* of a sample */
+    const struct pl_job_input *input;
     int levels;    /* of slabs: log2 parts + 1 */
     float *slab[MOST_LEVELS];       /* slab[0]: where the whole is wanted; not owned */
     struct pl_loss_sums *sums;      /* [parts] */
@@ -26,11 +26,7 @@ pl_status pl_shards_create(const struct pl_trainer *t, struct pl_shards **out)
     struct pl_shards *s = pl_alloc(sizeof *s, "micro-shards");
     if (!s)
         return PL_ERR_MEMORY;
-    int64_t elems = 1;
-    for (int i = 0; i < job->input.dims; i++)
-        elems *= job->input.dim[i];
-    *s = (struct pl_shards){.parts = shards / ranks, .rows = job->train.global_batch / shards, .data_bytes = (size_t)elems * sizeof(float),
-                            .label_bytes = job->input.label_floats > 0 ? (size_t)job->input.label_floats * sizeof(float) : sizeof(int32_t)};
+    *s = (struct pl_shards){.parts = shards / ranks, .rows = job->train.global_batch / shards, .input = &job->input};
     s->sums = pl_alloc((size_t)s->parts * sizeof *s->sums, "micro-shards");
     if (!s->sums) {
         pl_shards_destroy(s);
@@ -106,13 +102,8 @@ void pl_shards_sum(struct pl_shards *s, struct pl_loss_sums *out)
 
 static struct pl_graph_batch part_of(const struct pl_shards *s, const struct pl_graph_batch *b, int i)
 {
-    struct pl_graph_batch in = *b;
     int64_t first = i * s->rows, left = b->rows - first;
-    in.rows = left < 0 ? 0 : left < s->rows ? left : s->rows;
-    in.data = (const float *)(const void *)((const char *)b->data + (size_t)first * s->data_bytes);
-    in.label = (const char *)b->label + (size_t)first * s->label_bytes;
-    in.index = b->index + first;
-    return in;
+    return pl_graph_batch_part(s->input, b, first, left < 0 ? 0 : left < s->rows ? left : s->rows);
 }
 
 pl_status pl_shards_pass(struct pl_shards *s, struct pl_graph *g, const struct pl_graph_batch *b, struct pl_loss_sums *sums, pl_slice_fn *slice, void *arg)
