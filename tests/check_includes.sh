@@ -2,7 +2,7 @@
 # Includes point down the list of rooms only, a room sees another's contract only, and vendor headers
 # stay at home.
 cd "$1" || exit 1
-rooms=(base world job data backend layer graph transport exchange report optim checkpoint split sync train cmd)
+rooms=(base world job data backend layer graph transport exchange report optim checkpoint split sync train api cmd)
 declare -A level
 for i in "${!rooms[@]}"; do level[${rooms[$i]}]=$i; done
 bad=0

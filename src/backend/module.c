@@ -27,6 +27,14 @@ static bool own_folder(char *folder, size_t bytes)
     return slash != NULL;
 }
 
+/* The folder of the library that this is in, where it is not in the program. */
+static bool library_folder(char *folder, size_t bytes)
+{
+    Dl_info info;
+    char *slash = dladdr(&once, &info) && info.dli_fname ? strrchr(info.dli_fname, '/') : NULL;
+    return slash && (size_t)snprintf(folder, bytes, "%.*s", (int)(slash - info.dli_fname), info.dli_fname) < bytes;
+}
+
 /* The first of the places where there is such a file. Owner: the caller. */
 static char *find(void)
 {
@@ -43,6 +51,12 @@ static char *find(void)
     static const char *const beside[] = {"", "/" PL_MODULE_FOLDER};
     for (int i = 0; i < 2 && own_folder(folder, sizeof folder); i++) {
         char *path = pl_strdupf("%s%s/" FILE_NAME, folder, beside[i]);
+        if (path && access(path, F_OK) == 0)
+            return path;
+        pl_free(path);
+    }
+    if (library_folder(folder, sizeof folder)) {
+        char *path = pl_strdupf("%s/paceline/" FILE_NAME, folder);
         if (path && access(path, F_OK) == 0)
             return path;
         pl_free(path);

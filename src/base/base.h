@@ -237,6 +237,7 @@ struct pl_h5ds; /* an open dataset */
 /* All return `err` given at open with the path, the dataset and HDF5's own text in the message. */
 pl_status pl_h5_open(const char *path, const char *room, pl_status err, struct pl_h5 **out); /* read-only, no file lock */
 pl_status pl_h5_create(const char *path, const char *room, pl_status err, struct pl_h5 **out); /* new, must not exist */
+pl_status pl_h5_create_in_memory(const char *name, const char *room, pl_status err, struct pl_h5 **out); /* nothing of it is on disk */
 /* Flushes and closes; the first error wins. NULL is fine. */
 pl_status pl_h5_close(struct pl_h5 *f);
 bool pl_h5_exists(struct pl_h5 *f, const char *name);

@@ -46,6 +46,31 @@ pl_status pl_h5_create(const char *path, const char *room, pl_status err, struct
     return PL_OK;
 }
 
+pl_status pl_h5_create_in_memory(const char *name, const char *room, pl_status err, struct pl_h5 **out)
+{
+    struct pl_h5 *f = pl_alloc(sizeof *f, "a data set in memory");
+    if (!f)
+        return PL_ERR_MEMORY;
+    static unsigned made; /* HDF5 refuses the name of one that is there */
+    char unique[64];
+    *f = (struct pl_h5){.path = pl_strdup(name), .room = room, .err = err};
+    pl_h5_lock();
+    snprintf(unique, sizeof unique, "paceline-in-memory-%u", made++);
+    hid_t access = H5Pcreate(H5P_FILE_ACCESS);
+    H5Pset_fapl_core(access, PIECE_BYTES, false);
+    f->id = H5Fcreate(unique, H5F_ACC_TRUNC, H5P_DEFAULT, access);
+    H5Pclose(access);
+    if (f->id < 0) {
+        pl_status s = pl_h5_failed(f, NULL, "cannot be made in memory");
+        pl_free(f->path);
+        pl_free(f);
+        return s;
+    }
+    pl_h5_unlock();
+    *out = f;
+    return PL_OK;
+}
+
 pl_status pl_h5_make_dataset(struct pl_h5 *f, const char *name, enum pl_dtype t, int dims, const int64_t *dim,
                              int64_t chunk_rows, int deflate, struct pl_h5ds **out)
 {

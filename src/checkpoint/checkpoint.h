@@ -73,6 +73,9 @@ pl_status pl_checkpoint_still_owned(const char *dir, const char *owner); /* the 
  * written after it; damaged ones are
  * named on stderr and passed over. *path NULL when there is none. Owner: the caller. */
 pl_status pl_checkpoint_find(const char *dir, char **path);
+/* What to read weights from: the file (.h5) or directory that is given, or if NULL the job's checkpoint.dir. PL_ERR_USAGE,
+ * PL_ERR_CHECKPOINT: there is none. Owner of *path: the caller. */
+pl_status pl_checkpoint_find_weights(const struct pl_job *job, const char *given, char **path);
 int pl_checkpoint_count(const char *dir); /* of those in dir, damaged ones too */
 /* Loads into host slabs. Refuses another model or another kind of optimizer (PL_ERR_CHECKPOINT). optimizer NULL: weights only. */
 pl_status pl_checkpoint_load(const char *path, const struct pl_graph *g, struct pl_optimizer *o,

@@ -90,6 +90,20 @@ pl_status pl_checkpoint_find(const char *dir, char **path)
     return s;
 }
 
+pl_status pl_checkpoint_find_weights(const struct pl_job *job, const char *given, char **path)
+{
+    const char *dir = given ? given : job->checkpoint.dir;
+    if (!dir)
+        return pl_error(PL_ERR_USAGE, "checkpoint", "the job has no checkpoint.dir\ngive --checkpoint PATH");
+    size_t n = strlen(dir);
+    if (n > 3 && strcmp(dir + n - 3, ".h5") == 0) {
+        *path = pl_strdup(dir);
+        return PL_OK;
+    }
+    PL_TRY(pl_checkpoint_find(dir, path));
+    return *path ? PL_OK : pl_error(PL_ERR_CHECKPOINT, "checkpoint", "no whole checkpoint in %s", dir);
+}
+
 int pl_checkpoint_count(const char *dir)
 {
     int64_t *steps;

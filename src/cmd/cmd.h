@@ -31,9 +31,6 @@ pl_status pl_cmd_start(int argc, char **argv, const char *const *options, struct
 /* Where the world could not be started: says so unless it has been said; the exit code of s. */
 int pl_cmd_not_started(const struct pl_world *w, pl_status s);
 
-/* What to read weights from: the path given, or the newest whole checkpoint of checkpoint.dir.
- * Owner of *path: the caller. (eval.c) */
-pl_status pl_cmd_find_weights(const struct pl_job *job, const char *given, char **path);
 /* data.train or data.test by the value of --set; NULL: test. PL_ERR_USAGE. (eval.c) */
 pl_status pl_cmd_find_set(const struct pl_job *job, const char *given, const struct pl_job_set **out);
 

@@ -10,20 +10,6 @@ struct evaluation {
     char *path;
 };
 
-pl_status pl_cmd_find_weights(const struct pl_job *job, const char *given, char **path)
-{
-    const char *dir = given ? given : job->checkpoint.dir;
-    if (!dir)
-        return pl_error(PL_ERR_USAGE, "paceline", "the job has no checkpoint.dir\ngive --checkpoint PATH");
-    size_t n = strlen(dir);
-    if (n > 3 && strcmp(dir + n - 3, ".h5") == 0) {
-        *path = pl_strdup(dir);
-        return PL_OK;
-    }
-    PL_TRY(pl_checkpoint_find(dir, path));
-    return *path ? PL_OK : pl_error(PL_ERR_CHECKPOINT, "checkpoint", "no whole checkpoint in %s", dir);
-}
-
 pl_status pl_cmd_find_set(const struct pl_job *job, const char *given, const struct pl_job_set **out)
 {
     const char *set = given ? given : "test";
@@ -36,7 +22,7 @@ pl_status pl_cmd_find_set(const struct pl_job *job, const char *given, const str
 
 static pl_status open_parts(struct evaluation *e, const struct pl_job *job, const struct pl_job_set *source, const struct pl_args *args)
 {
-    PL_TRY(pl_cmd_find_weights(job, args->option_value[0], &e->path));
+    PL_TRY(pl_checkpoint_find_weights(job, args->option_value[0], &e->path));
     PL_TRY(pl_dataset_open(source, &job->input, true, &e->data));
     PL_TRY(pl_trainer_eval_loader(&e->t, e->data, &e->loader));
     return pl_checkpoint_load_weights(e->path, e->t.graph, pl_graph_params(e->t.graph));

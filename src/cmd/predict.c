@@ -30,13 +30,10 @@ static pl_status make_file(struct prediction *p, const char *out)
     return pl_h5_make_dataset(p->file, "/class", PL_I32, 1, dim, 0, 0, &p->class);
 }
 
-static pl_status write_rows(struct prediction *p, int64_t first, int64_t rows)
+static pl_status write_rows(void *arg, int64_t first, int64_t rows, const float *y)
 {
-    const struct pl_shape *shape = pl_graph_output_shape(p->t.graph);
-    const float *y = pl_graph_output(p->t.graph); /* [rows, ...] */
-    int64_t width = pl_shape_row_elems(shape);
-    if (!y)
-        return PL_ERR_MEMORY;
+    struct prediction *p = arg;
+    int64_t width = pl_shape_row_elems(pl_graph_output_shape(p->t.graph));
     PL_TRY(pl_h5_write_rows(p->output, first, rows, PL_F32, y));
     if (!p->class)
         return PL_OK;
@@ -49,26 +46,6 @@ static pl_status write_rows(struct prediction *p, int64_t first, int64_t rows)
     return pl_h5_write_rows(p->class, first, rows, PL_I32, p->best);
 }
 
-static pl_status run_all(struct prediction *p)
-{
-    struct pl_batch *b;
-    struct pl_loss_sums ignored = {0};
-    int64_t first = 0;
-    pl_status s;
-    PL_TRY(pl_graph_prepare(p->t.graph));
-    PL_TRY(pl_loader_start(p->loader, 0, 0, true));
-    while ((s = pl_loader_next(p->loader, &b)) == PL_OK) {
-        struct pl_graph_batch in = {.rows = b->rows, .data = b->data, .pixels = b->pixels, .index = b->index};
-        int64_t rows = b->rows;
-        s = pl_graph_forward(p->t.graph, &in, false, &ignored);
-        pl_loader_release(p->loader, b);
-        PL_TRY(s);
-        PL_TRY(write_rows(p, first, rows));
-        first += rows;
-    }
-    return s < 0 ? s : PL_OK;
-}
-
 static pl_status open_parts(struct prediction *p, const struct pl_job *job, const struct pl_args *args)
 {
     char *path = NULL;
@@ -76,7 +53,7 @@ static pl_status open_parts(struct prediction *p, const struct pl_job *job, cons
         return pl_error(PL_ERR_USAGE, "paceline", "predict needs --out FILE.h5");
     const struct pl_job_set *set = NULL;
     PL_TRY(pl_cmd_find_set(job, args->option_value[1], &set));
-    PL_TRY(pl_cmd_find_weights(job, args->option_value[0], &path));
+    PL_TRY(pl_checkpoint_find_weights(job, args->option_value[0], &path));
     pl_status s = pl_checkpoint_load_weights(path, p->t.graph, pl_graph_params(p->t.graph));
     pl_free(path);
     PL_TRY(s);
@@ -94,7 +71,7 @@ static pl_status predict(struct pl_world *w, const struct pl_job *job, const str
     PL_TRY(pl_trainer_open(&p.t, w, job, false));
     s = open_parts(&p, job, args);
     if (s == PL_OK)
-        s = run_all(&p);
+        s = pl_trainer_predict(&p.t, p.loader, write_rows, &p);
     pl_h5_dataset_close(p.output);
     pl_h5_dataset_close(p.class);
     bool made = p.file != NULL;

@@ -34,7 +34,7 @@ static int run_train(int argc, char **argv)
             return print_keys();
     if (pl_cmd_start(argc, argv, NULL, &w, &args, &job, &code) < 0)
         return code;
-    pl_status s = pl_train(&w, job);
+    pl_status s = pl_train(&w, job, NULL);
     pl_job_destroy(job);
     pl_args_free(&args);
     return pl_world_finish(&w, s);

@@ -12,6 +12,14 @@
  * agree inside. PL_ERR_DATA naming the file; room is checked before. */
 pl_status pl_stage(struct pl_world *w, const char *dir, const struct pl_job_set *const *set, int sets);
 
+/* ---- memory.c ----------------------------------------------------------------------------------- */
+
+/* A set that the caller has in memory: data [N, ...] and label [N] or [N, K], in row order, as they would lie in a file. They are
+ * copied. name is what messages call it. The same on every rank: a hash of it all is compared. PL_ERR_DATA, PL_ERR_MEMORY. */
+struct pl_array { enum pl_dtype type; int dims; int64_t dim[PL_MAX_DIMS]; const void *values; };
+pl_status pl_memory_set_create(const char *name, const struct pl_array *data, const struct pl_array *label /* or NULL */, struct pl_memory_set **out);
+void pl_memory_set_destroy(struct pl_memory_set *m); /* after all that reads it; NULL is fine */
+
 /* ---- dataset.c ---------------------------------------------------------------------------------- */
 
 struct pl_dataset;

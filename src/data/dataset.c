@@ -316,18 +316,23 @@ static pl_status find_dataset(const struct pl_set_file *p, const char *name, con
 static pl_status open_part(struct pl_dataset *d, struct pl_set_file *p, bool labels)
 {
     const struct pl_set_file *first = &d->part[0];
-    if (access(p->path, R_OK) != 0)
+    const struct pl_memory_set *memory = d->set->memory;
+    if (memory) {
+        p->file = memory->file;
+    } else if (access(p->path, R_OK) != 0) {
         return pl_error(PL_ERR_DATA, "data",
                         "%s: %s\ncheck the set's key `file`: a relative path "
                         "counts from the folder of the job file, on the command line from the working directory",
                         p->path, strerror(errno));
-    PL_TRY(pl_h5_open(p->path, "data", PL_ERR_DATA, &p->file));
-    PL_TRY(find_dataset(p, d->set->data, "data", &p->data));
+    } else {
+        PL_TRY(pl_h5_open(p->path, "data", PL_ERR_DATA, &p->file));
+    }
+    PL_TRY(find_dataset(p, memory ? "data" : d->set->data, "data", &p->data));
     PL_TRY(check_inputs(d, p));
     PL_TRY(check_alike(p, p->data, first, first->data, d->set->data));
     if (!labels)
         return PL_OK;
-    PL_TRY(find_dataset(p, d->set->label, "label", &p->label));
+    PL_TRY(find_dataset(p, memory ? "label" : d->set->label, "label", &p->label));
     PL_TRY(check_labels(d, p));
     return check_alike(p, p->label, first, first->label, d->set->label);
 }
@@ -339,7 +344,7 @@ static pl_status open_parts(struct pl_dataset *d, const struct pl_files *files, 
         return PL_ERR_MEMORY;
     for (d->parts = 0; d->parts < files->n;) {
         struct pl_set_file *p = &d->part[d->parts++];
-        const char *path = files->path[d->parts - 1], *stage = d->set->stage;
+        const char *path = files->path[d->parts - 1], *stage = d->set->memory ? NULL : d->set->stage;
         p->path = stage ? pl_stage_path(stage, path) : pl_strdup(path);
         PL_TRY(p->path ? open_part(d, p, labels) : PL_ERR_MEMORY);
     }
@@ -392,7 +397,7 @@ static void share_samples(struct pl_dataset *d)
 /* Staged or not, whatever the folder: by names and lengths. */
 static pl_status take_name(struct pl_dataset *d, const struct pl_files *files)
 {
-    uint64_t h = PL_HASH_START;
+    uint64_t h = d->set->memory ? d->set->memory->hash : PL_HASH_START;
     for (int i = 0; i < d->parts; i++) {
         const char *slash = strrchr(files->path[i], '/'), *name = slash ? slash + 1 : files->path[i];
         h = pl_hash(h, name, strlen(name) + 1);
@@ -445,7 +450,8 @@ void pl_dataset_close(struct pl_dataset *d)
     for (int i = 0; i < d->parts; i++) {
         pl_h5_dataset_close(d->part[i].data);
         pl_h5_dataset_close(d->part[i].label);
-        pl_h5_close(d->part[i].file);
+        if (!d->set->memory)
+            pl_h5_close(d->part[i].file);
         pl_free(d->part[i].path);
     }
     pl_free(d->part);

@@ -49,6 +49,12 @@ pl_status pl_files_find(const struct pl_job_set *set, struct pl_files *out);
 pl_status pl_files_join(struct pl_files *f, const struct pl_files *more); /* what is in both once */
 void pl_files_free(struct pl_files *f);
 
+struct pl_memory_set { /* datasets /data and /label */
+    char *name;
+    struct pl_h5 *file;
+    uint64_t hash;
+};
+
 /* stage.c: where the copy of a file is; owner: the caller. */
 char *pl_stage_path(const char *dir, const char *path);
 

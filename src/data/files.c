@@ -63,6 +63,8 @@ static pl_status check_once(const struct pl_files *f)
 pl_status pl_files_find(const struct pl_job_set *set, struct pl_files *out)
 {
     *out = (struct pl_files){0};
+    if (set->memory)
+        return add(out, set->memory->name);
     pl_status s = set->file ? add(out, set->file) : PL_OK;
     for (int i = 0; s == PL_OK && i < set->files.n; i++)
         s = add_pattern(out, set->files.v[i]);

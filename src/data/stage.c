@@ -227,6 +227,8 @@ static pl_status list_files(struct staging *s, const struct pl_job_set *const *s
 {
     for (int k = 0; k < sets; k++) {
         struct pl_files more;
+        if (set[k]->memory)
+            continue;
         PL_TRY(pl_files_find(set[k], &more));
         pl_status status = pl_files_join(&s->files, &more);
         pl_files_free(&more);

@@ -49,8 +49,10 @@ struct pl_job_input { /* input: {data: [1, 28, 28], label: int}; label: int (a c
     int dims; int64_t dim[PL_MAX_DIMS]; /* of one sample */
     int64_t label_floats; /* 0: an integer class */
 };
+struct pl_memory_set; /* data/ */
 struct pl_job_set { /* one of data.train, data.test */
     char *file;              /* resolved path; NULL: none, or files */
+    const struct pl_memory_set *memory; /* instead of files, of a program that has the samples; borrowed. No key */
     const char *stage;       /* data.stage; borrowed, NULL: read where the files are */
     struct pl_texts files;   /* resolved paths and patterns, one set in this order */
     char *data, *label;      /* dataset names */
@@ -121,7 +123,7 @@ void pl_job_layer_config_free(const struct pl_key *keys, void *config);
 pl_status pl_job_layer_error(const struct pl_job_layer *l, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
 
-bool pl_job_set_given(const struct pl_job_set *s); /* by file or files */
+bool pl_job_set_given(const struct pl_job_set *s); /* by file or files, or in memory */
 bool pl_job_given(const struct pl_job *j, const char *key); /* in the job file or on the command line, not by default */
 
 /* The names that sync.kind, train.precision and exchange.transport, .algorithm and .compress give, "auto" and "none" included. */

@@ -213,7 +213,7 @@ static pl_status load_model(struct pl_node *root)
     return pl_node_put(root, "model", model);
 }
 
-bool pl_job_set_given(const struct pl_job_set *s) { return s->file || s->files.n > 0; }
+bool pl_job_set_given(const struct pl_job_set *s) { return s->file || s->files.n > 0 || s->memory; }
 
 /* ---- checks over several keys -------------------------------------------------------------------- */
 
@@ -411,8 +411,6 @@ static pl_status check(struct pl_job *j)
     if (j->split.pipeline > 1 || j->split.at.n > 0)
         PL_TRY(check_split(j));
     j->train.stop_on = !isinf(j->train.stop_above) || !isinf(j->train.stop_below);
-    if (j->train.stop_on && !pl_job_set_given(&j->test_set))
-        return pl_node_error(at_key(j, "train.stop"), "train.stop needs data.test to be evaluated");
     if (j->report.timeline && !j->report.dir)
         return pl_node_error(at_key(j, "report.timeline"), "report.timeline needs report.dir, where it is written");
     return check_delay(j);

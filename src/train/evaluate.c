@@ -13,6 +13,27 @@ pl_status pl_trainer_eval_loader(struct pl_trainer *t, struct pl_dataset *d, str
     return pl_loader_create(d, &o, out);
 }
 
+pl_status pl_trainer_predict(struct pl_trainer *t, struct pl_loader *loader, pl_output_fn *take, void *arg)
+{
+    struct pl_loss_sums ignored = {0};
+    struct pl_batch *b;
+    int64_t first = 0;
+    pl_status s;
+    PL_TRY(pl_graph_prepare(t->graph));
+    PL_TRY(pl_loader_start(loader, 0, 0, true));
+    while ((s = pl_loader_next(loader, &b)) == PL_OK) {
+        struct pl_graph_batch in = {.rows = b->rows, .data = b->data, .pixels = b->pixels, .index = b->index};
+        int64_t rows = b->rows;
+        s = pl_graph_forward(t->graph, &in, false, &ignored);
+        pl_loader_release(loader, b);
+        PL_TRY(s);
+        const float *y = pl_graph_output(t->graph);
+        PL_TRY(y ? take(arg, first, rows, y) : PL_ERR_MEMORY);
+        first += rows;
+    }
+    return s < 0 ? s : PL_OK;
+}
+
 struct evaluation { struct pl_graph *graph; struct pl_pipeline *pipeline; struct pl_shards *shards; struct pl_loader *loader; int64_t samples, each; };
 
 /* Samples [from, to) of each rank's global batches. */

@@ -13,6 +13,7 @@ struct run {
     struct pl_report *report;
     struct pl_checkpoint_writer *writer; /* rank 0 with a checkpoint.dir */
     struct pl_timeline *timeline;        /* report.timeline, or NULL */
+    struct pl_train_watch *watch;        /* or NULL */
     bool root;
     double started_ms, saved_ms, shown_ms;
     int64_t first_step, samples;
@@ -50,6 +51,8 @@ static pl_status open_data(struct run *r)
     const struct pl_job *job = r->t.job;
     if (!pl_job_set_given(&job->train_set))
         return pl_error(PL_ERR_USAGE, "job", "data.train.file, or files, is missing");
+    if (job->train.stop_on && !pl_job_set_given(&job->test_set))
+        return pl_error(PL_ERR_USAGE, "job", "train.stop needs data.test to be evaluated");
     PL_TRY(pl_dataset_open(&job->train_set, &job->input, true, &r->train_data));
     if (pl_job_set_given(&job->test_set))
         PL_TRY(pl_dataset_open(&job->test_set, &job->input, true, &r->test_data));
@@ -393,6 +396,8 @@ static pl_status evaluate(struct run *r)
         t->state.best_step = t->state.step;
     }
     pl_trainer_hold(t, false);
+    if (r->root && r->watch && r->watch->evaluated)
+        r->watch->evaluated(r->watch->arg, t->state.step, &e);
     pl_report_eval(r->report, t->state.step, t->state.epoch - (t->state.position == 0), "test", e.loss, e.accuracy, e.top5, e.samples);
     return best && t->job->checkpoint.keep_best ? save(r) : PL_OK;
 }
@@ -443,6 +448,8 @@ static void report_step(struct run *r)
     bool passed = r->t.sync_table->apart ? due_since(&r->t, *every, r->t.state.step - r->last.agreed) : due(&r->t, *every);
     if (passed || by_time || r->t.state.step == r->t.total_steps || first) {
         pl_report_step(r->report, &r->line);
+        if (r->root && r->watch && r->watch->step)
+            r->watch->step(r->watch->arg, &r->line, r->t.total_steps);
         r->shown_ms = now;
     } else {
         pl_report_progress(r->report, &r->line);
@@ -680,9 +687,9 @@ static pl_status end_timeline(struct run *r, struct pl_world *w, const struct pl
     return s;
 }
 
-pl_status pl_train(struct pl_world *w, const struct pl_job *job)
+pl_status pl_train(struct pl_world *w, const struct pl_job *job, struct pl_train_watch *watch)
 {
-    struct run r = {0};
+    struct run r = {.watch = watch};
     char path[4096] = "";
     pl_status s = job->checkpoint.dir ? pl_world_agree(w, pl_signals_catch(&job->checkpoint.signals)) : PL_OK;
     if (s == PL_OK)
@@ -705,6 +712,8 @@ pl_status pl_train(struct pl_world *w, const struct pl_job *job)
     else
         s = run_to_end(&r);
     pl_log_step(-1);
+    if (watch)
+        watch->end = r.t.state;
     pl_timeline_end(r.timeline); /* while there are the layers it names */
     tear_down(&r);
     return end_timeline(&r, w, job, s < 0 && !w->lost ? pl_world_agree(w, s) : s == PL_END ? PL_OK : s);

@@ -6,6 +6,8 @@
 #include <string.h>
 
 static volatile sig_atomic_t seen;
+static struct { int number; struct sigaction act; } before[8]; /* what they did */
+static int caught;
 
 static void note(int signal_number)
 {
@@ -30,11 +32,26 @@ pl_status pl_signals_catch(const struct pl_texts *names)
     for (int i = 0; i < names->n; i++) {
         int number = number_of(names->v[i]);
         struct sigaction act = {.sa_handler = note, .sa_flags = number == SIGINT ? SA_RESTART | (int)SA_RESETHAND : SA_RESTART};
-        if (number < 0 || sigaction(number, &act, NULL) != 0)
+        struct sigaction was;
+        bool fine = number >= 0 && sigaction(number, &act, &was) == 0;
+        if (fine && caught < (int)(sizeof before / sizeof *before)) {
+            before[caught].number = number;
+            before[caught++].act = was;
+        }
+        if (!fine)
             return pl_error(PL_ERR_USAGE, "job", "checkpoint.signals: %s is not one of USR1, USR2, TERM, INT, HUP",
                             names->v[i]);
     }
     return PL_OK;
+}
+
+void pl_signals_release(void)
+{
+    while (caught > 0) {
+        caught--;
+        sigaction(before[caught].number, &before[caught].act, NULL);
+    }
+    seen = 0;
 }
 
 bool pl_signals_seen(void) { return seen != 0; }

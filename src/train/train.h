@@ -169,6 +169,10 @@ struct pl_evaluation { double loss, accuracy, top5; int64_t samples; };
 pl_status pl_trainer_evaluate(struct pl_trainer *t, struct pl_graph *graph, struct pl_loader *loader,
                               struct pl_evaluation *out);
 pl_status pl_trainer_eval_loader(struct pl_trainer *t, struct pl_dataset *d, struct pl_loader **out);
+/* What the network gives for every sample of the set, in its order, batch by batch: y is [rows, ...], borrowed, of samples
+ * [first, first + rows). One rank. */
+typedef pl_status pl_output_fn(void *arg, int64_t first, int64_t rows, const float *y);
+pl_status pl_trainer_predict(struct pl_trainer *t, struct pl_loader *loader, pl_output_fn *take, void *arg);
 
 /* train/trial.c: debug.compute_ms and debug.delay. Main thread, not collective. */
 pl_status pl_trial_check(const struct pl_job *job, int ranks); /* PL_ERR_USAGE: a delayed rank that there is not */
@@ -188,8 +192,17 @@ pl_status pl_trial_backward(struct pl_graph *g, pl_slice_fn *slice, void *arg);
 /* "USR1", "TERM", ...; a second INT ends the program. PL_ERR_USAGE */
 pl_status pl_signals_catch(const struct pl_texts *names);
 bool pl_signals_seen(void);
+void pl_signals_release(void); /* what they did before; none has been seen */
 
-/* The whole run of `paceline train`. PL_STOPPED after a signal. */
-pl_status pl_train(struct pl_world *w, const struct pl_job *job);
+/* What a run tells the program that it is a part of. Functions may be NULL; they are called between steps, where the run reports. */
+struct pl_train_watch {
+    void (*step)(void *arg, const struct pl_report_step *line, int64_t steps); /* by report.every; steps: of the whole run */
+    void (*evaluated)(void *arg, int64_t step, const struct pl_evaluation *e);
+    void *arg;
+    struct pl_run_state end; /* out, on every rank */
+};
+
+/* The whole run of `paceline train`. PL_STOPPED after a signal. watch: or NULL. */
+pl_status pl_train(struct pl_world *w, const struct pl_job *job, struct pl_train_watch *watch);
 
 #endif

@@ -95,12 +95,9 @@ static pl_status share_cores(struct pl_world *w, MPI_Comm node)
     return PL_OK;
 }
 
-pl_status pl_world_start(int *argc, char ***argv, struct pl_world *w)
+/* given: the thread level of MPI */
+static pl_status look_round(struct pl_world *w, int given)
 {
-    memset(w, 0, sizeof *w);
-    int given = 0;
-    if (MPI_Init_thread(argc, argv, MPI_THREAD_SERIALIZED, &given) != MPI_SUCCESS)
-        return pl_error(PL_ERR_PEER, "mpi", "MPI_Init_thread failed");
     MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
     PL_MPI(MPI_Comm_rank(MPI_COMM_WORLD, &w->rank));
     PL_MPI(MPI_Comm_size(MPI_COMM_WORLD, &w->ranks));
@@ -108,9 +105,8 @@ pl_status pl_world_start(int *argc, char ***argv, struct pl_world *w)
     w->host[strcspn(w->host, ".")] = '\0';
     pl_log_identity(w->rank, w->ranks, w->host);
     if (given < MPI_THREAD_SERIALIZED)
-        return pl_error(PL_ERR_PEER, "mpi",
-                        "this MPI gives thread level %d, MPI_THREAD_SERIALIZED (%d) is needed", given,
-                        MPI_THREAD_SERIALIZED);
+        return pl_error(w->joined ? PL_ERR_USAGE : PL_ERR_PEER, "mpi", "this MPI gives thread level %d, MPI_THREAD_SERIALIZED (%d) is needed%s", given,
+                        MPI_THREAD_SERIALIZED, w->joined ? "\nask MPI_Init_thread for it" : "");
     MPI_Comm node;
     PL_TRY(pl_world_find_node(w, &node));
     pl_alloc_sharers(w->local_ranks);
@@ -118,6 +114,50 @@ pl_status pl_world_start(int *argc, char ***argv, struct pl_world *w)
     MPI_Comm_free(&node);
     PL_TRY(s);
     return refuse_lonely_ranks(w);
+}
+
+static pl_status start(int *argc, char ***argv, struct pl_world *w)
+{
+    int given = 0;
+    if (MPI_Init_thread(argc, argv, MPI_THREAD_SERIALIZED, &given) != MPI_SUCCESS)
+        return pl_error(PL_ERR_PEER, "mpi", "MPI_Init_thread failed");
+    return look_round(w, given);
+}
+
+pl_status pl_world_start(int *argc, char ***argv, struct pl_world *w)
+{
+    memset(w, 0, sizeof *w);
+    return start(argc, argv, w);
+}
+
+static MPI_Errhandler others = MPI_ERRHANDLER_NULL; /* of the program that was joined */
+
+pl_status pl_world_join(struct pl_world *w)
+{
+    int there = 0, over = 0, given = 0;
+    memset(w, 0, sizeof *w);
+    MPI_Initialized(&there);
+    MPI_Finalized(&over);
+    if (over)
+        return pl_error(PL_ERR_USAGE, "mpi", "MPI_Finalize has been called: MPI cannot be started again");
+    if (!there)
+        return start(NULL, NULL, w);
+    w->joined = true;
+    PL_MPI(MPI_Comm_get_errhandler(MPI_COMM_WORLD, &others));
+    PL_MPI(MPI_Query_thread(&given));
+    return look_round(w, given);
+}
+
+void pl_world_leave(struct pl_world *w)
+{
+    if (w->lost)
+        return;
+    if (!w->joined)
+        MPI_Finalize();
+    else if (others != MPI_ERRHANDLER_NULL) {
+        MPI_Comm_set_errhandler(MPI_COMM_WORLD, others);
+        MPI_Errhandler_free(&others);
+    }
 }
 
 const char *pl_world_mpi_version(void)

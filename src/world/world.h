@@ -20,6 +20,7 @@ struct pl_world {
     struct pl_world *whole; /* of a part of the run, whose ranks count from 0: the run; NULL: this is the run */
     int *run_rank;     /* [ranks] of a part: their numbers in the run; NULL: the same */
     void *comm;        /* MPI's; internal to world/ */
+    bool joined;       /* MPI was there before, and stays */
 };
 /* A rank's number in the run, for messages. */
 static inline int pl_world_run_rank(const struct pl_world *w, int rank) { return w->run_rank ? w->run_rank[rank] : rank; }
@@ -27,6 +28,12 @@ static inline int pl_world_run_rank(const struct pl_world *w, int rank) { return
 /* MPI_Init_thread(SERIALIZED) and the facts above. Collective. Refuses ranks that were
  * started together and each see a world of 1 (srun without PMI, another MPI's mpirun): PL_ERR_USAGE. */
 pl_status pl_world_start(int *argc, char ***argv, struct pl_world *w);
+
+/* The same where the program that this is a part of may have started MPI already (PL_ERR_USAGE: with less than
+ * MPI_THREAD_SERIALIZED). Until leave its calls on MPI_COMM_WORLD return errors instead of ending it. leave prints nothing, and
+ * ends MPI if it was started here. Collective. */
+pl_status pl_world_join(struct pl_world *w);
+void pl_world_leave(struct pl_world *w);
 
 /* The ranks that say the same colour, in the run's order: agreement and set-up collectives are theirs alone. A failure that
  * they agree on counts as reported in the run. Collective over w; leave before w ends. */

@@ -122,7 +122,6 @@ static void test_choices(void **state)
     refused(MODEL DATA "train: {steps: 1, epochs: 1}\n", "train.epochs and train.steps are both given");
     refused(MODEL DATA "train: {steps: 1, batch: 1, global_batch: 1}\n", "train.batch and train.global_batch are both given");
     refused(MODEL DATA "train: {batch: 1}\n", "train.epochs or train.steps is missing");
-    refused(MODEL DATA "train: {steps: 1, stop: {above: 0.9}}\n", "train.stop needs data.test");
     refused(MODEL DATA "train: {steps: 1, eval_every: 10 min}\n", "counted in steps or epochs");
     refused(MODEL DATA TRAIN "checkpoint: {every: 5 parsecs}\n", "wanted a period such as 50 steps");
     refused(MODEL "data: {train: {file: a.h5, mean: [1, x]}}\n" TRAIN, "data.train.mean: wanted a number or a list");
