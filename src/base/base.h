@@ -169,7 +169,8 @@ void pl_queue_close(struct pl_queue *q); /* wakes all; idempotent */
 
 pl_status pl_thread_start(pthread_t *t, const char *name, void *(*run)(void *), void *arg);
 
-/* The process's pool for our own loops: `threads` in all, the caller's included. Main thread only. */
+/* The process's pool for our own loops: `threads` in all, the caller's included. Main thread only. Started while it runs it must
+ * be with as many (PL_ERR_USAGE); it ends with as many stops as starts. A stop without a start is fine. */
 pl_status pl_pool_start(int threads);
 void pl_pool_stop(void);
 int pl_pool_threads(void);

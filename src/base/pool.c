@@ -16,7 +16,8 @@ static struct {
     int64_t n;
     body_fn *body;
     void *arg;
-    pl_pool_run *elsewhere; /* main thread only */
+    pl_pool_run *elsewhere; /* main thread only, as starts */
+    int starts;
 } pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .work = PTHREAD_COND_INITIALIZER, .idle = PTHREAD_COND_INITIALIZER};
 
 static void run_part(body_fn *body, void *arg, int64_t n, int parts, int part)
@@ -52,15 +53,27 @@ static void *worker(void *index)
 
 pl_status pl_pool_start(int threads)
 {
+    int workers = threads - 1 < MAX_WORKERS ? threads - 1 : MAX_WORKERS;
+    if (pool.starts > 0 && workers != pool.workers)
+        return pl_error(PL_ERR_USAGE, "train", "%d compute threads, but this process computes with %d already\ngive both jobs as many by train.threads", threads, pool.workers + 1);
+    if (pool.starts++ > 0)
+        return PL_OK;
     pool.stop = false;
     pool.round = 0;
-    for (pool.workers = 0; pool.workers < threads - 1 && pool.workers < MAX_WORKERS; pool.workers++)
-        PL_TRY(pl_thread_start(&pool.thread[pool.workers], "pool", worker, (void *)(intptr_t)pool.workers));
+    for (pool.workers = 0; pool.workers < workers; pool.workers++) {
+        pl_status s = pl_thread_start(&pool.thread[pool.workers], "pool", worker, (void *)(intptr_t)pool.workers);
+        if (s < 0) {
+            pl_pool_stop();
+            return s;
+        }
+    }
     return PL_OK;
 }
 
 void pl_pool_stop(void)
 {
+    if (pool.starts == 0 || --pool.starts > 0)
+        return;
     pthread_mutex_lock(&pool.lock);
     pool.stop = true;
     pthread_cond_broadcast(&pool.work);

@@ -45,6 +45,7 @@ struct pl_trainer {
     struct pl_source source;
     struct pl_batch *early;              /* taken from the source for the next pass, NULL: none */
     int threads;
+    bool pooled;                         /* they have been started */
     int64_t micro_global;                /* samples of a micro-batch over all ranks */
     int64_t batch;                       /* rows of this rank's micro-batch at most; of a split model its replica's */
     int64_t rows;                        /* that go through the layers at once */

@@ -24,6 +24,7 @@ static pl_status open_device(struct pl_trainer *t)
     if (t->job->train.precision == PL_BF16 && strcmp(t->table->name, "reference") == 0)
         return pl_error(PL_ERR_USAGE, "train", "train.precision bf16 is of device.kind cpu and cuda, this is reference");
     PL_TRY(pl_pool_start(t->threads));
+    t->pooled = true;
     struct pl_device_options o = {.threads = t->threads, .local_rank = t->world->local_rank, .local_ranks = t->world->local_ranks,
                                   .tf32 = t->job->train.precision == PL_TF32, .bf16 = t->job->train.precision == PL_BF16};
     return t->table->open(&o, &t->backend);
@@ -324,7 +325,8 @@ void pl_trainer_close(struct pl_trainer *t)
     pl_graph_destroy(t->graph);
     if (t->backend)
         t->table->close(t->backend);
-    pl_pool_stop();
+    if (t->pooled)
+        pl_pool_stop();
     if (t->grid.stages > 1) {
         pl_alloc_sharers(t->world->local_ranks);
         pl_grid_close(&t->grid);

@@ -89,14 +89,11 @@ static int train(struct paceline *p, const char *what, int keys, const char *con
 }
 
 /* What the network gives for test.data, in two parts, to RANK.out. */
-static int run(struct paceline *p, struct paceline_job *job, const char *what)
+static int run(struct paceline *p, struct paceline_model *m)
 {
-    struct paceline_model *m = NULL;
     char path[64];
     int64_t bytes;
-    int code = paceline_model_open(p, job, strcmp(what, "lost") == 0 ? "nowhere" : NULL, &m);
-    if (code != 0)
-        return code;
+    int code = 0;
     unsigned char *data = read_all("test.data", &bytes);
     int64_t n = bytes / SAMPLE, outputs = paceline_model_outputs(m);
     float *out = malloc((size_t)(n * outputs) * sizeof *out);
@@ -115,7 +112,6 @@ static int run(struct paceline *p, struct paceline_job *job, const char *what)
         exit(96);
     free(data);
     free(out);
-    paceline_model_close(m);
     return code;
 }
 
@@ -123,6 +119,7 @@ int main(int argc, char **argv)
 {
     struct paceline *p, *second;
     struct paceline_job *job;
+    struct paceline_model *m = NULL;
     const char *what = argc > 1 ? argv[1] : "";
 #ifdef WITH_MPI
     int level, size, sum = 0, one = 1;
@@ -136,18 +133,24 @@ int main(int argc, char **argv)
     if (paceline_open(&second) != PACELINE_USAGE || second)
         return 95;
     code = train(p, what, argc - 2, (const char *const *)argv + 2, &job);
-    if (code == 0 && strcmp(what, "again") == 0) { /* another job in the same process */
-        const char *other[] = {"checkpoint.dir=other", "report.dir=none", "optimizer.kind=adam", "optimizer.lr=0.001"};
+    if (code == 0 && strcmp(what, "untested") != 0)
+        code = paceline_model_open(p, job, strcmp(what, "lost") == 0 ? "nowhere" : NULL, &m);
+    if (code == 0 && strcmp(what, "again") == 0) { /* another job in the same process, while there is the model of the first */
+        const char *other[] = {"checkpoint.dir=other", "report.dir=none", "train.threads=2", "optimizer.kind=adam", "optimizer.lr=0.001", "train.threads=3"};
         struct paceline_job *next;
-        code = train(p, "", 4, other, &next);
+        code = train(p, "", 5, other, &next);
+        paceline_job_close(next);
+        if (train(p, "", 6, other, &next) != PACELINE_USAGE || (paceline_message()[0] && !strstr(paceline_message(), "train.threads")))
+            return 93;
         paceline_job_close(next);
     }
-    if (code == 0 && strcmp(what, "untested") != 0)
-        code = run(p, job, what);
+    if (code == 0 && m)
+        code = run(p, m);
     if (code != 0 && paceline_message()[0])
         fprintf(stdout, "rank %d of %d, code %d: %s\n", paceline_rank(p), paceline_ranks(p), code, paceline_message());
     else if (code == 0 && paceline_rank(p) == 0)
         fprintf(stdout, "code %d, %lld reports, %lld evaluations, step %lld, loss %.6f\n", code, (long long)reports, (long long)evaluations, (long long)last_step, last_loss);
+    paceline_model_close(m);
     paceline_job_close(job);
     paceline_close(p);
 #ifdef WITH_MPI

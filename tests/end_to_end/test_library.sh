@@ -15,11 +15,11 @@ for name in ("train", "test"):
         f["data"], f["label"] = data, label
 PY
 cmake --install "$PL_BUILD_DIR" --prefix inst >install.log 2>&1 || { fail "install: $(tail -n 3 install.log)"; finish; }
-lib=$(dirname "$(find "$PWD/inst" -name libpaceline.so)")
+export PKG_CONFIG_PATH=$(dirname "$(find "$PWD/inst" -name paceline.pc)")
 build() { # build NAME COMPILER FLAGS...
     local name=$1 compiler=$2; shift 2
-    $compiler -std=c99 -Wall -Wextra -pedantic -Werror ${PL_SANITIZE:+-fsanitize=$PL_SANITIZE} -Iinst/include "$@" "$PL_SOURCE_DIR/tests/end_to_end/library.c" \
-        ${PL_SANITIZE:+"$PL_SOURCE_DIR/tests/keep_plugins.c"} -L"$lib" -lpaceline -Wl,-rpath,"$lib" -o "$name" >build.log 2>&1 || fail "$name: $(head -n 5 build.log)"
+    $compiler -std=c99 -Wall -Wextra -pedantic -Werror ${PL_SANITIZE:+-fsanitize=$PL_SANITIZE} "$@" "$PL_SOURCE_DIR/tests/end_to_end/library.c" \
+        ${PL_SANITIZE:+"$PL_SOURCE_DIR/tests/keep_plugins.c"} $(pkg-config --cflags --libs paceline) -o "$name" >build.log 2>&1 || fail "$name: $(head -n 5 build.log)"
 }
 build alone "${CC:-cc}"
 build within "${PL_MPICC:-mpicc}" -DWITH_MPI
@@ -54,9 +54,12 @@ done
 run 3 run-3 "${same[@]}"
 called 3 within plain within-3
 # Another job afterwards leaves the first as it is; a job whose text is in the program.
-ranks 2 ./alone again $(keys again) "${same[@]}" >again.log 2>&1 || fail "again: $(tail -n 3 again.log)"
-compare run-2 again 0 0 exact
-"$tools/compare.py" "$(model run-2)" "$(model other)" 0 0 exact >/dev/null 2>&1 && fail "the second job is the first"
+run 2 threads-2 train.global_batch=64 train.threads=2
+"$PACELINE" predict job.yaml train.threads=2 --checkpoint threads-2 --out predicted.h5 >/dev/null 2>&1
+ranks 2 ./alone again $(keys again) train.global_batch=64 train.threads=2 >again.log 2>&1 || fail "again: $(tail -n 3 again.log)"
+compare threads-2 again 0 0 exact
+outputs 0.out 1.out
+"$tools/compare.py" "$(model threads-2)" "$(model other)" 0 0 exact >/dev/null 2>&1 && fail "the second job is the first"
 { echo "model:"; sed 's/^/  /' net.yaml; sed -n '/^data:/,$p' job.yaml | sed 's/file: [a-z.0-9]*, //; s/{dir: run/{dir: text/; s/batch: 64/global_batch: 64, threads: 1/'; } >whole.yaml
 ranks 2 ./alone text >text.log 2>&1 || fail "text: $(tail -n 3 text.log)"
 compare run-2 text 0 0 exact

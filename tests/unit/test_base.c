@@ -127,6 +127,11 @@ static void test_pool(void **state)
                         fail_msg("element %lld of %lld was seen %d times", (long long)i, (long long)n, seen[i]);
             }
         }
+        assert_int_equal(pl_pool_start(threads), PL_OK); /* of another, as long as it has as many */
+        pl_pool_stop();
+        assert_int_equal(pl_pool_threads(), threads);
+        assert_int_equal(pl_pool_start(threads + 1), PL_ERR_USAGE);
+        pl_error_clear();
         pl_pool_stop();
     }
 }
