@@ -66,6 +66,7 @@ int paceline_open(struct paceline **out)
     pl_status s = pl_world_join(&p->world);
     if (s < 0) {
         pl_world_say(&p->world, s);
+        pl_world_leave(&p->world);
         pl_free(p);
         return end(s);
     }

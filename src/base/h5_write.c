@@ -25,18 +25,12 @@ void pl_h5_abandon(struct pl_h5 *f)
         close(memory);
 }
 
-pl_status pl_h5_create(const char *path, const char *room, pl_status err, struct pl_h5 **out)
+/* Unlocks. */
+static pl_status made(struct pl_h5 *f, const char *otherwise, struct pl_h5 **out)
 {
-    struct pl_h5 *f = pl_alloc(sizeof *f, "an HDF5 file");
-    if (!f)
-        return PL_ERR_MEMORY;
-    *f = (struct pl_h5){.path = pl_strdup(path), .room = room, .err = err, .writing = true};
-    setenv("HDF5_USE_FILE_LOCKING", "FALSE", 0);
-    pl_h5_lock();
-    f->id = H5Fcreate(path, H5F_ACC_EXCL, H5P_DEFAULT, H5P_DEFAULT);
     if (f->id < 0) {
         f->writing = false;
-        pl_status s = pl_h5_failed(f, NULL, "cannot be made (it must not exist yet)");
+        pl_status s = pl_h5_failed(f, NULL, otherwise);
         pl_free(f->path);
         pl_free(f);
         return s;
@@ -46,29 +40,33 @@ pl_status pl_h5_create(const char *path, const char *room, pl_status err, struct
     return PL_OK;
 }
 
+pl_status pl_h5_create(const char *path, const char *room, pl_status err, struct pl_h5 **out)
+{
+    struct pl_h5 *f = pl_alloc(sizeof *f, "an HDF5 file");
+    if (!f)
+        return PL_ERR_MEMORY;
+    *f = (struct pl_h5){.path = pl_strdup(path), .room = room, .err = err, .writing = true};
+    setenv("HDF5_USE_FILE_LOCKING", "FALSE", 0);
+    pl_h5_lock();
+    f->id = H5Fcreate(path, H5F_ACC_EXCL, H5P_DEFAULT, H5P_DEFAULT);
+    return made(f, "cannot be made (it must not exist yet)", out);
+}
+
 pl_status pl_h5_create_in_memory(const char *name, const char *room, pl_status err, struct pl_h5 **out)
 {
     struct pl_h5 *f = pl_alloc(sizeof *f, "a data set in memory");
     if (!f)
         return PL_ERR_MEMORY;
-    static unsigned made; /* HDF5 refuses the name of one that is there */
+    static unsigned so_far; /* HDF5 refuses the name of one that is there */
     char unique[64];
     *f = (struct pl_h5){.path = pl_strdup(name), .room = room, .err = err};
     pl_h5_lock();
-    snprintf(unique, sizeof unique, "paceline-in-memory-%u", made++);
+    snprintf(unique, sizeof unique, "paceline-in-memory-%u", so_far++);
     hid_t access = H5Pcreate(H5P_FILE_ACCESS);
     H5Pset_fapl_core(access, PIECE_BYTES, false);
     f->id = H5Fcreate(unique, H5F_ACC_TRUNC, H5P_DEFAULT, access);
     H5Pclose(access);
-    if (f->id < 0) {
-        pl_status s = pl_h5_failed(f, NULL, "cannot be made in memory");
-        pl_free(f->path);
-        pl_free(f);
-        return s;
-    }
-    pl_h5_unlock();
-    *out = f;
-    return PL_OK;
+    return made(f, "cannot be made in memory", out);
 }
 
 pl_status pl_h5_make_dataset(struct pl_h5 *f, const char *name, enum pl_dtype t, int dims, const int64_t *dim,

@@ -150,7 +150,9 @@ pl_status pl_world_join(struct pl_world *w)
 
 void pl_world_leave(struct pl_world *w)
 {
-    if (w->lost)
+    int there = 0;
+    MPI_Initialized(&there);
+    if (w->lost || !there)
         return;
     if (!w->joined)
         MPI_Finalize();

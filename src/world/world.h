@@ -31,7 +31,7 @@ pl_status pl_world_start(int *argc, char ***argv, struct pl_world *w);
 
 /* The same where the program that this is a part of may have started MPI already (PL_ERR_USAGE: with less than
  * MPI_THREAD_SERIALIZED). Until leave its calls on MPI_COMM_WORLD return errors instead of ending it. leave prints nothing, and
- * ends MPI if it was started here. Collective. */
+ * ends MPI if it was started here; also after a join that failed. Collective. */
 pl_status pl_world_join(struct pl_world *w);
 void pl_world_leave(struct pl_world *w);
 
