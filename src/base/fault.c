@@ -10,7 +10,7 @@
 #define MAX_FAULTS 8
 
 /* Every pl_fault in the program; a name that is none of them is refused. */
-static const char *const points[] = {"step", "loader.read", "stage.copy", "exchange.start", "exchange.shared", "h5.write", "checkpoint.write",
+static const char *const points[] = {"step", "loader.read", "stage.lock", "stage.copy", "exchange.start", "exchange.shared", "h5.write", "checkpoint.write",
                                      "checkpoint.after_parts", "checkpoint.before_rename", "tcp.corrupt", "tcp.rest", "tcp.secret",
                                      "verbs.corrupt", "verbs.secret"};
 

@@ -163,21 +163,29 @@ static pl_status fill(struct staging *s, const char *from, int in, const char *t
     return PL_OK;
 }
 
-/* A new file, locked; its name. */
+/* A new file, locked. Another job that tidies up can take it for a leftover before it is locked: then the next one. */
 static pl_status make_temporary(const char *dir, char **name, int *fd)
 {
     char host[64] = "";
-    struct stat st;
     gethostname(host, sizeof host - 1);
-    *name = pl_strdupf("%s/" PREFIX "%d-%s-XXXXXX", dir, (int)getpid(), host);
-    *fd = *name ? mkostemp(*name, O_CLOEXEC) : -1;
-    if (!*name)
-        return PL_ERR_MEMORY;
-    if (*fd < 0 || fchmod(*fd, 0644) != 0)
-        return failed(dir, "no file can be made there", errno);
-    if (flock(*fd, LOCK_EX | LOCK_NB) != 0 || fstat(*fd, &st) != 0 || st.st_nlink == 0)
-        return pl_error(PL_ERR_DATA, "data", "%s: another job took it for a leftover\nstart again", *name);
-    return PL_OK;
+    for (int tries = 0; tries < 100; tries++) {
+        struct stat st;
+        *name = pl_strdupf("%s/" PREFIX "%d-%s-XXXXXX", dir, (int)getpid(), host);
+        *fd = *name ? mkostemp(*name, O_CLOEXEC) : -1;
+        if (!*name)
+            return PL_ERR_MEMORY;
+        if (*fd < 0 || fchmod(*fd, 0644) != 0)
+            return failed(dir, "no file can be made there", errno);
+        pl_fault("stage.lock", 0);
+        if (flock(*fd, LOCK_EX | LOCK_NB) == 0 && fstat(*fd, &st) == 0 && st.st_nlink > 0)
+            return PL_OK;
+        unlink(*name);
+        close(*fd);
+        pl_free(*name);
+        *name = NULL;
+        *fd = -1;
+    }
+    return pl_error(PL_ERR_DATA, "data", "%s: other jobs take every new file for a leftover, or it knows no locks", dir);
 }
 
 static pl_status copy_file(struct staging *s, const char *from, const char *to)

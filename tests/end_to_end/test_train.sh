@@ -199,6 +199,26 @@ run 3 staged-c "$files" train.steps=1 train.eval_every=never data.stage=stage
 grep -q 'staged to stage: 1 file copied, .*; 3 there already' staged-c.log || { fail "a changed file was not staged again, or more"; grep staged staged-c.log; }
 run 2 staged-a "$files" train.steps=9 train.eval_every=never data.stage=stage
 ranks 2 "$PACELINE" eval job.yaml checkpoint.dir=staged-a data.stage=stage 2>&1 | grep -q 'staged to stage: 0 files copied, .*; 1 there already' || fail "eval does not read staged files"
+# Others that tidy up the directory without a pause take files that were made just now for leftovers: new ones are made.
+cat >tidy.py <<'PY'
+import fcntl, os
+while not os.path.exists("tidied"):
+    for name in os.listdir("tidy"):
+        if name.startswith(".staging-"):
+            try:
+                with open("tidy/" + name) as f:
+                    fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink("tidy/" + name)
+            except OSError:
+                pass
+PY
+mkdir tidy
+/usr/bin/python3 tidy.py & tidier=$!
+run 2 tidy-a "$files" train.steps=1 train.eval_every=never data.stage=tidy debug.fault=stage.lock@count=3:delay=100
+touch tidied
+wait $tidier
+grep -q 'staged to tidy: 4 files copied' tidy-a.log || { fail "4 files were not staged beside another job"; grep staged tidy-a.log; }
+[ "$(ls -A tidy | grep -c staging)" -eq 0 ] || fail "left in the staging directory: $(ls -A tidy)"
 # The loader by itself: 1000 samples in blocks, each read once in an epoch of 8 batches.
 ranks 1 "$PACELINE" bench data job.yaml train.batch=125 --steps 8 --rounds 1 >bench.json || fail "bench data failed"
 /usr/bin/python3 - <<'PY' || { fail "bench data does not say what it read"; cat bench.json; }
