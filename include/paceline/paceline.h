@@ -11,13 +11,16 @@
  * Every rank of MPI_COMM_WORLD makes the same calls in the same order, where a line does not say otherwise, from one thread, and
  * makes no other call of MPI or HDF5 while one is running. Without mpirun there is one rank.
  *
- * Failure. A call returns 0, or the code that the program `paceline` would end with. Where it fails on one rank it fails on all,
- * with the same code; the rank that knows why says it on stderr and in paceline_message. But once a run's steps have begun, a rank
- * that fails alone (its data cannot be read, a peer is lost) ends the whole MPI job with that code, as the others wait for it.
+ * Failure. A call returns 0, or the code that the program `paceline` would end with; paceline_message says why. A call of all
+ * ranks that fails on one fails on all, with the same code, and the rank that knows why says it on stderr too. But once a run's
+ * steps have begun, a rank that fails alone (its data cannot be read, a peer is lost) ends the whole MPI job with that code, as
+ * the others wait for it. Where a run goes on without ranks that it lost (sync.backup_workers), or ended for them, MPI cannot be
+ * used any more: what was trained is in the checkpoint, further calls return PACELINE_PEER, and the program should end.
  *
- * What it changes for the whole process: HDF5 prints no errors of its own any more and closes no files by itself at exit; while a
- * run trains that has a checkpoint.dir, the signals of checkpoint.signals are its own; MPI errors on MPI_COMM_WORLD are returned until
- * paceline_close. */
+ * What it changes for the whole process: OpenMP and OpenBLAS have the threads that a job wants, also afterwards (set them again);
+ * HDF5 prints no errors of its own any more, closes no files by itself at exit, takes no locks on files and heeds no
+ * HDF5_VDS_PREFIX; the limits of open files and locked memory may be raised; while a run trains that has a checkpoint.dir, the
+ * signals of checkpoint.signals are its own; MPI errors on MPI_COMM_WORLD are returned until paceline_close. */
 #ifndef PACELINE_H
 #define PACELINE_H
 
@@ -45,7 +48,8 @@ const char *paceline_message(void);
 /* ---- the ranks ------------------------------------------------------------------------------------ */
 
 struct paceline;
-/* Starts MPI unless the caller has, with MPI_THREAD_SERIALIZED or more. One at a time. */
+/* Starts MPI unless the caller has, with MPI_THREAD_SERIALIZED or more. One at a time; MPI that paceline_close has ended cannot be
+ * started again. */
 int paceline_open(struct paceline **out);
 /* After everything else. Ends MPI if paceline_open has started it. NULL is fine. */
 void paceline_close(struct paceline *p);
@@ -55,7 +59,7 @@ int paceline_ranks(const struct paceline *p);
 /* ---- a job ---------------------------------------------------------------------------------------- */
 
 struct paceline_job;
-/* The job file (README, "A first job"), with so many overrides "key=value" as on the command line. */
+/* The job file (README, "A first job"), with so many overrides "key=value" as on the command line. The same on all ranks. */
 int paceline_job_read(struct paceline *p, const char *path, int overrides, const char *const *override, struct paceline_job **out);
 /* The same from a text, which holds its model in place (model: {name, input, layers}); paths count from the working directory. */
 int paceline_job_parse(struct paceline *p, const char *yaml, struct paceline_job **out);
@@ -89,7 +93,8 @@ struct paceline_report {
 /* Called on the rank that reports, 0 unless it was lost, between two steps: as often as report.every says and after evaluations. */
 typedef void paceline_watch(void *arg, const struct paceline_report *report);
 /* The job's run, to its end: what `paceline train` does, with its files and its lines on stderr. It goes on from the newest
- * checkpoint of checkpoint.dir, if there is one. watch: or NULL. */
+ * checkpoint of checkpoint.dir, if there is one and it is of the same samples (otherwise PACELINE_CHECKPOINT: give a new directory, and
+ * train.init to start from what was learnt). watch: or NULL. */
 int paceline_train(struct paceline *p, struct paceline_job *j, paceline_watch *watch, void *arg);
 
 /* ---- what was trained ----------------------------------------------------------------------------- */

@@ -26,12 +26,18 @@ static struct paceline *opened;
 
 /* ---- calls and their outcome ---------------------------------------------------------------------- */
 
-static void begin(struct paceline *p)
+static void begin(void)
 {
     pl_error_clear();
     message[0] = '\0';
-    if (p)
-        p->world.reported = false;
+}
+
+/* Of a call of all ranks. */
+static pl_status begin_together(struct paceline *p)
+{
+    begin();
+    p->world.reported = p->world.lost;
+    return p->world.lost ? pl_error(PL_ERR_PEER, "api", "a run has lost ranks: MPI cannot be used any more\nend this program") : PL_OK;
 }
 
 /* Of a local call. */
@@ -56,7 +62,7 @@ const char *paceline_message(void) { return message; }
 
 int paceline_open(struct paceline **out)
 {
-    begin(NULL);
+    begin();
     *out = NULL;
     if (opened)
         return end(pl_error(PL_ERR_USAGE, "api", "paceline_open: it is open already"));
@@ -113,18 +119,20 @@ static int give_job(struct paceline *p, pl_status s, struct pl_job *job, struct 
 int paceline_job_read(struct paceline *p, const char *path, int overrides, const char *const *override, struct paceline_job **out)
 {
     struct pl_job *job = NULL;
-    begin(p);
     *out = NULL;
-    pl_status s = pl_job_read(path, overrides, (char *const *)override, &job);
+    pl_status s = begin_together(p);
+    if (s == PL_OK)
+        s = pl_job_read(path, overrides, (char *const *)override, &job);
     return give_job(p, s, job, out);
 }
 
 int paceline_job_parse(struct paceline *p, const char *yaml, struct paceline_job **out)
 {
     struct pl_job *job = NULL;
-    begin(p);
     *out = NULL;
-    pl_status s = pl_job_parse(yaml, "job", &job);
+    pl_status s = begin_together(p);
+    if (s == PL_OK)
+        s = pl_job_parse(yaml, "job", &job);
     return give_job(p, s, job, out);
 }
 
@@ -160,7 +168,7 @@ static pl_status make_set(const char *name, const struct paceline_array *data, c
 
 int paceline_job_data(struct paceline_job *j, const char *set, const struct paceline_array *data, const struct paceline_array *label)
 {
-    begin(NULL);
+    begin();
     bool train = strcmp(set, "train") == 0;
     if (!train && strcmp(set, "test") != 0)
         return end(pl_error(PL_ERR_USAGE, "api", "paceline_job_data: %s: wanted train or test", set));
@@ -181,6 +189,7 @@ int paceline_job_data(struct paceline_job *j, const char *set, const struct pace
 struct listener {
     paceline_watch *watch;
     void *arg;
+    bool classes;
     int64_t steps; /* of the run, as last heard */
 };
 
@@ -188,24 +197,26 @@ static void hear_step(void *arg, const struct pl_report_step *line, int64_t step
 {
     struct listener *l = arg;
     l->steps = steps;
-    l->watch(l->arg, &(struct paceline_report){.step = line->step, .steps = steps, .loss = line->loss, .accuracy = line->accuracy, .samples_per_s = line->samples_per_s});
+    l->watch(l->arg, &(struct paceline_report){.step = line->step, .steps = steps, .loss = line->loss, .accuracy = l->classes ? line->accuracy : NAN, .samples_per_s = line->samples_per_s});
 }
 
 static void hear_evaluation(void *arg, int64_t step, const struct pl_evaluation *e)
 {
     struct listener *l = arg;
-    l->watch(l->arg, &(struct paceline_report){.step = step, .steps = l->steps, .loss = e->loss, .accuracy = e->accuracy, .samples_per_s = NAN, .evaluation = 1});
+    l->watch(l->arg, &(struct paceline_report){.step = step, .steps = l->steps, .loss = e->loss, .accuracy = l->classes ? e->accuracy : NAN, .samples_per_s = NAN, .evaluation = 1});
 }
 
 int paceline_train(struct paceline *p, struct paceline_job *j, paceline_watch *watch, void *arg)
 {
-    begin(p);
-    struct listener l = {.watch = watch, .arg = arg};
+    if (begin_together(p) < 0)
+        return end(PL_ERR_PEER);
+    struct listener l = {.watch = watch, .arg = arg, .classes = j->job->input.label_floats == 0};
     struct pl_train_watch w = {.step = hear_step, .evaluated = hear_evaluation, .arg = &l};
     pl_status s = pl_train(&p->world, j->job, watch ? &w : NULL);
-    pl_signals_release();
     pl_world_say(&p->world, s);
-    return end(s);
+    int code = end(s);
+    pl_signals_release(s == PL_STOPPED);
+    return code;
 }
 
 /* ---- what was trained ------------------------------------------------------------------------------- */
@@ -230,8 +241,9 @@ static pl_status open_model(struct paceline_model *m, const struct pl_job *job, 
 
 int paceline_model_open(struct paceline *p, struct paceline_job *j, const char *path, struct paceline_model **out)
 {
-    begin(p);
     *out = NULL;
+    if (begin_together(p) < 0)
+        return end(PL_ERR_PEER);
     struct paceline_model *m = pl_alloc(sizeof *m, "a model");
     int code = end_together(p, m ? PL_OK : PL_ERR_MEMORY);
     if (code == 0)
@@ -269,7 +281,7 @@ static pl_status copy_rows(void *arg, int64_t first, int64_t rows, const float *
 
 int paceline_model_run(struct paceline_model *m, const struct paceline_array *data, float *out)
 {
-    begin(NULL);
+    begin();
     struct pl_memory_set *rows = NULL;
     struct pl_dataset *d = NULL;
     struct pl_loader *loader = NULL;

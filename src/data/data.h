@@ -32,6 +32,7 @@ void pl_dataset_close(struct pl_dataset *d);
 /* What it is called in a message and told by when a run goes on: the file's path, or for several files
  * "FIRST and 11 more files [HASH of their names and lengths]". */
 const char *pl_dataset_name(const struct pl_dataset *d);
+bool pl_dataset_in_memory(const struct pl_dataset *d);
 uint64_t pl_dataset_identity(const struct pl_dataset *d); /* the hash, of one file too: ranks compare it */
 int64_t pl_dataset_samples(const struct pl_dataset *d); /* limit applied */
 

@@ -404,7 +404,10 @@ static pl_status take_name(struct pl_dataset *d, const struct pl_files *files)
         h = pl_hash(h, &pl_h5_dataset_info(d->part[i].data)->dim[0], sizeof(int64_t));
     }
     d->identity = h;
-    d->name = d->parts == 1 ? pl_strdup(files->path[0])
+    if (d->set->memory) /* a run does not go on with other samples */
+        d->name = pl_strdupf("%s [%016llx]", files->path[0], (unsigned long long)h);
+    else
+        d->name = d->parts == 1 ? pl_strdup(files->path[0])
                             : pl_strdupf("%s and %d more file%s [%016llx]", files->path[0], d->parts - 1,
                                          d->parts == 2 ? "" : "s", (unsigned long long)h);
     return d->name ? PL_OK : PL_ERR_MEMORY;
@@ -462,4 +465,5 @@ void pl_dataset_close(struct pl_dataset *d)
 
 int64_t pl_dataset_samples(const struct pl_dataset *d) { return d->samples; }
 const char *pl_dataset_name(const struct pl_dataset *d) { return d->name; }
+bool pl_dataset_in_memory(const struct pl_dataset *d) { return d->set->memory != NULL; }
 uint64_t pl_dataset_identity(const struct pl_dataset *d) { return d->identity; }

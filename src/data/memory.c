@@ -9,11 +9,15 @@ static pl_status put(struct pl_memory_set *m, const char *name, const struct pl_
     size_t bytes = pl_dtype_bytes(a->type);
     for (int k = 0; k < a->dims; k++)
         if (a->dim[k] < 0 || !pl_mul_size(bytes, (size_t)a->dim[k], &bytes))
-            return pl_error(PL_ERR_DATA, "data", "%s: %s: a dimension of %lld", m->name, name, (long long)a->dim[k]);
+            return pl_error(PL_ERR_DATA, "data", "%s: %s: a dimension is negative, or there are more bytes than can be counted", m->name, name);
     if (bytes > 0 && !a->values)
         return pl_error(PL_ERR_DATA, "data", "%s: %s: no values", m->name, name);
+    const size_t tail = bytes % 8;
+    const int32_t kind[] = {(int32_t)a->type, a->dims};
+    m->hash = pl_hash(m->hash, kind, sizeof kind);
     m->hash = pl_hash(m->hash, a->dim, (size_t)a->dims * sizeof *a->dim);
-    m->hash = pl_hash(m->hash, a->values, bytes);
+    m->hash = pl_hash_words(m->hash, a->values, bytes - tail);
+    m->hash = pl_hash(m->hash, (const char *)a->values + bytes - tail, tail);
     PL_TRY(pl_h5_make_dataset(m->file, name, a->type, a->dims, a->dim, 0, 0, &d));
     pl_status s = pl_h5_write_rows(d, 0, a->dim[0], a->type, a->values);
     pl_h5_dataset_close(d);

@@ -71,7 +71,8 @@ static pl_status compare_data(struct run *r, struct pl_dataset *d)
     uint64_t mine = pl_dataset_identity(d), first = mine;
     PL_TRY(pl_world_broadcast(r->t.world, &first, sizeof first, 0));
     if (first != mine)
-        return pl_error(PL_ERR_DATA, "data", "%s: this rank finds other files than rank 0, or files of other lengths", pl_dataset_name(d));
+        return pl_error(PL_ERR_DATA, "data", "%s: this rank %s than rank 0", pl_dataset_name(d),
+                        pl_dataset_in_memory(d) ? "was given other samples" : "finds other files, or files of other lengths,");
     return PL_OK;
 }
 

@@ -11,8 +11,7 @@ static int caught;
 
 static void note(int signal_number)
 {
-    (void)signal_number;
-    seen = 1;
+    seen = signal_number;
 }
 
 static int number_of(const char *name)
@@ -45,13 +44,16 @@ pl_status pl_signals_catch(const struct pl_texts *names)
     return PL_OK;
 }
 
-void pl_signals_release(void)
+void pl_signals_release(bool stopped)
 {
+    int late = stopped ? 0 : seen;
     while (caught > 0) {
         caught--;
         sigaction(before[caught].number, &before[caught].act, NULL);
     }
     seen = 0;
+    if (late)
+        raise(late);
 }
 
 bool pl_signals_seen(void) { return seen != 0; }

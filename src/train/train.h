@@ -193,7 +193,8 @@ pl_status pl_trial_backward(struct pl_graph *g, pl_slice_fn *slice, void *arg);
 /* "USR1", "TERM", ...; a second INT ends the program. PL_ERR_USAGE */
 pl_status pl_signals_catch(const struct pl_texts *names);
 bool pl_signals_seen(void);
-void pl_signals_release(void); /* what they did before; none has been seen */
+/* They do what they did before; one that was seen and came too late to stop the run is raised again. */
+void pl_signals_release(bool stopped);
 
 /* What a run tells the program that it is a part of. Functions may be NULL; they are called between steps, where the run reports. */
 struct pl_train_watch {

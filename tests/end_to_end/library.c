@@ -42,19 +42,31 @@ static int give(struct paceline *p, struct paceline_job *j, const char *name, co
     int64_t dim[4] = {n, 1, 12, 12};
     if (strcmp(what, "differ") == 0 && paceline_rank(p) == 1)
         data[bytes - 1] ^= 1;
+    if (strcmp(what, "one") == 0)
+        label[0] ^= 1;
     if (strcmp(what, "label") == 0)
         label[n - 1] = 4;
     if (strcmp(what, "short") == 0)
         n--;
     if (strcmp(what, "shape") == 0)
         dim[2] = 6, dim[3] = 24;
-    struct paceline_array x = {PACELINE_UINT8, 4, dim, data}, y = {PACELINE_INT32, 1, &n, label};
+    const int other = strcmp(what, "types") == 0 && paceline_rank(p) == 1; /* the same bytes */
+    struct paceline_array x = {other ? PACELINE_INT8 : PACELINE_UINT8, 4, dim, data}, y = {PACELINE_INT32, 1, &n, label};
     int code = paceline_job_data(j, strcmp(what, "name") == 0 ? "valid" : name, &x, strcmp(what, "unlabelled") == 0 ? NULL : &y);
     memset(data, 0, (size_t)bytes);
     free(data);
     free(label);
     return code;
 }
+
+static volatile sig_atomic_t signals;
+static void on_signal(int number)
+{
+    signal(number, on_signal); /* in C99 it is reset */
+    signals++;
+}
+
+static const char *what_to_do; /* the case */
 
 static void hear(void *arg, const struct paceline_report *r)
 {
@@ -63,6 +75,8 @@ static void hear(void *arg, const struct paceline_report *r)
     reports++;
     evaluations += r->evaluation;
     last_step = r->step;
+    if (r->evaluation && r->step == r->steps && strcmp(what_to_do, "late") == 0)
+        raise(SIGUSR1); /* nothing is left that could be stopped */
     if (r->evaluation)
         last_loss = r->loss;
     else if (!(r->samples_per_s > 0))
@@ -71,8 +85,11 @@ static void hear(void *arg, const struct paceline_report *r)
 
 static int train(struct paceline *p, const char *what, int keys, const char *const *key, struct paceline_job **job)
 {
-    int seven = 7, code;
+    int seven = 7, code, late = strcmp(what, "late") == 0;
+    void (*before)(int) = late ? on_signal : SIG_DFL;
     *job = NULL;
+    signal(SIGUSR1, before);
+    signals = 0;
     if (strcmp(what, "text") == 0) {
         int64_t bytes;
         char *text = read_all("whole.yaml", &bytes);
@@ -88,8 +105,8 @@ static int train(struct paceline *p, const char *what, int keys, const char *con
         code = give(p, *job, "test", "");
     if (code == 0)
         code = paceline_train(p, *job, hear, &seven);
-    if (signal(SIGUSR1, SIG_DFL) != SIG_DFL)
-        exit(92); /* it has been given back */
+    if (signal(SIGUSR1, SIG_DFL) != before || signals != (late && paceline_rank(p) == 0))
+        exit(92); /* it has been given back, and with it what came too late */
     return code;
 }
 
@@ -126,6 +143,7 @@ int main(int argc, char **argv)
     struct paceline_job *job;
     struct paceline_model *m = NULL;
     const char *what = argc > 1 ? argv[1] : "";
+    what_to_do = what;
 #ifdef WITH_MPI
     int level, size, sum = 0, one = 1;
     MPI_Init_thread(&argc, &argv, strcmp(what, "single") == 0 ? MPI_THREAD_SINGLE : MPI_THREAD_MULTIPLE, &level);

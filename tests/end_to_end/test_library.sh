@@ -71,6 +71,11 @@ wait $pid
 [ $? -eq 75 ] || fail "stopped: $(tail -n 3 stopped.log)"
 ranks 2 ./alone plain $(keys stopped) "${same[@]}" >stopped.log 2>&1 || fail "stopped, and on: $(tail -n 3 stopped.log)"
 compare run-2 stopped 0 0 exact
+called 2 alone late late # a signal after the last step
+# A run goes on without a rank that it loses; MPI cannot be used any more then.
+timeout --kill-after=5 120 "${PL_MPIRUN[@]}" --enable-recovery -n 3 ./alone plain $(keys without) "${same[@]}" sync.backup_workers=1 \
+    exchange.transport=tcp debug.fault=step@rank=2@step=5:kill >without.log 2>&1
+[ "$(grep -c "^rank [01] of 3, code 5: .*a run has lost ranks" without.log)" -eq 2 ] && grep -q "^done at step" without.log || fail "without a rank: $(tail -n 5 without.log)"
 
 wrong() { # wrong CODE TEXT RANKS PROGRAM CASE KEYS...: refused; one rank says why
     local wanted=$1 text=$2 n=$3 program=$4 case=$5 code; shift 5
@@ -83,7 +88,10 @@ wrong 2 "unknown key train.epohcs" 2 alone plain train.epohcs=3
 wrong 2 "valid: wanted train or test" 1 alone name
 wrong 2 "no labels" 1 alone unlabelled
 wrong 2 "train.stop needs data.test" 2 alone untested train.stop.above=0.5
-wrong 3 "memory:train: this rank finds other" 2 alone differ
+wrong 3 "memory:train \[[0-9a-f]*\]: this rank was given other samples than rank 0" 2 alone differ
+wrong 3 "memory:train \[[0-9a-f]*\]: this rank was given other samples than rank 0" 2 alone types
+ranks 1 ./alone one $(keys alone-1) "${same[@]}" train.steps=30 >wrong.log 2>&1
+[ $? -eq 6 ] && grep -q "^rank 0 of 1, code 6: .*was trained on memory:train" wrong.log || fail "a run went on with other samples: $(tail -n 3 wrong.log)"
 wrong 3 "memory:train:/label: .*599.*600|has 600 samples, /label has 599" 2 alone short
 wrong 3 "wanted \[N, 1, 12, 12\], found \[600, 1, 6, 24\]" 2 alone shape
 wrong 6 "nowhere" 2 alone lost
