@@ -67,10 +67,11 @@ check "training over verbs" training
 
 # Backup workers over verbs: a rank is killed, rank 0 is stopped until it is struck off and comes back; averaging; and
 # gradients as they come.
-rank_of() { # rank_of DIR R: its pid
-    local p
+rank_of() { # rank_of DIR R: its pid. Without programs of its own: those take long here, and the run goes on
+    local p words
     for p in $(pgrep -x paceline); do
-        tr '\0' '\n' <"/proc/$p/cmdline" | grep -qx "report.dir=$1" && tr '\0' '\n' <"/proc/$p/environ" | grep -qx "OMPI_COMM_WORLD_RANK=$2" && echo "$p"
+        mapfile -d '' -t words <"/proc/$p/cmdline" && [[ " ${words[*]} " = *" report.dir=$1 "* ]] || continue
+        mapfile -d '' -t words <"/proc/$p/environ" && [[ " ${words[*]} " = *" OMPI_COMM_WORLD_RANK=$2 "* ]] && echo "$p"
     done
 }
 until_seen() { local i; for ((i = 0; i < 600; i++)); do grep -qE "$2" "$1/metrics.jsonl" 2>/dev/null && return; sleep 0.1; done; return 1; }
@@ -90,7 +91,7 @@ ended() { # ended DIR CODE PATTERN...
 }
 lost_ranks() {
     cd "$PL_TMPDIR" || return 1
-    launch killed 90 sync.backup_workers=1; until_seen killed '"step": 10,'
+    launch killed 120 sync.backup_workers=1; until_seen killed '"step": 10,'
     kill -KILL "$(rank_of killed 2)"
     ended killed 0 '^lost rank 2 at step' '^2 ranks hold the same parameters' || return 1
     launch stopped 140 sync.backup_workers=1; until_seen stopped '"step": 10,'
@@ -100,7 +101,7 @@ lost_ranks() {
     launch averaged 140 sync.backup_workers=1 sync.kind=local_sgd sync.tau=4; until_seen averaged '"step": 12,'
     kill -KILL "$(rank_of averaged 1)"
     ended averaged 0 '^lost rank 1 at step' '^2 ranks hold the same parameters' || return 1
-    launch downpour 80 sync.kind=downpour optimizer.kind=sgd; until_seen downpour '"step": 10,'
+    launch downpour 400 sync.kind=downpour optimizer.kind=sgd; until_seen downpour '"step": 10,'
     kill -KILL "$(rank_of downpour 2)"
     ended downpour 5 'lost rank 2|rank 2 .*' && [ -e downpour/latest ] || return 1
     run 3 learnt train.epochs=4 train.eval_every=never exchange.transport=verbs sync.kind=downpour optimizer.kind=sgd optimizer.lr=0.05 train.batch=8 || return 1
