@@ -49,6 +49,7 @@ struct pl_op {
     int64_t kernel[2], stride[2], pad_begin[2], pad_end[2], dilation[2], groups; /* h, w */
     bool count_pad;                /* avgpool */
     double rate;                   /* dropout */
+    int64_t first;                 /* dropout: the place of y's first number among a sample's, where only a part of them is here */
     double epsilon, momentum;      /* batchnorm: running = momentum * running + (1 - momentum) * batch */
     int64_t size; double alpha, beta, k; /* lrn */
     int64_t label_floats;          /* losses: 0 = int32 classes */

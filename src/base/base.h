@@ -141,6 +141,7 @@ struct pl_rng {
 };
 struct pl_rng pl_rng_make(uint64_t seed, uint64_t a, uint64_t b, uint32_t c);
 uint32_t pl_rng_u32(struct pl_rng *r);
+void pl_rng_skip(struct pl_rng *r, int64_t n);           /* of a stream just made: the first n of pl_rng_u32 */
 double pl_rng_uniform(struct pl_rng *r);                 /* [0, 1) */
 void pl_rng_normals(struct pl_rng *r, float *out, int64_t n); /* mean 0, deviation 1 */
 uint64_t pl_rng_below(struct pl_rng *r, uint64_t bound); /* [0, bound), unbiased; bound > 0 */
@@ -259,9 +260,9 @@ pl_status pl_h5_make_dataset(struct pl_h5 *f, const char *name, enum pl_dtype t,
 /* Writes rows in pieces of at most 4 MB, the lock let go between them. */
 pl_status pl_h5_write_rows(struct pl_h5ds *d, int64_t first, int64_t rows, enum pl_dtype from,
                            const void *data);
-/* Makes a dataset that shows the one of the same name, shape and type in `file`, a path from the folder of f; there when it is
- * opened, or that fails. */
-pl_status pl_h5_make_virtual(struct pl_h5 *f, const char *name, const struct pl_h5_info *like, const char *file);
+/* Makes a dataset that shows those of the same name, each of this shape and type, in file[files], paths from the folder of f: the
+ * rows of the first, then of the next. They are there when it is opened, or that fails. */
+pl_status pl_h5_make_virtual(struct pl_h5 *f, const char *name, const struct pl_h5_info *like, const char *const *file, int files);
 pl_status pl_h5_copy(struct pl_h5 *from, const char *name, struct pl_h5 *to); /* a group with its attributes and what is in it */
 /* Attributes of the group or dataset `name` ("/" is the file; a missing group is made on write). */
 pl_status pl_h5_set_int(struct pl_h5 *f, const char *name, const char *attr, int64_t v);

@@ -1,5 +1,5 @@
-/* HDF5's virtual data sets: a data set that shows the whole of one in another file, named by a path from the folder of the file
- * that shows it, so that both may move together (H5Pset_virtual; HDF5 looks there first). Where the other file or
+/* HDF5's virtual data sets: a data set that shows the whole of one, or of several, in other files, named by paths from the folder of the file
+ * that shows them, so that both may move together (H5Pset_virtual; HDF5 looks there first). Where the other file or
  * data set is missing HDF5 reads a fill value: so they are looked for when one is opened. */
 #include "base/h5_internal.h"
 
@@ -9,23 +9,37 @@
 
 enum { MOST_PATH = 4096 };
 
-pl_status pl_h5_make_virtual(struct pl_h5 *f, const char *name, const struct pl_h5_info *like, const char *file)
+static herr_t show_rows(hid_t plist, hid_t whole, hid_t one, const hsize_t *extent, const char *file, const char *name, int place)
 {
-    hsize_t extent[PL_MAX_DIMS];
+    hsize_t start[PL_MAX_DIMS] = {(hsize_t)place * extent[0]};
+    if (H5Sselect_hyperslab(whole, H5S_SELECT_SET, start, NULL, extent, NULL) < 0)
+        return -1;
+    return H5Pset_virtual(plist, whole, file, name, one);
+}
+
+pl_status pl_h5_make_virtual(struct pl_h5 *f, const char *name, const struct pl_h5_info *like, const char *const *file, int files)
+{
+    hsize_t extent[PL_MAX_DIMS], all[PL_MAX_DIMS];
+    herr_t code = 0;
     for (int k = 0; k < like->dims; k++)
-        extent[k] = (hsize_t)like->dim[k];
+        all[k] = extent[k] = (hsize_t)like->dim[k];
+    all[0] *= (hsize_t)files;
     pl_h5_lock();
-    hid_t space = H5Screate_simple(like->dims, extent, NULL), plist = H5Pcreate(H5P_DATASET_CREATE), links = H5Pcreate(H5P_LINK_CREATE);
+    hid_t one = H5Screate_simple(like->dims, extent, NULL), space = H5Screate_simple(like->dims, all, NULL);
+    hid_t plist = H5Pcreate(H5P_DATASET_CREATE), links = H5Pcreate(H5P_LINK_CREATE);
     H5Pset_create_intermediate_group(links, 1);
     const float nothing = NAN; /* what readers without that care find where it is missing */
     H5Pset_fill_value(plist, H5T_NATIVE_FLOAT, &nothing);
-    herr_t code = H5Pset_virtual(plist, space, file, name, space);
+    for (int i = 0; i < files && code >= 0; i++)
+        code = show_rows(plist, space, one, extent, file[i], name, i);
+    H5Sselect_all(space);
     hid_t id = code < 0 ? -1 : H5Dcreate2(f->id, name, pl_h5_type(like->dtype), space, links, plist, H5P_DEFAULT);
     pl_status s = id < 0 ? pl_h5_failed(f, name, "cannot be made to show another") : PL_OK;
     if (s < 0)
         pl_h5_lock();
     if (id >= 0)
         H5Dclose(id);
+    H5Sclose(one);
     H5Sclose(space);
     H5Pclose(plist);
     H5Pclose(links);

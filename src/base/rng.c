@@ -48,6 +48,13 @@ uint32_t pl_rng_u32(struct pl_rng *r)
     return r->out[r->used++];
 }
 
+void pl_rng_skip(struct pl_rng *r, int64_t n)
+{
+    r->counter[0] = (uint32_t)(n / 4);
+    for (int64_t i = n / 4 * 4; i < n; i++)
+        pl_rng_u32(r);
+}
+
 double pl_rng_uniform(struct pl_rng *r)
 {
     uint64_t high = pl_rng_u32(r) >> 5, low = pl_rng_u32(r) >> 6;

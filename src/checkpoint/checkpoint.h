@@ -34,9 +34,9 @@ struct pl_checkpoint_source {
     const char *train_file; /* the set's name, NULL: none */
     const char *owner; /* of pl_checkpoint_own; NULL: whose dir it is is not looked at. PL_ERR_CHECKPOINT where it is another's. */
     int parts; /* written before by so many ranks, 0: none */
-    bool split; /* the parts are stages (pl_checkpoint_save_stage): model.h5 shows what is in them; params and slot are not read */
+    bool split; /* the parts are stages, or parts of layers (pl_checkpoint_save_stage): model.h5 shows what is in them; params and slot are not read */
 };
-/* A stage of a split model, before pl_checkpoint_save makes all of them parts of the checkpoint of this step: its parameters and
+/* A piece of a split model, a stage or a part of all layers, before pl_checkpoint_save makes all of them parts of the checkpoint of this step: its parameters and
  * optimizer state, under the names of the whole. What reads model.h5 need not know. One rank of each stage. */
 pl_status pl_checkpoint_save_stage(const char *dir, int stage, const struct pl_checkpoint_source *src);
 /* All of a checkpoint, or of a model.h5, in one new file, for those who move it alone. PL_ERR_CHECKPOINT, too, where that exists. */

@@ -143,13 +143,15 @@ static pl_status read_tensor(struct pl_h5 *f, const char *path, const char *grou
                                         : pl_error(PL_ERR_CHECKPOINT, "checkpoint", "%s is of another model: it has no %s, which this job's has\n" ANOTHER, path, name);
     if (s == PL_OK) {
         const struct pl_h5_info *i = pl_h5_dataset_info(d);
+        struct pl_shape whole = t->param->shape;
         char wanted[128], found[128];
-        shape_text(t->param->shape.dim, t->param->shape.dims, wanted, sizeof wanted);
+        whole.dim[0] = pl_param_rows(t->param);
+        shape_text(whole.dim, whole.dims, wanted, sizeof wanted);
         shape_text(i->dim, i->dims, found, sizeof found);
-        if (!same_shape(i, &t->param->shape))
+        if (!same_shape(i, &whole))
             s = pl_error(PL_ERR_CHECKPOINT, "checkpoint", "%s is of another model: %s is [%s], this job's is [%s]\n" ANOTHER, path, name, found, wanted);
         else
-            s = pl_h5_read_rows(d, 0, t->param->shape.dim[0], PL_F32, slab + t->param->offset);
+            s = pl_h5_read_rows(d, t->param->first, t->param->shape.dim[0], PL_F32, slab + t->param->offset);
         pl_h5_dataset_close(d);
     }
     pl_free(name);

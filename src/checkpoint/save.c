@@ -12,17 +12,25 @@
 #include <time.h>
 #include <unistd.h>
 
+/* Of a tensor that is split, beside the rows that are here: how many such files have it. */
+#define SHARES "shares"
+
 static pl_status write_tensor(struct pl_h5 *f, const char *group, const struct pl_tensor *t, const float *slab)
 {
     struct pl_h5ds *d;
+    if (t->param->twin)
+        return PL_OK;
     char *name = pl_strdupf("%s/%s/%s", group, t->layer, t->name);
     if (!name)
         return PL_ERR_MEMORY;
     pl_status s = pl_h5_make_dataset(f, name, PL_F32, t->param->shape.dims, t->param->shape.dim, 0, 0, &d);
+    if (s == PL_OK) {
+        s = pl_h5_write_rows(d, 0, t->param->shape.dim[0], PL_F32, slab + t->param->offset);
+        pl_h5_dataset_close(d);
+    }
+    if (s == PL_OK && t->param->whole > 0)
+        s = pl_h5_set_int(f, name, SHARES, t->param->whole / t->param->shape.dim[0]);
     pl_free(name);
-    PL_TRY(s);
-    s = pl_h5_write_rows(d, 0, t->param->shape.dim[0], PL_F32, slab + t->param->offset);
-    pl_h5_dataset_close(d);
     return s;
 }
 
@@ -158,41 +166,55 @@ pl_status pl_checkpoint_save_stage(const char *dir, int stage, const struct pl_c
     return s;
 }
 
-struct showing { struct pl_h5 *from, *to; const char *file; pl_status s; };
+/* file[files]: of the part that is looked at, and of all after it. */
+struct showing { struct pl_h5 *from, *to; const char *const *file; int files, number; pl_status s; };
 
+/* A tensor that is split is shown when the first of its parts is looked at. */
 static void show(void *arg, const char *name, bool is_dataset)
 {
     struct showing *w = arg;
     struct pl_h5ds *d;
+    int64_t shares;
     if (!is_dataset || w->s < 0)
         return;
-    w->s = pl_h5_dataset(w->from, name, &d);
+    if (pl_h5_get_int(w->from, name, SHARES, &shares) < 0) {
+        pl_error_clear();
+        shares = 1;
+    }
+    if (shares > 1 && w->number % shares != 0)
+        return;
+    w->s = shares > w->files ? pl_error(PL_ERR_CHECKPOINT, "checkpoint", "%s is in %lld parts, %d are there", name, (long long)shares, w->files)
+                             : pl_h5_dataset(w->from, name, &d);
     if (w->s < 0)
         return;
-    w->s = pl_h5_make_virtual(w->to, name, pl_h5_dataset_info(d), w->file);
+    w->s = pl_h5_make_virtual(w->to, name, pl_h5_dataset_info(d), w->file, (int)shares);
     pl_h5_dataset_close(d);
 }
 
-static pl_status show_stage(struct pl_h5 *f, const char *parts, int stage)
+static pl_status show_stage(struct pl_h5 *f, const char *parts, const char *const *file, int files, int stage)
 {
-    char *path = pl_checkpoint_part_name(parts, stage), *file = pl_checkpoint_part_name(PARTS_DIR, stage);
-    struct showing w = {.to = f, .file = file};
-    pl_status s = path && file ? pl_h5_open(path, "checkpoint", PL_ERR_CHECKPOINT, &w.from) : PL_ERR_MEMORY;
+    char *path = pl_checkpoint_part_name(parts, stage);
+    struct showing w = {.to = f, .file = file + stage, .files = files - stage, .number = stage};
+    pl_status s = path ? pl_h5_open(path, "checkpoint", PL_ERR_CHECKPOINT, &w.from) : PL_ERR_MEMORY;
     if (s == PL_OK)
         s = pl_h5_walk(w.from, "/", show, &w);
     pl_h5_close(w.from);
     pl_free(path);
-    pl_free(file);
     return s < 0 ? s : w.s;
 }
 
 /* What is in the parts, where they will be. */
 static pl_status show_stages(struct pl_h5 *f, const char *dir, const struct pl_checkpoint_source *src)
 {
-    char *parts = part_dir(dir, src->state->step);
-    pl_status s = parts ? PL_OK : PL_ERR_MEMORY;
+    char *parts = part_dir(dir, src->state->step), **file = pl_alloc((size_t)src->parts * sizeof *file, "names of parts");
+    pl_status s = parts && file ? PL_OK : PL_ERR_MEMORY;
+    for (int i = 0; s == PL_OK && i < src->parts; i++)
+        s = (file[i] = pl_checkpoint_part_name(PARTS_DIR, i)) ? PL_OK : PL_ERR_MEMORY;
     for (int stage = 0; s == PL_OK && stage < src->parts; stage++)
-        s = show_stage(f, parts, stage);
+        s = show_stage(f, parts, (const char *const *)file, src->parts, stage);
+    for (int i = 0; file && i < src->parts; i++)
+        pl_free(file[i]);
+    pl_free(file);
     pl_free(parts);
     return s;
 }

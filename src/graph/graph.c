@@ -13,6 +13,7 @@ static struct pl_op operation(const struct pl_graph *g, int i)
     const struct pl_node *n = &g->node[i];
     struct pl_op op = {.name = l->name,
                        .inputs = l->inputs,
+                       .first = l->first,
                        .y = l->y,
                        .ly = n->layout,
                        .params = l->params,
@@ -33,11 +34,11 @@ static struct pl_op operation(const struct pl_graph *g, int i)
     return op;
 }
 
-/* What others read, here or in another stage, and what a loss begins with, is canonical. */
+/* What others read, here or in another stage or part, and what a loss begins with, is canonical. */
 static bool stays_canonical(const struct pl_graph *g, int i)
 {
     for (int k = 0; k < g->layers; k++)
-        if ((g->layer[k].kind->loss || pl_is_sink(g, k)) && pl_input_root(g, k, 0) == i)
+        if ((g->layer[k].kind->loss || pl_is_sink(g, k) || pl_is_junction(&g->layer[k])) && pl_input_root(g, k, 0) == i)
             return true;
     return g->output != PL_ELSEWHERE && i == g->node[g->output].root;
 }
@@ -199,6 +200,10 @@ static pl_status check_use(const struct pl_graph *g, const struct pl_graph_cut *
         return pl_error(PL_ERR_USAGE, "graph", "a batch of %lld samples", (long long)g->batch);
     if (g->table->far && cut && cut->stages > 1)
         return pl_error(PL_ERR_USAGE, "graph", "split.pipeline is not built for device.kind %s in this version", g->table->name);
+    if (g->table->far && cut && cut->parts > 1)
+        return pl_error(PL_ERR_USAGE, "graph", "split.tensor is not built for device.kind %s in this version", g->table->name);
+    if (cut && cut->parts > 1 && cut->stages > 1)
+        return pl_error(PL_ERR_USAGE, "graph", "split.pipeline and split.tensor together are not in this version yet");
     if (g->table->far && g->train && g->share)
         return pl_error(PL_ERR_USAGE, "graph", "training on shared parameters is not built for device.kind %s in this version", g->table->name);
     return PL_OK;
@@ -212,6 +217,7 @@ static pl_status create(struct pl_graph *g, const struct pl_job *job, const stru
     PL_TRY(check_labels(g));
     note_whole(g);
     PL_TRY(pl_graph_take_stage(g, job, cut));
+    PL_TRY(pl_graph_take_part(g, cut));
     PL_TRY(pl_graph_slabs(g));
     PL_TRY(pl_graph_plan_spans(g));
     choose_layouts(g);

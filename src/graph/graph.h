@@ -36,8 +36,15 @@ struct pl_graph_cut {
     /* split.at: the first layer of each stage but the first, by name. NULL or empty: the cuts that make the slowest stage
      * fastest, by flops, and of those the ones that hand on least. */
     const struct pl_texts *at;
+    /* Tensor parallelism: instead of that the layers themselves are shared out. Of the outputs of a dense layer or a convolution
+     * (without groups) each of `parts` ranks makes an equal share, with that share of its weights, if their number can be divided so;
+     * what follows channel by channel (activations, pooling, dropout, batch normalisation) goes on with the shares. Where a
+     * layer takes all channels they are gathered, and the gradient goes back as shares of its sum over the ranks (the g and f
+     * of Shoeybi et al., Megatron-LM, 2019; by channels as in Dryden et al., Channel and Filter Parallelism, SC 2019). Other
+     * layers, and losses, are computed by every rank alike. parts 0, 1: they are whole. Not both that and stages. */
+    int part, parts;
 };
-/* The same for one stage. cut: NULL is the whole network. share: a graph of the same stage. PL_ERR_USAGE, too, where the
+/* The same for one stage, or part. cut: NULL is the whole network. share: a graph of the same stage. PL_ERR_USAGE, too, where the
  * network cannot be cut so, or the backend is far. */
 pl_status pl_graph_create_stage(const struct pl_job *job, const struct pl_backend_table *table,
                                 struct pl_backend *backend, int64_t batch, bool train, const struct pl_graph_cut *cut,
@@ -60,7 +67,7 @@ const struct pl_shape *pl_graph_border_out(const struct pl_graph *g);
 int pl_graph_tensors(const struct pl_graph *g, const struct pl_tensor **out);
 int pl_graph_layers(const struct pl_graph *g, const struct pl_layer **out); /* with activations */
 int64_t pl_graph_elems(const struct pl_graph *g); /* of a slab; multiples of 16, 0 in gaps */
-int64_t pl_graph_weights(const struct pl_graph *g); /* trainable numbers */
+int64_t pl_graph_weights(const struct pl_graph *g); /* trainable numbers that are here */
 /* Slabs, in host memory: where the backend's is far, every pass of a graph made for training, and every pl_graph_prepare, sends the
  * parameters there, and a backward pass brings the gradient here. */
 float *pl_graph_params(struct pl_graph *g);
@@ -109,6 +116,21 @@ struct pl_graph_border {
     const float *dy; /* backward reads it */
     float *dx;       /* backward writes it */
 };
+
+/* What the ranks that have the parts of a network do together amid a pass: the same calls in the same order on all, on host memory.
+ * A status other than PL_OK ends the pass. */
+struct pl_graph_group {
+    /* y[rows, parts * n]: of each row all parts' x[rows, n], one behind the other. */
+    pl_status (*gather)(void *arg, int64_t rows, int64_t n, const float *x, float *y);
+    /* x[rows, n]: this part's share of the sum of all parts' y[rows, parts * n]. */
+    pl_status (*scatter)(void *arg, int64_t rows, int64_t n, const float *y, float *x);
+    pl_status (*sum)(void *arg, int64_t n, float *x); /* x[n], in place, the same bits on all */
+    void *arg;
+};
+/* Of a part, before its first pass; not owned. */
+void pl_graph_set_group(struct pl_graph *g, const struct pl_graph_group *group);
+/* The most numbers that one such call is given, over all parts. 0: nothing is split. */
+int64_t pl_graph_group_elems(const struct pl_graph *g);
 
 struct pl_graph_batch {
     int64_t rows;

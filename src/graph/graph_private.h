@@ -1,5 +1,5 @@
 /* Inside graph/ (and its test) only: the network as it is put together by build.c (which layers, in
- * which order), shapes.c (shapes and slabs), cut.c and stage.c (which piece of it is here), fold.c (what evaluation spares), plan_memory.c (where
+ * which order), shapes.c (shapes and slabs), cut.c, stage.c and parts.c (which piece of it is here), fold.c (what evaluation spares), plan_memory.c (where
  * activations lie) and graph.c (the backend's plans), and run by run.c. */
 #ifndef PL_GRAPH_PRIVATE_H
 #define PL_GRAPH_PRIVATE_H
@@ -58,6 +58,8 @@ struct pl_graph {
     struct pl_whole whole;
     int stages;
     struct pl_graph_stage *stage; /* [stages], names owned */
+    int part, parts;        /* parts 0: layers are whole */
+    const struct pl_graph_group *group;
     bool source, sink;      /* the first layer takes in what the stage before hands on; the last hands on to the next */
     int tensors;
     struct pl_tensor *tensor;
@@ -110,6 +112,13 @@ pl_status pl_graph_take_x(struct pl_graph *g, const struct pl_graph_batch *b);
 pl_status pl_graph_hand_y(struct pl_graph *g, const struct pl_graph_batch *b);
 pl_status pl_graph_take_dy(struct pl_graph *g, const struct pl_graph_batch *b);
 pl_status pl_graph_hand_dx(struct pl_graph *g, const struct pl_graph_batch *b);
+
+/* parts.c: makes of a whole network with shapes one part of it, with layers between, *junctions*, where the parts meet. Then
+ * what those do in a pass. */
+pl_status pl_graph_take_part(struct pl_graph *g, const struct pl_graph_cut *cut);
+bool pl_is_junction(const struct pl_layer *l);
+pl_status pl_graph_join_forward(struct pl_graph *g, const struct pl_graph_batch *b, int i);
+pl_status pl_graph_join_backward(struct pl_graph *g, const struct pl_graph_batch *b, int i); /* but for the sum over users */
 
 /* fold.c: finds normalisations to fold in evaluation. users: how many inputs take an output. Then what
  * becomes of the operation of the layer before, and of its parameters. */

@@ -80,6 +80,8 @@ static pl_status collect(struct pl_graph *g, const struct pl_graph_batch *b, str
 static pl_status forward_layers(struct pl_graph *g, const struct pl_graph_batch *b, bool train, struct pl_loss_sums *sums)
 {
     for (int i = 0; i < g->layers; i++) {
+        if (pl_is_junction(&g->layer[i]))
+            PL_TRY(pl_graph_join_forward(g, b, i));
         if (!g->node[i].plan)
             continue;
         if (b->abandoned && b->abandoned(b->arg))
@@ -108,8 +110,7 @@ static pl_status add_gradient(struct pl_graph *g, const struct pl_graph_batch *b
     return g->table->forward(root->add, &io);
 }
 
-static pl_status backward_layer(struct pl_graph *g, const struct pl_graph_batch *b, bool accumulate,
-                                int i)
+static pl_status compute_backward(struct pl_graph *g, const struct pl_graph_batch *b, bool accumulate, int i)
 {
     const struct pl_layer *l = &g->layer[i];
     const struct pl_node *n = &g->node[i];
@@ -120,11 +121,21 @@ static pl_status backward_layer(struct pl_graph *g, const struct pl_graph_batch 
         io.dx[k] = pl_span_memory(g, n->dx[k]);
     for (int k = 0; k < l->params; k++)
         io.dp[k] = pl_graph_grads_there(g) + l->param[k].offset;
-    PL_TRY(g->table->backward(n->plan, &io));
-    for (int k = 0; k < l->inputs; k++)
-        if (n->adds[k])
+    return g->table->backward(n->plan, &io);
+}
+
+static pl_status backward_layer(struct pl_graph *g, const struct pl_graph_batch *b, bool accumulate, int i)
+{
+    PL_TRY(g->node[i].plan ? compute_backward(g, b, accumulate, i) : pl_graph_join_backward(g, b, i));
+    for (int k = 0; k < g->layer[i].inputs; k++)
+        if (g->node[i].adds[k])
             PL_TRY(add_gradient(g, b, i, k));
     return PL_OK;
+}
+
+static bool runs_backward(const struct pl_graph *g, int i)
+{
+    return g->node[i].need_grad && (g->node[i].plan || pl_is_junction(&g->layer[i]));
 }
 
 /* ---- a pass in stretches ----------------------------------------------------------------------------- */
@@ -145,7 +156,7 @@ struct stretch {
 static pl_status layers_backward(struct pl_graph *g, const struct pl_graph_batch *b, bool accumulate, int from, int to)
 {
     for (int i = from; i >= to; i--) {
-        if (!g->node[i].plan || !g->node[i].need_grad)
+        if (!runs_backward(g, i))
             continue;
         if (b->abandoned && b->abandoned(b->arg))
             return PL_END;

@@ -101,7 +101,7 @@ struct pl_job {
              int64_t n_fetch, n_push, max_staleness; struct pl_period warmup; /* 0 if not given and not downpour; max_staleness 0: any */
              int64_t history; double tolerance; } sync; /* 0 if not given and not sandblaster */
     struct { int transport, algorithm, two_level, compress; double compress_ratio; char *table, *interface; int64_t channels; double bucket_mb, timeout_ms; } exchange;
-    struct { int64_t pipeline, microbatches; struct pl_texts at; } split;
+    struct { int64_t pipeline, tensor, microbatches; struct pl_texts at; } split;
     struct { int kind; } device;
     struct { char *dir; struct pl_period every; int64_t keep; char *resume; bool keep_best, background; int on_error; struct pl_texts signals; } checkpoint;
     struct { char *dir; struct pl_period every; bool timeline; int64_t timeline_steps; } report;

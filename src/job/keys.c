@@ -93,6 +93,7 @@ const struct pl_key pl_job_keys[] = {
     DOUBLE("exchange.compress_ratio", exchange.compress_ratio, "0.01", 1e-6, 0.5, "top_k: the part of the elements that is sent"),
     DOUBLE("exchange.bucket_mb", exchange.bucket_mb, "4", 0.001, 2047, "gradients travel in pieces of this size"),
     {.name = "exchange.timeout", .type = PL_KEY_MS, .offset = AT(exchange.timeout_ms), .def = "60 s", .min = 1, .max = MANY, .help = "longest wait for other ranks"},
+    INT("split.tensor", split.tensor, "1", 1, 256, "ranks that share a replica, each with an equal share of every layer's channels; their number divides that of the ranks"),
     INT("split.pipeline", split.pipeline, "1", 1, 256, "ranks that share a replica, each with some of its layers; their number divides that of the ranks"),
     INT("split.microbatches", split.microbatches, "4", 1, 65536, "a replica's batch goes through its ranks in so many parts"),
     {.name = "split.at", .type = PL_KEY_TEXTS, .offset = AT(split.at), .help = "the first layer of each rank but the first; without it by what the layers compute"},
@@ -120,7 +121,7 @@ const struct pl_key pl_job_keys[] = {
 
 /* Keys of the design that no code acts on yet: refused by name. */
 const char *const pl_job_later[] = {
-    "split.tensor", "split.optimizer", "device.memory_limit", NULL};
+    "split.optimizer", "device.memory_limit", NULL};
 
 /* In the order of the choices above. */
 const char *pl_job_sync_name(const struct pl_job *j)

@@ -347,6 +347,25 @@ static pl_status check_split(const struct pl_job *j)
     return PL_OK;
 }
 
+/* A replica is a row of ranks that go through the same batch, each with its part of the parameters. */
+static pl_status check_tensor(const struct pl_job *j)
+{
+    const struct { bool on; const char *key, *why; } refused[] = {
+        {j->split.pipeline > 1, "split.pipeline", "split.pipeline and split.tensor together are not in this version yet"},
+        {j->sync.kind != PL_SYNC_ALLREDUCE, "sync.kind", "split.tensor with this sync.kind is not in this version yet\nit is of sync.kind allreduce"},
+        {j->sync.backup_workers > 0, "sync.backup_workers", "split.tensor with sync.backup_workers is not in this version yet"},
+        {j->optimizer.kind == PL_LARS, "optimizer.kind", "split.tensor with optimizer.kind lars is not in this version yet: it needs norms of whole tensors"},
+        {strcmp(pl_job_compress_name(j), "none") != 0, "exchange.compress", "exchange.compress with split.tensor is not in this version yet"},
+        {strcmp(pl_job_transport_name(j), "nccl") == 0, "exchange.transport", "exchange.transport nccl with split.tensor is not in this version yet"},
+        {strcmp(pl_job_algorithm_name(j), "native") == 0, "exchange.algorithm", "exchange.algorithm native with split.tensor: what all ranks of a replica compute alike must be added up alike, which MPI does not promise"},
+        {j->device.kind == PL_DEVICE_CUDA, "device.kind", "split.tensor with device.kind cuda is not in this version yet"},
+        {j->debug.compute_ms > 0, "debug.compute_ms", "debug.compute_ms with split.tensor: the ranks of a replica hand on what they compute"}};
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++)
+        if (refused[i].on)
+            return pl_node_error(at_key(j, refused[i].key), "%s", refused[i].why);
+    return PL_OK;
+}
+
 static pl_status check_reproducible(const struct pl_job *j)
 {
     const char *algorithm = pl_job_algorithm_name(j);
@@ -361,6 +380,7 @@ static pl_status check_reproducible(const struct pl_job *j)
         {j->train.accumulate > 1, "train.accumulate", "train.accumulate with train.reproducible: train.micro_shards are computed one after the other anyway"},
         {strcmp(pl_job_compress_name(j), "none") != 0, "exchange.compress", "exchange.compress with train.reproducible: what it loses depends on the ranks"},
         {!by_pairs, "exchange.algorithm", "train.reproducible adds up in pairs\nleave exchange.algorithm auto, or take tree or halving_doubling"},
+        {j->split.tensor > 1, "split.tensor", "split.tensor with train.reproducible is not in this version yet"},
         {j->split.pipeline > 1, "split.pipeline", "split.pipeline with train.reproducible is not in this version yet"},
         {j->device.kind == PL_DEVICE_CUDA, "device.kind", "train.reproducible with device.kind cuda is not in this version yet"},
         {j->debug.compute_ms > 0, "debug.compute_ms", "debug.compute_ms with train.reproducible: there is nothing to reproduce"}};
@@ -408,6 +428,8 @@ static pl_status check(struct pl_job *j)
         PL_TRY(check_nccl(j));
     if (j->train.reproducible)
         PL_TRY(check_reproducible(j));
+    if (j->split.tensor > 1)
+        PL_TRY(check_tensor(j));
     if (j->split.pipeline > 1 || j->split.at.n > 0)
         PL_TRY(check_split(j));
     j->train.stop_on = !isinf(j->train.stop_above) || !isinf(j->train.stop_below);

@@ -13,8 +13,9 @@ struct fill {
     int kind;
     double size; /* half the range of a uniform, deviation of a gaussian, the constant itself */
     uint64_t seed, tensor;
-    int64_t elems;
-    float *w;
+    int64_t elems;       /* of the whole tensor */
+    int64_t begin, end;  /* of which these are wanted */
+    float *w;            /* [end - begin] */
 };
 
 static double size_of(const struct pl_init *init)
@@ -41,30 +42,44 @@ static double draw(const struct fill *f, struct pl_rng *r)
     }
 }
 
+static void fill_block(const struct fill *f, int64_t block, int64_t n, float *w)
+{
+    struct pl_rng r = pl_rng_make(f->seed, f->tensor, (uint64_t)block, STREAM);
+    bool normal = f->kind == PL_INIT_HE || f->kind == PL_INIT_GAUSSIAN;
+    if (normal)
+        pl_rng_normals(&r, w, n);
+    for (int64_t i = 0; i < n; i++)
+        w[i] = (float)(normal ? f->size * w[i] : draw(f, &r));
+}
+
+/* begin, end: blocks from that of f->begin on. */
 static void fill_blocks(void *arg, int64_t begin, int64_t end)
 {
     const struct fill *f = arg;
-    for (int64_t b = begin; b < end; b++) {
-        struct pl_rng r = pl_rng_make(f->seed, f->tensor, (uint64_t)b, STREAM);
-        int64_t last = (b + 1) * BLOCK < f->elems ? (b + 1) * BLOCK : f->elems;
-        bool normal = f->kind == PL_INIT_HE || f->kind == PL_INIT_GAUSSIAN;
-        if (normal)
-            pl_rng_normals(&r, f->w + b * BLOCK, last - b * BLOCK);
-        for (int64_t i = b * BLOCK; i < last; i++)
-            f->w[i] = (float)(normal ? f->size * f->w[i] : draw(f, &r));
+    for (int64_t b = f->begin / BLOCK + begin; b < f->begin / BLOCK + end; b++) {
+        float whole[BLOCK];
+        int64_t first = b * BLOCK, last = first + BLOCK < f->elems ? first + BLOCK : f->elems;
+        int64_t from = first > f->begin ? first : f->begin, to = last < f->end ? last : f->end;
+        bool all = from == first && to == last;
+        fill_block(f, b, last - first, all ? f->w + (first - f->begin) : whole);
+        if (!all)
+            memcpy(f->w + (from - f->begin), whole + (from - first), (size_t)(to - from) * sizeof *whole);
     }
 }
 
 void pl_init_fill(const struct pl_param *p, const char *layer, uint64_t seed, float *w)
 {
     uint64_t h = pl_hash(PL_HASH_START, layer, strlen(layer) + 1);
+    int64_t elems = pl_shape_elems(&p->shape), row = elems / p->shape.dim[0];
     struct fill f = {.kind = p->init.kind,
                      .size = size_of(&p->init),
                      .seed = seed,
                      .tensor = pl_hash(h, p->name, strlen(p->name) + 1),
-                     .elems = pl_shape_elems(&p->shape),
+                     .elems = pl_param_rows(p) * row,
+                     .begin = p->first * row,
+                     .end = p->first * row + elems,
                      .w = w};
-    pl_parallel_for((f.elems + BLOCK - 1) / BLOCK, 4, fill_blocks, &f);
+    pl_parallel_for((f.end + BLOCK - 1) / BLOCK - f.begin / BLOCK, 4, fill_blocks, &f);
 }
 
 static pl_status weight_init(const struct pl_layer *l, const struct pl_weight_config *c,

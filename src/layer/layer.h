@@ -26,7 +26,13 @@ struct pl_param {
     bool statistic;          /* a running statistic: updated by averaging, not by the optimizer */
     double momentum;         /* of a statistic */
     int64_t offset;          /* elements, into the slabs; set by graph */
+    /* Where a layer is split over ranks, set by graph: rows [first, first + shape.dim[0]) of the tensor's `whole` are here; whole
+     * 0: all of them. */
+    int64_t first, whole;
+    bool twin;               /* another rank has the very same, and speaks for both: it counts and writes it */
 };
+
+static inline int64_t pl_param_rows(const struct pl_param *p) { return p->whole > 0 ? p->whole : p->shape.dim[0]; }
 
 struct pl_layer_kind;
 struct pl_layer {
@@ -37,6 +43,7 @@ struct pl_layer {
     int inputs;
     int input[PL_MAX_INPUTS];          /* index of the layer whose output it takes; -1: the data */
     struct pl_shape x[PL_MAX_INPUTS], y;
+    int64_t first;                     /* where only a part of each sample's y is here: its place in all of it; otherwise 0 */
     int params;
     struct pl_param param[PL_MAX_PARAMS];
 };
@@ -59,7 +66,7 @@ struct pl_layer_kind {
 const struct pl_layer_kind *pl_layer_find(const char *name);
 const struct pl_layer_kind *const *pl_layer_list(void); /* NULL-terminated */
 const char *pl_layer_nearest(const char *name);         /* for "did you mean"; may be NULL */
-/* Fills w with the initial values; a function of (seed, layer name, tensor name) alone. */
+/* Fills w with the initial values; a function of (seed, layer name, tensor name) alone: part of a tensor has that part's. */
 void pl_init_fill(const struct pl_param *p, const char *layer, uint64_t seed, float *w);
 /* Multiply-adds x 2 of one forward pass over `rows` samples: convolutions and dense layers only. */
 double pl_layer_flops(const struct pl_layer *l, int64_t rows);

@@ -23,7 +23,7 @@ struct pl_update {
     double samples;       /* the summed gradient is divided by this */
     double clip;          /* further factor on weights' gradients, 1 for none */
 };
-/* Sum of squares of the trainable gradient in [a, b) of the slab, in double, fixed order. */
+/* Sum of squares of the trainable gradient in [a, b) of the slab, in double, fixed order; of what another rank speaks for 0. */
 double pl_optimizer_square_sum(const struct pl_optimizer *o, const float *sum, int64_t a, int64_t b);
 /* Applies the update to whole tensors within the slab: reads `sum` (summed gradient) and `from`
  * (parameters), writes `to` (may equal from). Statistics: to = m * from + (1 - m) * sum / samples. */

@@ -94,7 +94,7 @@ double pl_optimizer_square_sum(const struct pl_optimizer *o, const float *sum, i
     for (int t = 0; t < o->tensors; t++) {
         const struct pl_param *p = o->tensor[t].param;
         int64_t n = pl_shape_elems(&p->shape);
-        if (!p->statistic && p->offset >= a && p->offset + n <= b)
+        if (!p->statistic && !p->twin && p->offset >= a && p->offset + n <= b)
             total += square_sum(sum + p->offset, n);
     }
     return total;

@@ -70,6 +70,8 @@ void pl_report_start(struct pl_report *r, const struct pl_report_start *s)
         pl_metrics_int(&t, "tau", s->tau);
         pl_metrics_text(&t, "average", s->average_momentum ? "parameters and optimizer" : "parameters");
     }
+    if (s->parts > 1)
+        pl_metrics_int(&t, "parts", s->parts);
     if (s->stages > 0) {
         pl_metrics_int(&t, "stages", s->stages);
         pl_metrics_int(&t, "microbatch", s->microbatch);

@@ -1,5 +1,5 @@
-/* Internal to split/: carries memory and values between the stages of a replica while they compute, in a thread of its own
- * that sleeps while there is nothing to carry. */
+/* Internal to split/: carries memory and values between the ranks of a replica, which have its stages or its parts, while they
+ * compute, in a thread of its own that sleeps while there is nothing to carry. */
 #ifndef PL_SPLIT_CARRIER_H
 #define PL_SPLIT_CARRIER_H
 
@@ -20,8 +20,8 @@ struct pl_crossing {
     struct pl_crossing *next;
 };
 
-/* row: the stages. Collective over it; they agree inside. */
-pl_status pl_carrier_open(struct pl_world *row, const struct pl_exchange_options *o, struct pl_carrier **out);
+/* row: the stages, or whatever else messages call what each of them has of the layers. Collective over it; they agree inside. */
+pl_status pl_carrier_open(struct pl_world *row, const char *what, const struct pl_exchange_options *o, struct pl_carrier **out);
 /* lost: after an error; nothing is waited for. Otherwise collective over the row. NULL is fine. */
 void pl_carrier_close(struct pl_carrier *c, bool lost);
 const char *pl_carrier_why(const struct pl_carrier *c);
@@ -32,6 +32,9 @@ void pl_carrier_post(struct pl_carrier *c, struct pl_crossing *x);
 pl_status pl_carrier_wait(struct pl_carrier *c, const struct pl_crossing *x);
 /* all[stages * PL_EXCHANGE_VALUES]: what each says; collective over the row. Valid until the next. */
 pl_status pl_carrier_gather(struct pl_carrier *c, const double *mine, int n, const double **all);
+/* Sums, or largest, over the row, in its order: the same bits on all. */
+pl_status pl_carrier_sum(struct pl_carrier *c, double *v, int n);
+pl_status pl_carrier_max(struct pl_carrier *c, double *v, int n);
 double pl_carrier_waited_ms(struct pl_carrier *c); /* since it was asked */
 
 #endif

@@ -1,18 +1,23 @@
 /* Ranks in rows and columns. */
 #include "split/split.h"
 
-pl_status pl_grid_open(struct pl_world *w, int64_t stages, struct pl_grid *out)
+pl_status pl_grid_open(struct pl_world *w, int64_t stages, int64_t parts, struct pl_grid *out)
 {
+    int64_t pieces = stages * parts;
     *out = (struct pl_grid){0};
-    if (w->ranks % stages != 0)
-        return pl_world_agree(w, pl_error(PL_ERR_USAGE, "split", "split.pipeline %lld does not divide the %d rank%s\nstart %lld of them, or a multiple",
-                                          (long long)stages, w->ranks, w->ranks == 1 ? "" : "s", (long long)stages));
+    if (w->ranks % pieces != 0)
+        return pl_world_agree(w, pl_error(PL_ERR_USAGE, "split", "split.%s %lld does not divide the %d rank%s\nstart %lld of them, or a multiple",
+                                          parts > 1 ? "tensor" : "pipeline", (long long)pieces, w->ranks, w->ranks == 1 ? "" : "s", (long long)pieces));
     out->stages = (int)stages;
-    out->stage = w->rank % out->stages;
-    out->replicas = w->ranks / out->stages;
-    out->replica = w->rank / out->stages;
+    out->parts = (int)parts;
+    out->pieces = (int)pieces;
+    out->piece = w->rank % out->pieces;
+    out->stage = out->piece / out->parts;
+    out->part = out->piece % out->parts;
+    out->replicas = w->ranks / out->pieces;
+    out->replica = w->rank / out->pieces;
     PL_TRY(pl_world_agree(w, pl_world_part(w, out->replica, &out->row)));
-    return pl_world_agree(w, pl_world_part(w, out->stage, &out->column));
+    return pl_world_agree(w, pl_world_part(w, out->piece, &out->column));
 }
 
 void pl_grid_close(struct pl_grid *g)

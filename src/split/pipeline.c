@@ -97,7 +97,7 @@ pl_status pl_pipeline_create(struct pl_world *w, const struct pl_pipeline_option
     }
     s = pl_world_agree(w, s);
     if (s == PL_OK)
-        s = pl_world_agree(w, pl_carrier_open(&o->grid->row, o->exchange, &p->carrier));
+        s = pl_world_agree(w, pl_carrier_open(&o->grid->row, "stage", o->exchange, &p->carrier));
     if (s < 0)
         pl_pipeline_destroy(p, true);
     else
@@ -256,18 +256,5 @@ pl_status pl_pipeline_evaluate(struct pl_pipeline *p, struct pl_graph *g, const 
 
 /* ---- values ---------------------------------------------------------------------------------------- */
 
-static pl_status gather(struct pl_pipeline *p, double *v, int n, bool sum)
-{
-    const double *all;
-    PL_TRY(pl_carrier_gather(p->carrier, v, n, &all));
-    memcpy(v, all, (size_t)n * sizeof *v);
-    for (int s = 1; s < p->grid->stages; s++)
-        for (int i = 0; i < n; i++) {
-            double other = all[s * PL_EXCHANGE_VALUES + i];
-            v[i] = sum ? v[i] + other : v[i] > other ? v[i] : other;
-        }
-    return PL_OK;
-}
-
-pl_status pl_pipeline_sum(struct pl_pipeline *p, double *v, int n) { return gather(p, v, n, true); }
-pl_status pl_pipeline_max(struct pl_pipeline *p, double *v, int n) { return gather(p, v, n, false); }
+pl_status pl_pipeline_sum(struct pl_pipeline *p, double *v, int n) { return pl_carrier_sum(p->carrier, v, n); }
+pl_status pl_pipeline_max(struct pl_pipeline *p, double *v, int n) { return pl_carrier_max(p->carrier, v, n); }

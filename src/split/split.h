@@ -1,8 +1,10 @@
-/* split: a replica's layers over several ranks, as a pipeline (Huang et al., GPipe, NeurIPS 2019): its batch goes through
+/* split: a replica's layers over several ranks. By layers, as a pipeline (Huang et al., GPipe, NeurIPS 2019): its batch goes through
  * them in micro-batches, forward and then backward, one of each in turn once a rank has as many under way as there are
  * stages after it (PipeDream's 1F1B, Narayanan et al., SOSP 2019). Gradients are summed over all of a batch before the
  * update, so that a split network learns what a whole one does with as many micro-batches, but for the rounding of layers beside a
- * cut, where the whole one's output may lie otherwise in memory. Main thread. */
+ * cut, where the whole one's output may lie otherwise in memory. Or each layer by itself, as tensor parallelism
+ * (graph.h, struct pl_graph_cut): all ranks of a replica go through the same batch together, and learn what one rank does but for the
+ * rounding of sums over them. Main thread. */
 #ifndef PL_SPLIT_H
 #define PL_SPLIT_H
 
@@ -11,12 +13,14 @@
 
 /* Where a rank is: ranks of a replica follow each other, so that those of a node hand on what they compute to each other. */
 struct pl_grid {
-    int stages, stage, replicas, replica;
-    struct pl_world row;    /* the stages of this replica, by stage */
-    struct pl_world column; /* this stage of all replicas, by replica */
+    int stages, stage, parts, part; /* either is 1 */
+    int pieces, piece;      /* of a replica's layers, of whichever kind */
+    int replicas, replica;
+    struct pl_world row;    /* the pieces of this replica, in their order */
+    struct pl_world column; /* this piece of all replicas, by replica */
 };
-/* PL_ERR_USAGE where `stages` does not divide the ranks. Collective; ranks agree inside. */
-pl_status pl_grid_open(struct pl_world *w, int64_t stages, struct pl_grid *out);
+/* PL_ERR_USAGE where their number does not divide the ranks. Collective; ranks agree inside. */
+pl_status pl_grid_open(struct pl_world *w, int64_t stages, int64_t parts, struct pl_grid *out);
 void pl_grid_close(struct pl_grid *g); /* one that was not opened is fine */
 
 struct pl_pipeline;
@@ -49,5 +53,20 @@ pl_status pl_pipeline_sum(struct pl_pipeline *p, double *v, int n);
 pl_status pl_pipeline_max(struct pl_pipeline *p, double *v, int n);
 /* How long the main thread has waited for other stages since it was asked. */
 double pl_pipeline_waited_ms(struct pl_pipeline *p);
+
+/* ---- tensor.c ------------------------------------------------------------------------------------- */
+
+struct pl_tensor_group;
+/* Connects the ranks of this row, which have the parts of graph g, and takes part in its passes from then on. grid, and g or one that
+ * shares its parameters, outlive it. Collective over all ranks; they agree inside. */
+pl_status pl_tensor_group_create(struct pl_world *w, struct pl_grid *grid, const struct pl_exchange_options *o, struct pl_graph *g,
+                                 struct pl_tensor_group **out);
+void pl_tensor_group_destroy(struct pl_tensor_group *t, bool lost);
+void pl_tensor_group_serve(struct pl_tensor_group *t, struct pl_graph *g); /* another graph of the same part, batch and job */
+const char *pl_tensor_group_why(const struct pl_tensor_group *t);
+/* As those of a pipeline. */
+pl_status pl_tensor_group_sum(struct pl_tensor_group *t, double *v, int n);
+pl_status pl_tensor_group_max(struct pl_tensor_group *t, double *v, int n);
+double pl_tensor_group_waited_ms(struct pl_tensor_group *t);
 
 #endif

@@ -92,6 +92,8 @@ pl_status pl_trainer_evaluate(struct pl_trainer *t, struct pl_graph *graph, stru
         PL_TRY(share_out(t, &e, v));
     } else {
         PL_TRY(run_part(&e, 0, v));
+        for (int i = 0; t->grid.part > 0 && i < SUMS; i++)
+            v[i] = 0; /* the first part speaks for all */
         PL_TRY(pl_trainer_sum(t, v, SUMS));
     }
     if (isnan(v[ROWS]))

@@ -109,8 +109,8 @@ static pl_status open_outputs(struct run *r)
         return PL_OK;
     if (!r->root)
         return PL_OK;
-    struct pl_checkpoint_source what = {.graph = t->graph, .optimizer = t->optimizer, .job = t->job, .train_file = t->train_file, .owner = r->owner, .split = t->pipeline != NULL,
-                                        .parts = t->pipeline ? t->grid.stages : pl_trainer_differs(t) ? t->world->ranks : 0};
+    struct pl_checkpoint_source what = {.graph = t->graph, .optimizer = t->optimizer, .job = t->job, .train_file = t->train_file, .owner = r->owner, .split = pl_trainer_split(t),
+                                        .parts = pl_trainer_split(t) ? t->grid.pieces : pl_trainer_differs(t) ? t->world->ranks : 0};
     return pl_checkpoint_writer_create(t->job->checkpoint.dir, &what, &r->writer);
 }
 
@@ -216,6 +216,21 @@ static int64_t weights_of(const struct pl_trainer *t)
     return sum;
 }
 
+/* Which layers are shared out, and how much of the parameters a rank has. */
+static void announce_parts(const struct run *r)
+{
+    const struct pl_trainer *t = &r->t;
+    const struct pl_layer *layer;
+    struct pl_text text = {0};
+    for (int i = 0, n = pl_graph_layers(t->graph, &layer); i < n; i++)
+        if (layer[i].params > 0 && layer[i].param[0].whole > 0)
+            pl_text_add(&text, "%s%s", text.s ? ", " : "", layer[i].name);
+    pl_report_say(r->report, "%d replica%s of %d ranks, each with a part of every layer: %lld of %lld parameters; %s", t->grid.replicas, t->grid.replicas == 1 ? "" : "s",
+                  t->grid.parts, (long long)pl_graph_weights(t->graph), (long long)weights_of(t), pl_tensor_group_why(t->tensor));
+    pl_report_say(r->report, "split layers: %s", text.s ? text.s : "");
+    pl_text_free(&text);
+}
+
 static void announce(struct run *r, const char *from)
 {
     struct pl_trainer *t = &r->t;
@@ -228,7 +243,7 @@ static void announce(struct run *r, const char *from)
                                 .algorithm = path.algorithm, .why = path.why,
                                 .sync = pl_job_sync_name(t->job), .tau = local_steps(t->job), .average_momentum = t->job->sync.average_momentum,
                                 .model = t->job->model_name, .trial = trial,
-                                .stages = t->grid.stages, .microbatch = t->rows,
+                                .stages = t->pipeline ? t->grid.stages : 0, .microbatch = t->rows, .parts = t->grid.parts,
                                 .parameters = weights_of(t), .batch = t->batch,
                                 .global_batch = t->state.global_batch,
                                 .train_samples = pl_dataset_samples(r->train_data),
@@ -237,6 +252,8 @@ static void announce(struct run *r, const char *from)
     pl_free(trial);
     if (t->pipeline)
         announce_stages(r);
+    if (t->tensor)
+        announce_parts(r);
     if (t->peers->ranks > 1 || t->sync_table->whole)
         announce_sync(r, &path);
     if (!t->job->checkpoint.dir)
@@ -310,14 +327,14 @@ static pl_status settle(struct run *r)
     return PL_OK;
 }
 
-/* One replica's stages are all there is to write. */
-static pl_status save_stage(const struct pl_trainer *t, const char *dir)
+/* One replica's pieces are all there is to write. */
+static pl_status save_piece(const struct pl_trainer *t, const char *dir)
 {
     const float *slot[PL_PARTS_MAX];
     const struct pl_checkpoint_source src = {.graph = t->graph, .optimizer = t->optimizer, .params = pl_graph_params(t->graph), .slot = slot, .state = &t->state};
     for (int i = pl_optimizer_slots(t->optimizer) - 1; i >= 0; i--)
         slot[i] = pl_optimizer_slot(t->optimizer, i);
-    return t->grid.replica == 0 ? pl_checkpoint_save_stage(dir, t->grid.stage, &src) : PL_OK;
+    return t->grid.replica == 0 ? pl_checkpoint_save_stage(dir, t->grid.piece, &src) : PL_OK;
 }
 
 /* What is not the same on all ranks, on every rank. All learn of one that could not write it, whose own message says why. */
@@ -327,10 +344,11 @@ static pl_status save_part(struct run *r)
     const char *dir = t->job->checkpoint.dir;
     struct pl_part part[PL_PARTS_MAX];
     bool stop = t->job->checkpoint.on_error == 0;
-    int number = t->pipeline ? t->grid.stage : t->world->rank;
+    bool split = pl_trainer_split(t);
+    int number = split ? t->grid.piece : t->world->rank;
     pl_status s = pl_checkpoint_still_owned(dir, r->owner);
     if (s == PL_OK)
-        s = t->pipeline ? save_stage(t, dir) : pl_checkpoint_save_part(dir, t->state.step, number, t->graph, part, pl_trainer_parts(t, part));
+        s = split ? save_piece(t, dir) : pl_checkpoint_save_part(dir, t->state.step, number, t->graph, part, pl_trainer_parts(t, part));
     double failed = s < 0 ? t->world->rank + 1 : 0;
     if (s < 0 && !stop && !r->root && owned(r))
         pl_log("%s", pl_error_text());
@@ -345,7 +363,7 @@ static pl_status save_part(struct run *r)
 static pl_status save_all(struct run *r)
 {
     struct pl_trainer *t = &r->t;
-    bool parts = t->job->checkpoint.dir && (t->pipeline || pl_trainer_differs(t));
+    bool parts = t->job->checkpoint.dir && (pl_trainer_split(t) || pl_trainer_differs(t));
     double wanted = r->writer && !(r->saved_step == t->state.step && !r->lost);
     r->saved_ms = pl_now_ms();
     if (parts)

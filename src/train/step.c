@@ -10,11 +10,12 @@ static pl_status on_slice_final(void *arg, int64_t a, int64_t b)
     return t->sync_table->slice_final ? t->sync_table->slice_final(t->sync, a, b) : PL_OK;
 }
 
-/* What the stages of a replica know of a step, on all of them: the last has the loss. */
-static pl_status merge_stages(struct pl_trainer *t, struct pl_contribution *c)
+/* What the ranks of a replica know of a step, on all of them: the last stage has the loss, or the first part speaks for all. */
+static pl_status merge_row(struct pl_trainer *t, struct pl_contribution *c)
 {
-    double v[] = {c->rows, c->loss, c->total, c->correct, c->correct5, c->stop, c->save, c->not_finite};
-    PL_TRY(pl_pipeline_sum(t->pipeline, v, sizeof v / sizeof *v));
+    double one = t->grid.part == 0;
+    double v[] = {one * c->rows, one * c->loss, one * c->total, one * c->correct, one * c->correct5, c->stop, c->save, c->not_finite};
+    PL_TRY(pl_trainer_row_sum(t, v, sizeof v / sizeof *v));
     *c = (struct pl_contribution){.rows = v[0], .loss = v[1], .total = v[2], .correct = v[3], .correct5 = v[4], .stop = v[5] > 0, .save = v[6] > 0, .not_finite = v[7] > 0};
     return PL_OK;
 }
@@ -24,8 +25,8 @@ static pl_status contribute(struct pl_trainer *t, const struct pl_loss_sums *sum
     struct pl_contribution mine = {.rows = (double)sums->rows, .loss = sums->loss, .total = sums->total,
                                    .correct = sums->correct, .correct5 = sums->correct5,
                                    .not_finite = !isfinite(sums->total), .stop = t->stop_asked, .save = t->save_asked};
-    if (t->pipeline)
-        PL_TRY(merge_stages(t, &mine));
+    if (pl_trainer_split(t))
+        PL_TRY(merge_row(t, &mine));
     return t->sync_table->contribute(t->sync, &mine);
 }
 
@@ -91,7 +92,7 @@ pl_status pl_train_micro_batch(struct pl_trainer *t, int64_t micro, bool abandon
     if (s == PL_END && pl_graph_drop_next(t->graph) < 0) /* what was sent of it may not have been used */
         s = PL_ERR_MEMORY;
     t->source.release(t->source.arg, b);
-    double waited = t->pipeline ? pl_pipeline_waited_ms(t->pipeline) : 0;
+    double waited = t->pipeline ? pl_pipeline_waited_ms(t->pipeline) : t->tensor ? pl_tensor_group_waited_ms(t->tensor) : 0;
     out->data_ms += loaded - begin;
     out->compute_ms += pl_now_ms() - loaded - waited;
     out->waited_ms += waited;
@@ -105,7 +106,7 @@ static pl_status clip_factor(struct pl_trainer *t, const struct pl_agreement *a,
     if (limit <= 0)
         return PL_OK;
     PL_TRY(pl_optimizer_squares(t->optimizer, &squares));
-    PL_TRY(t->pipeline ? pl_pipeline_sum(t->pipeline, &squares, 1) : PL_OK);
+    PL_TRY(pl_trainer_row_sum(t, &squares, 1));
     out->grad_norm = sqrt(squares) / a->rows;
     *clip = out->grad_norm > limit ? limit / out->grad_norm : 1;
     return PL_OK;

@@ -30,9 +30,10 @@ struct pl_source {
 
 struct pl_trainer {
     struct pl_world *world;
-    struct pl_world *peers;              /* who has the same layers: all, or of a split model this stage of all replicas */
+    struct pl_world *peers;              /* who has the same layers: all, or of a split model this stage, or part, of all replicas */
     struct pl_grid grid;                 /* of a split model */
-    struct pl_pipeline *pipeline;        /* NULL: each rank has all layers */
+    struct pl_pipeline *pipeline;        /* NULL: it has no stages */
+    struct pl_tensor_group *tensor;      /* NULL: each rank has its layers whole */
     struct pl_shards *shards;            /* train.reproducible, or NULL */
     const struct pl_job *job;
     const struct pl_backend_table *table;
@@ -69,7 +70,7 @@ struct pl_step_result {
     int64_t passes;                    /* over the whole set so far, where a step is of such */
     const char *converged;             /* why there was no step, and is none any more; NULL: there may be */
     double step_ms, data_ms, compute_ms, update_ms; /* of this step on this rank */
-    double waited_ms;                  /* for other stages; counted in exchange.exposed_ms */
+    double waited_ms;                  /* for other stages or parts; counted in exchange.exposed_ms */
     struct pl_exchange_times exchange;
     const char *late;
     bool stop, save;
@@ -88,6 +89,9 @@ pl_status pl_trainer_open(struct pl_trainer *t, struct pl_world *w, const struct
 void pl_trainer_close(struct pl_trainer *t);
 /* A network for evaluation, with the trainer's parameters. */
 pl_status pl_trainer_eval_graph(struct pl_trainer *t, struct pl_graph **out);
+bool pl_trainer_split(const struct pl_trainer *t); /* each rank has a piece of the layers, t->grid.piece of them */
+/* Sums, or the largest, of n values over the ranks of this replica. Nothing to do where it is one rank. */
+pl_status pl_trainer_row_sum(struct pl_trainer *t, double *v, int n);
 /* Sums, or the largest, of n values over all ranks. Collective, not with a sync that has a mesh. */
 pl_status pl_trainer_sum(struct pl_trainer *t, double *v, int n);
 pl_status pl_trainer_max(struct pl_trainer *t, double *v, int n);

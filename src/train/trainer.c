@@ -51,11 +51,17 @@ static pl_status share_batch(struct pl_trainer *t, bool train)
 /* This rank's layers. */
 static pl_status make_graph(struct pl_trainer *t, bool train, struct pl_graph *share, struct pl_graph **out)
 {
-    const struct pl_graph_cut cut = {.stage = t->grid.stage, .stages = t->grid.stages, .at = &t->job->split.at};
-    return pl_graph_create_stage(t->job, t->table, t->backend, t->rows, train, t->grid.stages > 1 ? &cut : NULL, share, out);
+    const struct pl_graph_cut cut = {.stage = t->grid.stage, .stages = t->grid.stages, .at = &t->job->split.at, .part = t->grid.part, .parts = t->grid.parts};
+    return pl_graph_create_stage(t->job, t->table, t->backend, t->rows, train, t->grid.pieces > 1 ? &cut : NULL, share, out);
 }
 
-pl_status pl_trainer_eval_graph(struct pl_trainer *t, struct pl_graph **out) { return make_graph(t, false, t->graph, out); }
+pl_status pl_trainer_eval_graph(struct pl_trainer *t, struct pl_graph **out)
+{
+    PL_TRY(make_graph(t, false, t->graph, out));
+    if (t->tensor)
+        pl_tensor_group_serve(t->tensor, *out);
+    return PL_OK;
+}
 
 static pl_status open_network(struct pl_trainer *t, bool train)
 {
@@ -123,8 +129,10 @@ static void reduce_there(const struct pl_trainer *t, bool train, struct pl_excha
         o->transport = "mpi";
 }
 
-static pl_status open_pipeline(struct pl_trainer *t, bool train, const struct pl_exchange_options *o)
+static pl_status open_row(struct pl_trainer *t, bool train, const struct pl_exchange_options *o)
 {
+    if (t->grid.parts > 1)
+        return pl_tensor_group_create(t->world, &t->grid, o, t->graph, &t->tensor);
     const struct pl_pipeline_options p = {.grid = &t->grid, .job = t->job, .table = t->table, .backend = t->backend, .graph = t->graph,
                                           .batch = t->batch, .rows = t->rows, .train = train, .exchange = o};
     return t->grid.stages > 1 ? pl_pipeline_create(t->world, &p, &t->pipeline) : PL_OK;
@@ -160,10 +168,10 @@ static pl_status open_exchange(struct pl_trainer *t, bool train)
                                        .state = &t->state, .state_bytes = sizeof t->state};
     struct spans spans;
     int64_t slabs = 1;
-    PL_TRY(open_pipeline(t, train, &o));
-    if (t->pipeline)
-        o.timeout_ms = 1.5 * o.timeout_ms + 5000; /* a stage that is silent is first missed in its own replica, and named there */
-    if (t->shards)
+    PL_TRY(open_row(t, train, &o));
+    if (pl_trainer_split(t))
+        o.timeout_ms = 1.5 * o.timeout_ms + 5000; /* who is silent is first missed in its own replica, and named there */
+    if (t->shards || t->tensor) /* what the parts of a replica have alike stays so */
         add_in_pairs(&o);
     if (strcmp(o.transport, "nccl") == 0)
         reduce_there(t, train, &o);
@@ -215,12 +223,14 @@ static void note_unused(const struct pl_job *job)
 /* One rank alone evaluates a split model as a whole. */
 static pl_status open_grid(struct pl_trainer *t, bool train)
 {
-    bool split = t->job->split.pipeline > 1 && (train || t->world->ranks > 1);
+    int64_t stages = t->job->split.pipeline, parts = t->job->split.tensor;
+    bool split = stages * parts > 1 && (train || t->world->ranks > 1);
     if (!split)
         return PL_OK;
-    PL_TRY(pl_grid_open(t->world, t->job->split.pipeline, &t->grid));
+    PL_TRY(pl_grid_open(t->world, stages, parts, &t->grid));
     t->peers = &t->grid.column;
-    pl_alloc_sharers(t->peers->local_ranks); /* other stages may need much less */
+    if (stages > 1)
+        pl_alloc_sharers(t->peers->local_ranks); /* other stages may need much less */
     return PL_OK;
 }
 
@@ -265,14 +275,25 @@ pl_status pl_trainer_open(struct pl_trainer *t, struct pl_world *w, const struct
     return s;
 }
 
+bool pl_trainer_split(const struct pl_trainer *t) { return t->pipeline || t->tensor; }
+
+pl_status pl_trainer_row_sum(struct pl_trainer *t, double *v, int n)
+{
+    if (t->tensor)
+        return pl_tensor_group_sum(t->tensor, v, n);
+    return t->pipeline ? pl_pipeline_sum(t->pipeline, v, n) : PL_OK;
+}
+
 pl_status pl_trainer_sum(struct pl_trainer *t, double *v, int n)
 {
-    PL_TRY(t->pipeline ? pl_pipeline_sum(t->pipeline, v, n) : PL_OK);
+    PL_TRY(pl_trainer_row_sum(t, v, n));
     return pl_exchange_sum(t->exchange, v, n);
 }
 
 pl_status pl_trainer_max(struct pl_trainer *t, double *v, int n)
 {
+    if (t->tensor)
+        PL_TRY(pl_tensor_group_max(t->tensor, v, n));
     PL_TRY(t->pipeline ? pl_pipeline_max(t->pipeline, v, n) : PL_OK);
     return pl_exchange_max(t->exchange, v, n);
 }
@@ -320,6 +341,7 @@ void pl_trainer_close(struct pl_trainer *t)
         t->sync_table->destroy(t->sync);
     pl_exchange_destroy(t->exchange);
     pl_pipeline_destroy(t->pipeline, t->world->lost);
+    pl_tensor_group_destroy(t->tensor, t->world->lost);
     pl_shards_destroy(t->shards);
     pl_optimizer_destroy(t->optimizer);
     pl_graph_destroy(t->graph);

@@ -127,11 +127,11 @@ static void test_grid(struct pl_world *w, int stages, const char *transport, con
     struct pl_carrier *c = NULL;
     struct pl_exchange *x = NULL;
     const struct pl_exchange_options o = {.transport = transport, .algorithm = algorithm, .network = {.channels = 2}, .bucket_bytes = 1 << 16, .timeout_ms = 30000};
-    CHECK(pl_grid_open(w, stages, &g) == PL_OK, "grid: %s", pl_error_text());
+    CHECK(pl_grid_open(w, stages, 1, &g) == PL_OK, "grid: %s", pl_error_text());
     check_world(w, &g.row, w->rank % stages, stages, 1, w->rank / stages * stages);
     check_world(w, &g.column, w->rank / stages, w->ranks / stages, stages, w->rank % stages);
     check_agreement(&g);
-    CHECK(pl_carrier_open(&g.row, &o, &c) == PL_OK, "carrier: %s", pl_error_text());
+    CHECK(pl_carrier_open(&g.row, "stage", &o, &c) == PL_OK, "carrier: %s", pl_error_text());
     CHECK(pl_exchange_create(&g.column, &o, ELEMS, &x) == PL_OK, "exchange: %s", pl_error_text());
     if (c && x)
         run_rounds(c, x, &g);
@@ -149,7 +149,7 @@ static void test_absent(struct pl_world *w, const char *transport)
     int here = 0;
     struct pl_crossing x;
     const struct pl_exchange_options o = {.transport = transport, .network = {.channels = 1}, .bucket_bytes = 1 << 16, .timeout_ms = 300};
-    CHECK(pl_grid_open(w, w->ranks, &g) == PL_OK && pl_carrier_open(&g.row, &o, &c) == PL_OK, "open: %s", pl_error_text());
+    CHECK(pl_grid_open(w, w->ranks, 1, &g) == PL_OK && pl_carrier_open(&g.row, "stage", &o, &c) == PL_OK, "open: %s", pl_error_text());
     if (g.stage == 0) {
         post(c, &x, false, 1, memory, 16);
         CHECK(pl_carrier_wait(c, &x) == PL_ERR_PEER, "nothing came, and that was no error");
@@ -158,7 +158,7 @@ static void test_absent(struct pl_world *w, const char *transport)
     pl_error_clear();
     pl_world_broadcast(w, &here, sizeof here, 0); /* the others wait for it */
     pl_carrier_close(c, true);
-    CHECK(pl_carrier_open(&g.row, &o, &c) == PL_OK, "open: %s", pl_error_text());
+    CHECK(pl_carrier_open(&g.row, "stage", &o, &c) == PL_OK, "open: %s", pl_error_text());
     if (g.stage == 0) {
         const double mine = 1, *all;
         char wanted[64];
@@ -187,7 +187,7 @@ int main(int argc, char **argv)
             if (tcp || strcmp(ways[i][0], "tcp") != 0)
                 test_grid(&w, stages, ways[i][0], ways[i][1]);
     struct pl_grid g;
-    CHECK(pl_grid_open(&w, w.ranks + 1, &g) == PL_ERR_USAGE, "more stages than ranks");
+    CHECK(pl_grid_open(&w, w.ranks + 1, 1, &g) == PL_ERR_USAGE, "more stages than ranks");
     w.reported = false;
     pl_error_clear();
     if (tcp && w.ranks > 1)

@@ -80,7 +80,15 @@ static void test_choices(void **state)
     refused(MODEL DATA TRAIN "device: {kind: cuda}\nexchange: {transport: nccl}\nsync: {backup_workers: 1}\n", "NCCL cannot go on without a rank");
     refused(MODEL DATA TRAIN "device: {kind: cuda}\nexchange: {transport: nccl}\nsync: {kind: local_sgd}\n", "it is of sync.kind allreduce");
     refused(MODEL DATA TRAIN "exchange: {compress: zip}\n", "exchange.compress: wanted one of none|bf16|one_bit|top_k");
-    refused(MODEL DATA TRAIN "split: {tensor: 2}\n", "split.tensor is not in this version yet");
+    refused(MODEL DATA TRAIN "split: {optimizer: true}\n", "split.optimizer is not in this version yet");
+    refused(MODEL DATA TRAIN "split: {tensor: 0}\n", "split.tensor: wanted an integer");
+    refused(MODEL DATA TRAIN "split: {tensor: 2, pipeline: 2}\n", "split.pipeline and split.tensor together");
+    refused(MODEL DATA TRAIN "split: {tensor: 2}\nsync: {kind: local_sgd}\n", "split.tensor with this sync.kind");
+    refused(MODEL DATA TRAIN "split: {tensor: 2}\nsync: {backup_workers: 1}\n", "split.tensor with sync.backup_workers");
+    refused(MODEL DATA TRAIN "split: {tensor: 2}\nexchange: {compress: bf16}\n", "exchange.compress with split.tensor");
+    refused(MODEL DATA TRAIN "split: {tensor: 2}\ndevice: {kind: cuda}\n", "split.tensor with device.kind cuda");
+    refused(MODEL DATA TRAIN "split: {tensor: 2}\ndebug: {compute_ms: 3}\n", "debug.compute_ms with split.tensor");
+    refused(MODEL DATA "train: {steps: 1, global_batch: 48, reproducible: true}\nsplit: {tensor: 2}\n", "split.tensor with train.reproducible");
     refused(MODEL DATA TRAIN "split: {pipeline: 0}\n", "split.pipeline: wanted an integer");
     refused(MODEL DATA TRAIN "split: {pipeline: 2, at: [d, loss]}\n", "one less than split.pipeline");
     refused(MODEL DATA TRAIN "split: {at: d}\n", "one less than split.pipeline");

@@ -10,7 +10,7 @@ struct state {
     uint8_t *keep; /* [N, ...] of y */
     uint64_t least; /* an element is kept when its 32 random bits are at least this */
     float scale;
-    int64_t row;
+    int64_t row, first;
     bool half;    /* x and y are bf16 */
     bool dropped; /* the last forward was in training */
 };
@@ -31,6 +31,7 @@ static pl_status plan(struct pl_plan *p) {
     s->least = (uint64_t)ceil(op->rate * 4294967296.0);
     s->scale = (float)(1.0 / (1.0 - op->rate));
     s->row = pl_shape_row_elems(&op->y);
+    s->first = op->first;
     s->half = op->ly.bf16;
     s->keep = pl_alloc((size_t)pl_shape_elems(&op->y), "a dropout pattern");
     return s->keep == NULL ? PL_ERR_MEMORY : PL_OK;
@@ -72,6 +73,7 @@ static void forward_rows(void *arg, int part, int64_t begin, int64_t end) {
         struct pl_rng r = pl_rng_make(j->io->seed, j->io->step_key,
                                       n < j->io->rows ? (uint64_t)j->io->row_key[n] : 0,
                                       j->io->layer_key);
+        pl_rng_skip(&r, s->first);
         for (int64_t i = 0; i < s->row; i++)
             keep[i] = pl_rng_u32(&r) >= s->least;
         mask_row(s, n, j->io->x[0], j->io->y);

@@ -35,6 +35,7 @@ static void dropout_forward(struct pl_plan *p, const struct pl_io *io)
     for (int64_t n = 0; n < N; n++) {
         uint64_t row = n < io->rows && io->train ? (uint64_t)io->row_key[n] : 0;
         struct pl_rng r = pl_rng_make(io->seed, io->step_key, row, io->layer_key);
+        pl_rng_skip(&r, p->op.first);
         for (int64_t i = n * width; i < (n + 1) * width; i++) {
             p->mask[i] = !io->train || pl_rng_u32(&r) / 4294967296.0 >= p->op.rate;
             io->y[i] = (float)(!io->train ? io->x[0][i] : p->mask[i] ? io->x[0][i] / (1 - p->op.rate) : 0);
