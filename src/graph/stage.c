@@ -153,7 +153,7 @@ static pl_status keep_stage(struct pl_graph *g, const struct pl_cut_place *p, in
 pl_status pl_graph_take_stage(struct pl_graph *g, const struct pl_job *job, const struct pl_graph_cut *cut)
 {
     struct pl_cut_place place[PL_MAX_STAGES + 1] = {{0}, {.begin = g->layers}};
-    if (!cut || cut->parts > 1 || cut->stages == 1)
+    if (!cut || cut->stages == 1 || (cut->stages == 0 && cut->parts > 0))
         return describe_all(g, g, place, 1);
     if (cut->stages < 1 || cut->stages > PL_MAX_STAGES)
         return pl_error(PL_ERR_USAGE, "graph", "split.pipeline: %d stages; there may be 1 to %d", cut->stages, PL_MAX_STAGES);
