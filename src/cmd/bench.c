@@ -185,8 +185,8 @@ static pl_status bench(struct pl_trainer *t, struct pl_world *w, const struct pl
     struct pl_bench_peak *p = NULL;
     int steps = 0;
     pl_status s = made_up_make(&m, t);
-    if (s == PL_OK && by_layer && t->pipeline)
-        s = pl_error(PL_ERR_USAGE, "bench", "layers: a rank of a split model has some of them only\ngive split.pipeline=1");
+    if (s == PL_OK && by_layer && pl_trainer_split(t))
+        s = pl_error(PL_ERR_USAGE, "bench", "layers: a rank of a split model has some of them only, or parts\ngive split.pipeline=1 split.tensor=1");
     if (s == PL_OK)
         s = pl_bench_count("steps", args->option_value[0], 10, 1000000, &steps);
     if (s == PL_OK)
