@@ -11,7 +11,7 @@ struct note { uint64_t round; double v[PL_EXCHANGE_VALUES]; };
 
 struct pl_carrier {
     struct pl_world *row;
-    const char *what; /* they have of the replica's layers: "stage", "part" */
+    const struct pl_carrier_words *words;
     struct pl_mesh *mesh;
     double timeout_ms, waited_ms;
     pthread_t thread;
@@ -44,7 +44,7 @@ static pl_status lost(const struct pl_carrier *c, int stage)
     const char *why;
     if (!pl_mesh_lost(c->mesh, stage, &why))
         why = "its connection is over";
-    return pl_error(PL_ERR_PEER, "split", "%s\nit has %s %d of this replica's layers", why, c->what, stage);
+    return pl_error(PL_ERR_PEER, "split", "%s\nit has %s %d of this replica's layers", why, c->words->one, stage);
 }
 
 static pl_status begin(struct pl_carrier *c, struct pl_crossing *x)
@@ -97,7 +97,7 @@ static pl_status take_crossed(struct pl_carrier *c, bool *some)
         if (x->transfer.failed)
             return lost(c, x->stage);
         *at = x->next;
-        pl_trace_end_beside(x->traced, "stages", x->sends ? "to stage" : "from stage", x->stage);
+        pl_trace_end_beside(x->traced, c->words->all, x->sends ? c->words->to : c->words->from, x->stage);
         x->under_way = false;
         *some = true;
     }
@@ -128,8 +128,8 @@ static pl_status late_values(const struct pl_carrier *c)
     for (int s = 0; s < c->row->ranks; s++)
         if (s != c->row->rank && c->heard[c->round % 2][s].round != c->round)
             pl_text_add(&missing, "%s%d", missing.s ? ", " : "", pl_world_run_rank(c->row, s));
-    pl_status s = pl_error(PL_ERR_PEER, "split", "waited %g s for the other %ss of this replica; missing: rank %s\nsee that rank's log; exchange.timeout sets how long is waited",
-                           c->timeout_ms / 1000, c->what, missing.s ? missing.s : "?");
+    pl_status s = pl_error(PL_ERR_PEER, "split", "waited %g s for the other %s of this replica; missing: rank %s\nsee that rank's log; exchange.timeout sets how long is waited",
+                           c->timeout_ms / 1000, c->words->all, missing.s ? missing.s : "?");
     pl_text_free(&missing);
     return s;
 }
@@ -142,7 +142,7 @@ static pl_status check_time(const struct pl_carrier *c)
     if (c->waits_for < 0)
         return late_values(c);
     return pl_error(PL_ERR_PEER, "split", "waited %g s for rank %d, %s %d of this replica\nsee that rank's log; exchange.timeout sets how long is waited",
-                    c->timeout_ms / 1000, pl_world_run_rank(c->row, c->waits_for), c->what, c->waits_for);
+                    c->timeout_ms / 1000, pl_world_run_rank(c->row, c->waits_for), c->words->one, c->waits_for);
 }
 
 static pl_status publish(struct pl_carrier *c, bool all_said)
@@ -261,7 +261,7 @@ static pl_status wait_until(struct pl_carrier *c, int stage, const struct pl_cro
         pthread_cond_wait(&c->to_main, &c->lock);
     c->waits_since = 0;
     c->waited_ms += pl_now_ms() - begin;
-    pl_trace_end(traced, "stages", stage < 0 ? "wait for values" : "wait for stage", stage);
+    pl_trace_end(traced, c->words->all, stage < 0 ? "wait for values" : c->words->wait, stage);
     return c->failed;
 }
 
@@ -315,14 +315,14 @@ const char *pl_carrier_why(const struct pl_carrier *c) { return pl_mesh_why(c->m
 
 /* ---- opening and closing --------------------------------------------------------------------------- */
 
-static pl_status make(struct pl_world *row, const char *what, const struct pl_exchange_options *o, struct pl_carrier **out)
+static pl_status make(struct pl_world *row, const struct pl_carrier_words *words, const struct pl_exchange_options *o, struct pl_carrier **out)
 {
     struct pl_carrier *c = *out = pl_alloc(sizeof *c, "the carrier between stages");
     if (!c)
         return PL_ERR_MEMORY;
     size_t stages = (size_t)row->ranks;
     c->row = row;
-    c->what = what;
+    c->words = words;
     c->timeout_ms = o->timeout_ms;
     c->last = &c->posted;
     pthread_mutex_init(&c->lock, NULL);
@@ -336,13 +336,13 @@ static pl_status make(struct pl_world *row, const char *what, const struct pl_ex
     return c->all && c->id[0] && c->id[1] && c->heard[0] && c->heard[1] ? PL_OK : PL_ERR_MEMORY;
 }
 
-pl_status pl_carrier_open(struct pl_world *row, const char *what, const struct pl_exchange_options *o, struct pl_carrier **out)
+pl_status pl_carrier_open(struct pl_world *row, const struct pl_carrier_words *words, const struct pl_exchange_options *o, struct pl_carrier **out)
 {
     struct pl_exchange_options mine = *o;
     struct pl_carrier *c;
     mine.algorithm = NULL; /* nothing is added up here */
     mine.table = NULL;
-    pl_status s = pl_world_agree(row, make(row, what, o, &c));
+    pl_status s = pl_world_agree(row, make(row, words, o, &c));
     if (s == PL_OK)
         s = pl_mesh_open(row, &mine, sizeof(struct note), &c->mesh);
     if (s == PL_OK) {

@@ -7,6 +7,9 @@
 
 struct pl_carrier;
 
+/* What the ranks of the row have, in messages and in the timeline. Constant. */
+struct pl_carrier_words { const char *one, *all, *to, *from, *wait; };
+
 /* Memory on its way to or from another stage, both of whom know its length; the caller's from post until it has been waited
  * for. */
 struct pl_crossing {
@@ -20,8 +23,8 @@ struct pl_crossing {
     struct pl_crossing *next;
 };
 
-/* row: the stages, or whatever else messages call what each of them has of the layers. Collective over it; they agree inside. */
-pl_status pl_carrier_open(struct pl_world *row, const char *what, const struct pl_exchange_options *o, struct pl_carrier **out);
+/* row: the stages, or parts. Collective over it; they agree inside. */
+pl_status pl_carrier_open(struct pl_world *row, const struct pl_carrier_words *words, const struct pl_exchange_options *o, struct pl_carrier **out);
 /* lost: after an error; nothing is waited for. Otherwise collective over the row. NULL is fine. */
 void pl_carrier_close(struct pl_carrier *c, bool lost);
 const char *pl_carrier_why(const struct pl_carrier *c);

@@ -26,6 +26,8 @@ struct pl_pipeline {
     struct tail tail;
 };
 
+static const struct pl_carrier_words words = {"stage", "stages", "to stage", "from stage", "wait for stage"};
+
 /* ---- create, destroy ------------------------------------------------------------------------------- */
 
 static bool first_stage(const struct pl_pipeline *p) { return p->grid->stage == 0; }
@@ -97,7 +99,7 @@ pl_status pl_pipeline_create(struct pl_world *w, const struct pl_pipeline_option
     }
     s = pl_world_agree(w, s);
     if (s == PL_OK)
-        s = pl_world_agree(w, pl_carrier_open(&o->grid->row, "stage", o->exchange, &p->carrier));
+        s = pl_world_agree(w, pl_carrier_open(&o->grid->row, &words, o->exchange, &p->carrier));
     if (s < 0)
         pl_pipeline_destroy(p, true);
     else

@@ -14,6 +14,8 @@ struct pl_tensor_group {
     float *memory, **sent, **received;    /* [parts] each with room for a share; likewise */
 };
 
+static const struct pl_carrier_words words = {"part", "parts", "to part", "from part", "wait for part"};
+
 /* ---- to all the others ------------------------------------------------------------------------- */
 
 static void post(struct pl_tensor_group *t, struct pl_crossing *c, bool sends, int part, const float *p, int64_t n)
@@ -166,7 +168,7 @@ pl_status pl_tensor_group_create(struct pl_world *w, struct pl_grid *grid, const
     struct pl_tensor_group *t = pl_alloc(sizeof *t, "a group of parts");
     pl_status s = pl_world_agree(w, t ? make(t, grid, g) : PL_ERR_MEMORY);
     if (s == PL_OK)
-        s = pl_world_agree(w, pl_carrier_open(&grid->row, "part", o, &t->carrier));
+        s = pl_world_agree(w, pl_carrier_open(&grid->row, &words, o, &t->carrier));
     if (s < 0) {
         pl_tensor_group_destroy(t, true);
         return s;

@@ -52,6 +52,8 @@ run 2 stages report.timeline=true split.pipeline=2 train.steps=5
 check stages/timeline-00000000.json 2 5 0 "part/forward,part/backward,stages/to stage,stages/from stage,stages/wait for stage"
 run 2 stages report.timeline=true train.steps=9
 check stages/timeline-00000005.json 2 4 5 forward/conv1
+run 2 parts report.timeline=true split.tensor=2 train.steps=3
+check parts/timeline-00000000.json 2 3 0 "forward/pool1.join,backward/pool1.join,parts/to part,parts/from part,parts/wait for part"
 run 3 quorum report.timeline=true sync.backup_workers=1 exchange.transport=tcp train.steps=6
 [ -s quorum/timeline-00000000.json ] || fail "no timeline with backup workers: $(ls quorum)"
 

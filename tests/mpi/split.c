@@ -9,6 +9,7 @@
 
 #define ELEMS 300007
 #define MOST 200003 /* of what crosses */
+static const struct pl_carrier_words words = {"stage", "stages", "to stage", "from stage", "wait for stage"};
 enum { ROUNDS = 12, AT_ONCE = 5 };
 
 static void check_world(const struct pl_world *w, const struct pl_world *part, int rank, int ranks, int step, int first)
@@ -131,7 +132,7 @@ static void test_grid(struct pl_world *w, int stages, const char *transport, con
     check_world(w, &g.row, w->rank % stages, stages, 1, w->rank / stages * stages);
     check_world(w, &g.column, w->rank / stages, w->ranks / stages, stages, w->rank % stages);
     check_agreement(&g);
-    CHECK(pl_carrier_open(&g.row, "stage", &o, &c) == PL_OK, "carrier: %s", pl_error_text());
+    CHECK(pl_carrier_open(&g.row, &words, &o, &c) == PL_OK, "carrier: %s", pl_error_text());
     CHECK(pl_exchange_create(&g.column, &o, ELEMS, &x) == PL_OK, "exchange: %s", pl_error_text());
     if (c && x)
         run_rounds(c, x, &g);
@@ -149,7 +150,7 @@ static void test_absent(struct pl_world *w, const char *transport)
     int here = 0;
     struct pl_crossing x;
     const struct pl_exchange_options o = {.transport = transport, .network = {.channels = 1}, .bucket_bytes = 1 << 16, .timeout_ms = 300};
-    CHECK(pl_grid_open(w, w->ranks, 1, &g) == PL_OK && pl_carrier_open(&g.row, "stage", &o, &c) == PL_OK, "open: %s", pl_error_text());
+    CHECK(pl_grid_open(w, w->ranks, 1, &g) == PL_OK && pl_carrier_open(&g.row, &words, &o, &c) == PL_OK, "open: %s", pl_error_text());
     if (g.stage == 0) {
         post(c, &x, false, 1, memory, 16);
         CHECK(pl_carrier_wait(c, &x) == PL_ERR_PEER, "nothing came, and that was no error");
@@ -158,7 +159,7 @@ static void test_absent(struct pl_world *w, const char *transport)
     pl_error_clear();
     pl_world_broadcast(w, &here, sizeof here, 0); /* the others wait for it */
     pl_carrier_close(c, true);
-    CHECK(pl_carrier_open(&g.row, "stage", &o, &c) == PL_OK, "open: %s", pl_error_text());
+    CHECK(pl_carrier_open(&g.row, &words, &o, &c) == PL_OK, "open: %s", pl_error_text());
     if (g.stage == 0) {
         const double mine = 1, *all;
         char wanted[64];
