@@ -79,8 +79,9 @@ static pl_status map_node(struct pl_exchange *x)
     struct pl_levels *l = &x->levels;
     struct pl_extent own[PL_OWN_EXTENTS];
     void *memory;
-    size_t bytes = pl_exchange_shared_bytes(l->node_ranks, x->elems);
-    pl_exchange_shared_extents(x->world->local_rank, l->node_ranks, x->elems, own);
+    int values = x->options.values;
+    size_t bytes = pl_exchange_shared_bytes(l->node_ranks, x->elems, values);
+    pl_exchange_shared_extents(x->world->local_rank, l->node_ranks, x->elems, values, own);
     pl_status s = pl_exchange_map(x->world, l->node, l->node_ranks, bytes, own, &memory, x->why, sizeof x->why);
     if (s != PL_OK)
         return s;
@@ -234,6 +235,7 @@ static struct pl_exchange *make(const struct pl_exchange_options *o, int64_t ele
     if (o->gaps > 0)
         memcpy(x->gap, o->gap, (size_t)o->gaps * sizeof *x->gap);
     x->options = *o;
+    x->options.values = pl_exchange_most_values(o->values);
     x->elems = elems;
     x->step = -1;
     x->transport = "none";

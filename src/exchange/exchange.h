@@ -31,6 +31,7 @@ struct pl_exchange_options {
                             * whatever nodes they are */
     double bucket_bytes;   /* a bucket goes out when it holds this much */
     double timeout_ms;     /* of a wait in which nothing moves */
+    int values;            /* doubles of a small sum at most; 0: PL_EXCHANGE_VALUES */
     bool direct;           /* no thread: the main thread does it all, polling, in finish, sum and max */
 };
 struct pl_exchange_times {
@@ -68,7 +69,7 @@ pl_status pl_exchange_ready(struct pl_exchange *x, int64_t a, int64_t b);
 pl_status pl_exchange_finish(struct pl_exchange *x, struct pl_exchange_times *times);
 
 #define PL_EXCHANGE_VALUES 16
-/* Sums n doubles (at most PL_EXCHANGE_VALUES) over the ranks, in the step: posted now, valid after finish. */
+/* Sums n doubles (at most options.values) over the ranks, in the step: posted now, valid after finish. */
 pl_status pl_exchange_post_sum(struct pl_exchange *x, double *values, int n);
 /* The same, waited for. */
 pl_status pl_exchange_sum(struct pl_exchange *x, double *values, int n);

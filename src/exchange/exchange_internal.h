@@ -31,7 +31,7 @@ struct pl_levels {
 
 struct pl_exchange {
     struct pl_world *world; /* NULL in tests without MPI */
-    struct pl_exchange_options options;
+    struct pl_exchange_options options; /* values: as many as there are */
     const struct pl_algorithm *algorithm; /* NULL with one rank */
     struct pl_levels levels;
     struct pl_shared *shared;     /* NULL: one level */
@@ -56,17 +56,17 @@ extern const struct pl_algorithm pl_algorithm_network;
 pl_status pl_exchange_network_open(struct pl_exchange *x, const struct pl_network *network);
 void pl_exchange_network_traffic(struct pl_exchange *x, double *sent_mb, double *saved_mb); /* since the last call */
 
-/* node.c: `memory` is shared by all `ranks`, zeroed, at least pl_exchange_shared_bytes. name[ranks]: their numbers
- * in the run, NULL: the same. */
+/* node.c: `memory` is shared by all `ranks`, zeroed, at least pl_exchange_shared_bytes. values: of the options. name[ranks]:
+ * their numbers in the run, NULL: the same. */
 extern const struct pl_algorithm pl_algorithm_shared;
-size_t pl_exchange_shared_bytes(int ranks, int64_t elems);
+size_t pl_exchange_shared_bytes(int ranks, int64_t elems, int values);
 pl_status pl_exchange_shared_open(struct pl_exchange *x, void *memory, int rank, int ranks, const int *name);
 void pl_exchange_shared_close(struct pl_exchange *x);
 
 /* What a rank should touch first, so that it lies near it: its own gradient and its part of the sum. */
 struct pl_extent { size_t offset, bytes; };
 enum { PL_OWN_EXTENTS = 2 };
-void pl_exchange_shared_extents(int rank, int ranks, int64_t elems, struct pl_extent own[PL_OWN_EXTENTS]);
+void pl_exchange_shared_extents(int rank, int ranks, int64_t elems, int values, struct pl_extent own[PL_OWN_EXTENTS]);
 
 /* far.c: sums that the backend makes of what lies with it. Collective; ranks agree inside. finish: waits for them. */
 pl_status pl_exchange_far_open(struct pl_exchange *x);
@@ -85,6 +85,9 @@ pl_status pl_exchange_create_in(void *memory, const struct pl_levels *levels, co
                                 const struct pl_exchange_options *o, int64_t elems, struct pl_exchange **out);
 /* A mesh over a given network among all ranks, which it takes over. */
 pl_status pl_mesh_open_in(const struct pl_network *network, const struct pl_exchange_options *o, size_t note_bytes, struct pl_mesh **out);
+
+/* options.values, where 0 is said in words. */
+static inline int pl_exchange_most_values(int values) { return values > 0 ? values : PL_EXCHANGE_VALUES; }
 
 /* One more in a list of ranks, "2, 5", as far as it has room; more: a number, a list, or nothing. */
 void pl_exchange_append(char *list, size_t bytes, const char *more);

@@ -37,6 +37,9 @@ static bool add_on_node(struct pl_route *r, struct pl_flight *f)
     return true;
 }
 
+static double *said(const struct pl_route *r, struct pl_flight *f) { return r->values ? r->values : f->said; }
+static double *sum(const struct pl_route *r, struct pl_flight *f) { return r->values ? r->values + r->exchange->options.values : f->sum; }
+
 static bool is_first_of_node(const struct pl_exchange *x) { return x->levels.column == 0; }
 
 /* Values on two levels. false: not yet. */
@@ -49,10 +52,10 @@ static bool gather_on_node(struct pl_route *r, struct pl_flight *f)
         f->stage = PL_WHOLE;
         return true;
     }
-    if (!pl_node_reduce(x->shared, f->what.number, f->what.op, f->said, (int)f->what.n))
+    if (!pl_node_reduce(x->shared, f->what.number, f->what.op, said(r, f), (int)f->what.n))
         return false;
-    f->in = f->said;
-    f->out = f->sum;
+    f->in = said(r, f);
+    f->out = sum(r, f);
     f->n = f->what.n;
     return true;
 }
@@ -75,9 +78,9 @@ bool pl_flight_prepare(struct pl_route *r, struct pl_flight *f)
         f->in = x->gradient + f->what.a;
         f->out = x->sum + f->what.a;
     } else {
-        memcpy(f->said, f->what.values, (size_t)f->n * sizeof *f->said);
-        f->in = f->said;
-        f->out = f->sum;
+        memcpy(said(r, f), f->what.values, (size_t)f->n * sizeof *f->said);
+        f->in = said(r, f);
+        f->out = sum(r, f);
     }
     return true;
 }
@@ -182,7 +185,7 @@ void pl_flight_finish(struct pl_route *r, struct pl_flight *f)
         pl_node_done(x->shared);
     if (f->what.kind == PL_BUCKET || (x->shared && !is_first_of_node(x)))
         return;
-    memcpy(f->what.values, f->sum, (size_t)f->what.n * sizeof *f->sum);
+    memcpy(f->what.values, sum(r, f), (size_t)f->what.n * sizeof *f->sum);
     if (x->shared)
-        pl_node_publish(x->shared, f->what.number, f->sum, (int)f->what.n);
+        pl_node_publish(x->shared, f->what.number, sum(r, f), (int)f->what.n);
 }

@@ -32,7 +32,7 @@ struct pl_flight {
     float *residual; /* compressed */
     double traced;   /* pl_trace_begin */
     int64_t at, n;   /* elements [at, at + n) of the gradient */
-    double said[PL_EXCHANGE_VALUES], sum[PL_EXCHANGE_VALUES];
+    double said[PL_EXCHANGE_VALUES], sum[PL_EXCHANGE_VALUES]; /* unless the route has places for more */
 };
 
 /* What flights need on their way. */
@@ -41,6 +41,7 @@ struct pl_route {
     struct pl_network network; /* table NULL: this rank has no counterpart on some node, and no network */
     struct pl_collectives *collectives;
     struct pl_compressed *compressed; /* NULL: not asked for */
+    double *values;          /* [2 * options.values] what was said, and its sum, of one flight at a time; NULL: flights have room */
     uint64_t next_op;        /* numbers what goes over the network */
     int64_t partial_at;      /* of the node's sums that are in use */
     _Atomic uint64_t saved;  /* bytes that compression did not send */

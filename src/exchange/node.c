@@ -41,7 +41,6 @@ struct line {
     _Alignas(64) _Atomic uint64_t posted; /* buckets */
     _Atomic uint64_t done;                /* buckets of which its part is added up */
     _Atomic uint64_t said;                /* small values */
-    _Alignas(64) double value[2][PL_EXCHANGE_VALUES];
 };
 
 struct control {
@@ -49,8 +48,7 @@ struct control {
     _Alignas(64) _Atomic uint32_t events;   /* a futex: changes when somebody moves on while others sleep */
     _Atomic uint32_t sleepers;
     _Alignas(64) _Atomic uint64_t results; /* of values that all nodes said */
-    double result[2][PL_EXCHANGE_VALUES];
-    struct line line[];
+    struct line line[]; /* [ranks]; behind them the values, [ranks + 1][2][places]: of each rank, and results */
 };
 
 struct pl_shared {
@@ -59,6 +57,8 @@ struct pl_shared {
     struct line *mine;
     int rank, ranks;
     const int *name; /* [ranks] in the run; NULL: the same */
+    double *place;    /* the values in the control block */
+    size_t places;    /* of a copy of them */
     size_t slab; /* elements from one rank's gradient to the next one's, and to the sum */
     struct { int64_t a, b; } bucket[MAX_BUCKETS];
     uint64_t posted, done, said; /* as in the line */
@@ -70,15 +70,24 @@ struct pl_shared {
 /* ---- layout ------------------------------------------------------------------------------------- */
 
 static size_t whole_pages(size_t bytes) { return (bytes + PAGE - 1) / PAGE * PAGE; }
-static size_t control_bytes(int ranks) { return whole_pages(sizeof(struct control) + (size_t)ranks * sizeof(struct line)); }
+static size_t lines_bytes(int ranks) { return sizeof(struct control) + (size_t)ranks * sizeof(struct line); }
+static size_t places_of(int values) { return ((size_t)pl_exchange_most_values(values) + 7) / 8 * 8; } /* whole cache lines */
 static size_t slab_bytes(int64_t elems) { return whole_pages((size_t)elems * sizeof(float)); }
 
-size_t pl_exchange_shared_bytes(int ranks, int64_t elems) { return control_bytes(ranks) + (size_t)(ranks + 1) * slab_bytes(elems); }
-
-void pl_exchange_shared_extents(int rank, int ranks, int64_t elems, struct pl_extent own[PL_OWN_EXTENTS])
+static size_t control_bytes(int ranks, int values)
 {
-    size_t slab = slab_bytes(elems), gradient = control_bytes(ranks) + (size_t)rank * slab;
-    size_t sum = control_bytes(ranks) + (size_t)ranks * slab, pages = slab / PAGE;
+    return whole_pages(lines_bytes(ranks) + (size_t)(ranks + 1) * 2 * places_of(values) * sizeof(double));
+}
+
+size_t pl_exchange_shared_bytes(int ranks, int64_t elems, int values)
+{
+    return control_bytes(ranks, values) + (size_t)(ranks + 1) * slab_bytes(elems);
+}
+
+void pl_exchange_shared_extents(int rank, int ranks, int64_t elems, int values, struct pl_extent own[PL_OWN_EXTENTS])
+{
+    size_t slab = slab_bytes(elems), gradient = control_bytes(ranks, values) + (size_t)rank * slab;
+    size_t sum = control_bytes(ranks, values) + (size_t)ranks * slab, pages = slab / PAGE;
     size_t begin = pages * (size_t)rank / (size_t)ranks * PAGE, end = pages * (size_t)(rank + 1) / (size_t)ranks * PAGE;
     own[0] = rank == 0 ? (struct pl_extent){0, gradient + slab} : (struct pl_extent){gradient, slab}; /* control too */
     own[1] = (struct pl_extent){sum + begin, end - begin};
@@ -239,14 +248,16 @@ static bool all_is_whole(struct pl_shared *s)
     return all_are_done(s);
 }
 
-static double reduced(const struct pl_shared *s, uint64_t number, enum pl_reduce op, int i)
+/* The copy of values `number` of a rank; of s->ranks: what all nodes gave. */
+static double *values_at(const struct pl_shared *s, int rank, uint64_t number)
 {
-    double result = s->control->line[0].value[number % 2][i];
-    for (int r = 1; r < s->ranks; r++) {
-        double v = s->control->line[r].value[number % 2][i];
-        result = op == PL_MAX_F64 ? (v > result ? v : result) : result + v;
-    }
-    return result;
+    return s->place + ((size_t)rank * 2 + number % 2) * s->places;
+}
+
+static void combine(enum pl_reduce op, const double *restrict v, double *restrict out, int n)
+{
+    for (int i = 0; i < n; i++)
+        out[i] = op == PL_MAX_F64 ? (v[i] > out[i] ? v[i] : out[i]) : out[i] + v[i];
 }
 
 bool pl_node_reduce(const struct pl_shared *s, uint64_t number, enum pl_reduce op, double *out, int n)
@@ -254,8 +265,9 @@ bool pl_node_reduce(const struct pl_shared *s, uint64_t number, enum pl_reduce o
     for (int r = 0; r < s->ranks; r++)
         if (atomic_load(&s->control->line[r].said) < number)
             return false;
-    for (int i = 0; i < n; i++)
-        out[i] = reduced(s, number, op, i);
+    memcpy(out, values_at(s, 0, number), (size_t)n * sizeof *out);
+    for (int r = 1; r < s->ranks; r++)
+        combine(op, values_at(s, r, number), out, n);
     return true;
 }
 
@@ -280,7 +292,7 @@ void pl_node_post(struct pl_shared *s)
 
 void pl_node_say(struct pl_shared *s, const double *values, int n)
 {
-    memcpy(s->mine->value[(s->said + 1) % 2], values, (size_t)n * sizeof *values);
+    memcpy(values_at(s, s->rank, s->said + 1), values, (size_t)n * sizeof *values);
     atomic_store(&s->mine->said, ++s->said);
 }
 
@@ -296,7 +308,7 @@ void pl_node_done(struct pl_shared *s)
 
 void pl_node_publish(struct pl_shared *s, uint64_t number, const double *values, int n)
 {
-    memcpy(s->control->result[number % 2], values, (size_t)n * sizeof *values);
+    memcpy(values_at(s, s->ranks, number), values, (size_t)n * sizeof *values);
     atomic_store(&s->control->results, number);
 }
 
@@ -304,7 +316,7 @@ bool pl_node_result(const struct pl_shared *s, uint64_t number, double *out, int
 {
     if (atomic_load(&s->control->results) < number)
         return false;
-    memcpy(out, s->control->result[number % 2], (size_t)n * sizeof *out);
+    memcpy(out, values_at(s, s->ranks, number), (size_t)n * sizeof *out);
     return true;
 }
 
@@ -327,7 +339,7 @@ static pl_status shared_post_bucket(struct pl_exchange *x, int64_t a, int64_t b,
 static pl_status shared_post_values(struct pl_exchange *x, enum pl_reduce op, double *values, int n)
 {
     struct pl_shared *s = x->shared;
-    if (n > PL_EXCHANGE_VALUES)
+    if (n > x->options.values)
         return pl_error(PL_ERR_USAGE, "exchange", "a small sum of %d values", n);
     PL_TRY(finish_values(s)); /* one at a time */
     s->values = values;
@@ -351,8 +363,10 @@ pl_status pl_exchange_shared_open(struct pl_exchange *x, void *memory, int rank,
         return PL_ERR_MEMORY;
     *s = (struct pl_shared){.exchange = x, .control = memory, .rank = rank, .ranks = ranks, .name = name};
     s->mine = &s->control->line[rank];
+    s->place = (double *)(void *)((char *)memory + lines_bytes(ranks));
+    s->places = places_of(x->options.values);
     s->slab = slab_bytes(x->elems) / sizeof(float);
-    float *slabs = (float *)(void *)((char *)memory + control_bytes(ranks));
+    float *slabs = (float *)(void *)((char *)memory + control_bytes(ranks, x->options.values));
     x->gradient = slabs + (size_t)rank * s->slab;
     x->sum = slabs + (size_t)ranks * s->slab;
     x->shared = s;
@@ -363,7 +377,7 @@ pl_status pl_exchange_shared_open(struct pl_exchange *x, void *memory, int rank,
 void pl_exchange_shared_close(struct pl_exchange *x)
 {
     if (x->world && x->shared)
-        pl_exchange_unmap(x->shared->control, pl_exchange_shared_bytes(x->shared->ranks, x->elems));
+        pl_exchange_unmap(x->shared->control, pl_exchange_shared_bytes(x->shared->ranks, x->elems, x->options.values));
     pl_free(x->shared);
     x->shared = NULL;
 }

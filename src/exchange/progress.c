@@ -292,12 +292,12 @@ static pl_status network_post_bucket(struct pl_exchange *x, int64_t a, int64_t b
 static pl_status network_post_values(struct pl_exchange *x, enum pl_reduce op, double *values, int n)
 {
     struct pl_progress *p = x->progress;
-    if (n > PL_EXCHANGE_VALUES)
+    if (n > x->options.values)
         return pl_error(PL_ERR_USAGE, "exchange", "a small sum of %d values", n);
-    if (x->shared) {
+    if (x->shared || p->route.values)
         PL_TRY(p->values > 0 ? wait_for(p, 0) : PL_OK); /* their places are used in turn */
+    if (x->shared)
         pl_node_say(x->shared, values, n);
-    }
     return post(p, (struct pl_task){.kind = PL_VALUES, .op = op, .values = values, .n = n, .step = x->step, .number = ++p->values});
 }
 
@@ -326,6 +326,11 @@ static pl_status prepare(struct pl_exchange *x)
         return PL_ERR_MEMORY;
     p->route.exchange = x;
     p->threaded = !x->options.direct;
+    if (x->options.values > PL_EXCHANGE_VALUES && !(p->route.values = pl_alloc(2 * (size_t)x->options.values * sizeof(double), "values"))) {
+        pl_free(p);
+        x->progress = NULL;
+        return PL_ERR_MEMORY;
+    }
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->to_thread, NULL);
     pthread_cond_init(&p->to_main, NULL);
@@ -379,6 +384,7 @@ static void network_close(struct pl_exchange *x)
     pl_network_close(&p->route.network, false);
     pl_collectives_destroy(p->route.collectives);
     pl_compressed_destroy(p->route.compressed);
+    pl_free(p->route.values);
     pl_free(p);
 }
 

@@ -13,11 +13,13 @@
 
 #define MOST_RANKS 5
 #define STEPS 6
+#define MOST_VALUES 4097
 
 struct trial {
     int ranks;
     int64_t elems, most_slice;
     double bucket_bytes, timeout_ms;
+    int values;           /* of a sum, 0: not many */
     int64_t hang_step;    /* where those of `hang` stop, -1: nowhere */
     const bool *hang;     /* [ranks] */
     void *memory;
@@ -54,6 +56,25 @@ static void check_sums(struct rank *me, struct pl_exchange *x, int step)
     }
 }
 
+/* Sums of more values than there is room for by default, one after the other: their places are used in turn. */
+static pl_status check_many(struct rank *me, struct pl_exchange *x, int step)
+{
+    const struct trial *t = me->trial;
+    static _Thread_local double v[MOST_VALUES];
+    for (int round = 0, n = t->values; n > 0 && round < 3; round++, n = n / 2 + 1) {
+        for (int i = 0; i < n; i++)
+            v[i] = (double)value(me->rank, i, step + round) / 3;
+        PL_TRY(pl_exchange_sum(x, v, n));
+        for (int i = 0; i < n; i++) {
+            double wanted = 0;
+            for (int r = 0; r < t->ranks; r++)
+                wanted = r == 0 ? (double)value(0, i, step + round) / 3 : wanted + (double)value(r, i, step + round) / 3;
+            CHECK(v[i] == wanted, "value %d of %d: %.17g, wanted %.17g", i, n, v[i], wanted);
+        }
+    }
+    return PL_OK;
+}
+
 static pl_status run_step(struct rank *me, struct pl_exchange *x, int step)
 {
     const struct trial *t = me->trial;
@@ -78,13 +99,13 @@ static pl_status run_step(struct rank *me, struct pl_exchange *x, int step)
     CHECK(small[0] == t->ranks && small[1] == t->ranks * (t->ranks - 1) / 2.0, "small sums %g, %g", small[0], small[1]);
     PL_TRY(pl_exchange_max(x, &most, 1));
     CHECK(most == t->ranks - 1, "largest rank %g", most);
-    return PL_OK;
+    return check_many(me, x, step);
 }
 
 static pl_status run_rank(struct rank *me)
 {
     struct pl_exchange *x;
-    struct pl_exchange_options o = {.bucket_bytes = me->trial->bucket_bytes, .timeout_ms = me->trial->timeout_ms};
+    struct pl_exchange_options o = {.bucket_bytes = me->trial->bucket_bytes, .timeout_ms = me->trial->timeout_ms, .values = me->trial->values};
     int node[MOST_RANKS] = {0, 1, 2, 3, 4};
     struct pl_levels levels = {.node = node, .node_ranks = me->trial->ranks, .place = me->rank};
     PL_TRY(pl_exchange_create_in(me->trial->memory, &levels, NULL, &o, me->trial->elems, &x));
@@ -105,12 +126,12 @@ static void *as_thread(void *arg)
 
 static void make_memory(struct trial *t)
 {
-    size_t bytes = pl_exchange_shared_bytes(t->ranks, t->elems);
+    size_t bytes = pl_exchange_shared_bytes(t->ranks, t->elems, t->values);
     t->memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     assert_true(t->memory != MAP_FAILED);
 }
 
-static void free_memory(struct trial *t) { munmap(t->memory, pl_exchange_shared_bytes(t->ranks, t->elems)); }
+static void free_memory(struct trial *t) { munmap(t->memory, pl_exchange_shared_bytes(t->ranks, t->elems, t->values)); }
 
 static void run_threads(struct trial t)
 {
@@ -156,12 +177,13 @@ static void run_processes(struct trial t, bool (*judge)(const struct rank *me, p
 
 static void each_trial(void (*run)(struct trial t))
 {
-    static const struct { int64_t elems, most_slice; double bucket_bytes; } sizes[] = {
-        {1, 1, 4}, {7, 3, 4}, {16, 16, 64}, {17, 17, 1e9}, {1000, 100, 256}, {3001, 3, 4}, {20011, 6000, 16384}, {20011, 6000, 1e9}};
+    static const struct { int64_t elems, most_slice; double bucket_bytes; int values; } sizes[] = {
+        {1, 1, 4, 0}, {7, 3, 4, 17}, {16, 16, 64, 0}, {17, 17, 1e9, MOST_VALUES}, {1000, 100, 256, 33}, {3001, 3, 4, 0}, {20011, 6000, 16384, 513}, {20011, 6000, 1e9, 0},
+        {0, 1, 4, 1025}};
     for (int ranks = 2; ranks <= MOST_RANKS; ranks++)
         for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
             run((struct trial){.ranks = ranks, .elems = sizes[i].elems, .most_slice = sizes[i].most_slice,
-                               .bucket_bytes = sizes[i].bucket_bytes, .timeout_ms = 60000, .hang_step = -1});
+                               .bucket_bytes = sizes[i].bucket_bytes, .timeout_ms = 60000, .values = sizes[i].values, .hang_step = -1});
 }
 
 static void test_threads(void **state) { (void)state, each_trial(run_threads); }
@@ -199,12 +221,13 @@ static void test_extents(void **state)
     (void)state;
     for (int ranks = 2; ranks <= MOST_RANKS; ranks++)
         for (int64_t elems = 0; elems < 30000; elems += 4099) {
-            size_t bytes = pl_exchange_shared_bytes(ranks, elems), pages = bytes / 4096;
+            int values = (int)elems % 7 * 300;
+            size_t bytes = pl_exchange_shared_bytes(ranks, elems, values), pages = bytes / 4096;
             unsigned char *owners = calloc(pages, 1);
             assert_int_equal(bytes % 4096, 0);
             for (int r = 0; r < ranks; r++) {
                 struct pl_extent own[PL_OWN_EXTENTS];
-                pl_exchange_shared_extents(r, ranks, elems, own);
+                pl_exchange_shared_extents(r, ranks, elems, values, own);
                 for (int i = 0; i < PL_OWN_EXTENTS; i++)
                     for (size_t at = own[i].offset; at < own[i].offset + own[i].bytes; at += 4096)
                         owners[at / 4096]++;
@@ -234,6 +257,16 @@ static void test_usage(void **state)
     assert_int_equal(pl_exchange_begin(x, 0), PL_OK);
     assert_int_equal(pl_exchange_ready(x, 0, 99), PL_ERR_USAGE);
     pl_error_clear();
+    pl_exchange_destroy(x);
+    free_memory(&t);
+
+    t.values = o.values = 20;
+    make_memory(&t);
+    assert_int_equal(pl_exchange_create_in(t.memory, &levels, NULL, &o, t.elems, &x), PL_OK);
+    double more[21] = {0};
+    assert_int_equal(pl_exchange_post_sum(x, more, 21), PL_ERR_USAGE);
+    pl_error_clear();
+    assert_int_equal(pl_exchange_post_sum(x, more, 20), PL_OK);
     pl_exchange_destroy(x);
     free_memory(&t);
 }

@@ -19,6 +19,7 @@ struct trial {
     double bucket_bytes, timeout_ms;
     const char *algorithm, *compress;
     bool direct;
+    int values;       /* of a sum, 0: not many */
     int hang;         /* this rank stops in step 2; -1: none */
     void *memory[8];  /* of each node */
     uint64_t *bits;   /* [ranks] of the last sum, shared */
@@ -71,6 +72,22 @@ static pl_status run_step(const struct trial *t, int me, struct pl_exchange *x, 
     return pl_exchange_finish(x, &times);
 }
 
+/* Sums of more values than there is room for by default, some while others are under way. */
+static bool check_many(const struct trial *t, int me, struct pl_exchange *x, int step)
+{
+    static double v[2][4097];
+    for (int i = 0; i < t->values; i++)
+        v[0][i] = value(me, i, step), v[1][i] = value(me, i, step + 1);
+    CHECK(pl_exchange_post_sum(x, v[0], t->values) == PL_OK && pl_exchange_sum(x, v[1], t->values) == PL_OK, "values: %s", pl_error_text());
+    for (int i = 0; i < 2 * t->values; i++) {
+        double wanted = 0, found = v[i / t->values][i % t->values];
+        for (int r = 0; r < t->ranks; r++)
+            wanted += value(r, i % t->values, step + i / t->values);
+        CHECK(found == wanted, "step %d value %d of %d: %g, wanted %g", step, i, t->values, found, wanted);
+    }
+    return true;
+}
+
 static bool run_steps(const struct trial *t, int me, struct pl_exchange *x)
 {
     for (int step = 0; step < STEPS; step++) {
@@ -89,6 +106,8 @@ static bool run_steps(const struct trial *t, int me, struct pl_exchange *x)
             return false;
         CHECK(small[0] == t->ranks && small[1] == t->ranks * (t->ranks - 1) / 2.0, "small sums %g, %g", small[0], small[1]);
         CHECK(pl_exchange_max(x, &most, 1) == PL_OK && most == t->ranks - 1, "max %g", most);
+        if (t->values > 0 && !check_many(t, me, x, step))
+            return false;
     }
     t->bits[me] = pl_hash(PL_HASH_START, pl_exchange_agreed(x), (size_t)t->elems * sizeof(float));
     return t->hang < 0;
@@ -125,7 +144,7 @@ static bool body(const struct pl_group *g, struct forks *f, void *arg)
     n.group = (struct pl_group){.me = me / k, .members = l.members, .rank = n.rank, .one_node = true, .allgather = allgather_column, .arg = &column};
     const struct pl_transport_options o = {.channels = 2, .interface = "lo", .timeout_ms = 20000};
     CHECK(n.table->open(&n.group, &o, &n.transport, n.how, sizeof n.how) == PL_OK, "open: %s", pl_error_text());
-    struct pl_exchange_options xo = {.algorithm = t->algorithm, .compress = t->compress, .bucket_bytes = t->bucket_bytes, .timeout_ms = t->timeout_ms, .direct = t->direct};
+    struct pl_exchange_options xo = {.algorithm = t->algorithm, .compress = t->compress, .bucket_bytes = t->bucket_bytes, .timeout_ms = t->timeout_ms, .direct = t->direct, .values = t->values};
     struct pl_exchange *x;
     CHECK(pl_exchange_create_in(t->node_ranks ? t->memory[me / k] : NULL, &l, &n, &xo, t->elems, &x) == PL_OK, "create: %s", pl_error_text());
     bool right = run_steps(t, me, x);
@@ -138,7 +157,7 @@ static bool body(const struct pl_group *g, struct forks *f, void *arg)
 
 static void run(struct trial t)
 {
-    size_t bytes = t.node_ranks ? pl_exchange_shared_bytes(t.node_ranks, t.elems) : 0;
+    size_t bytes = t.node_ranks ? pl_exchange_shared_bytes(t.node_ranks, t.elems, t.values) : 0;
     for (int i = 0; t.node_ranks && i < t.ranks / t.node_ranks; i++)
         t.memory[i] = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     t.bits = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -177,6 +196,16 @@ static void test_two_levels(void **state)
     }
 }
 
+static void test_many_values(void **state)
+{
+    (void)state;
+    static const struct { int ranks, node_ranks, values; int64_t elems; } trials[] = {{2, 0, 17, 1000}, {3, 0, 4097, 0}, {5, 0, 1025, 60011}, {4, 2, 1025, 60011}, {6, 3, 4097, 0}};
+    for (size_t i = 0; i < sizeof trials / sizeof *trials; i++)
+        for (int direct = 0; direct < 2; direct++)
+            run((struct trial){.ranks = trials[i].ranks, .node_ranks = trials[i].node_ranks, .values = trials[i].values, .elems = trials[i].elems, .most_slice = 9000,
+                               .bucket_bytes = 16384, .timeout_ms = 30000, .algorithm = "auto", .direct = direct, .hang = -1});
+}
+
 static void test_compressed(void **state)
 {
     (void)state;
@@ -193,7 +222,7 @@ static void test_missing(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_one_level), cmocka_unit_test(test_two_levels), cmocka_unit_test(test_compressed), cmocka_unit_test(test_missing)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_one_level), cmocka_unit_test(test_two_levels), cmocka_unit_test(test_many_values), cmocka_unit_test(test_compressed), cmocka_unit_test(test_missing)};
     return cmocka_run_group_tests_name("exchange over tcp", tests, NULL, NULL);
 }
 #else
