@@ -28,7 +28,7 @@ enum pl_op_kind {
     PL_OP_MAXPOOL, PL_OP_AVGPOOL, /* padding counts in neither, but in an average with count_pad as zeros */
     PL_OP_RELU, PL_OP_SIGMOID, PL_OP_TANH,
     PL_OP_DROPOUT,        /* keeps with 1 - rate, scales by 1 / (1 - rate) in training; identity in evaluation */
-    PL_OP_BATCHNORM,      /* over N, H, W of the real rows; params scale, shift, running mean, running variance [C] */
+    PL_OP_BATCHNORM,      /* over N, H, W of the real rows, with sync those of all ranks; params scale, shift, running mean, running variance [C] */
     PL_OP_LRN,            /* across channels: y = x / (k + alpha/size * sum x^2)^beta (Krizhevsky 2012, Caffe's form) */
     PL_OP_CONCAT,         /* along channels (axis 1) */
     PL_OP_ADD,            /* sum of the inputs; y may be x[0] */
@@ -51,6 +51,7 @@ struct pl_op {
     double rate;                   /* dropout */
     int64_t first;                 /* dropout: the place of y's first number among a sample's, where only a part of them is here */
     double epsilon, momentum;      /* batchnorm: running = momentum * running + (1 - momentum) * batch */
+    bool sync;                     /* batchnorm: in training statistics are those of all ranks' rows (io.sum) */
     int64_t size; double alpha, beta, k; /* lrn */
     int64_t label_floats;          /* losses: 0 = int32 classes */
     double weight;                 /* losses: times the loss in what is trained on */
@@ -60,6 +61,9 @@ struct pl_op {
     bool p_bf16;                   /* p[0] comes in bf16 too, only where wants_bf16 says so */
     bool relu;                     /* y = max(y, 0) at the end, only where fuses_relu says so; backward may overwrite dy */
 };
+
+/* Two sums a channel, and the rows that they are over. 0: the operation sums nothing over ranks. */
+static inline int64_t pl_op_sync_values(const struct pl_op *op) { return op->sync ? 2 * op->x[0].dim[1] + 1 : 0; }
 
 /* Sums over the real rows of one forward pass, added to by a loss plan; total is the weight times the loss. */
 struct pl_loss_sums { double loss, total, correct, correct5; int64_t rows; };
@@ -82,6 +86,10 @@ struct pl_io {
     float *dx[PL_MAX_INPUTS];
     /* Sums over rows, never means. Batchnorm's p[2], p[3] get rows * (batch mean, unbiased variance). */
     float *dp[PL_MAX_PARAMS];
+    /* Where op.sync and train: v[n] becomes its sum over all ranks; by the thread that runs the plan, and by every rank, with 0
+     * rows too. NULL: there is one rank. n is at most pl_op_sync_values. */
+    pl_status (*sum)(void *arg, double *v, int64_t n);
+    void *sum_arg;
     uint64_t seed, step_key;       /* dropout: with row_key[], names the random stream */
     uint32_t layer_key;
     const int64_t *row_key;        /* [N] index of the sample in its data set */

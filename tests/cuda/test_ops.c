@@ -471,6 +471,20 @@ static void test_wrong_label(void **state)
     free_trial(&t);
 }
 
+/* Its statistics are of one device. */
+static void test_over_ranks(void **state)
+{
+    struct pl_op op;
+    struct pl_plan *p = NULL;
+    (void)state;
+    make_op(&op, PL_OP_BATCHNORM, 1);
+    op.sync = true;
+    assert_int_equal(cuda->plan(cuda_backend, &op, &p), PL_ERR_USAGE);
+    if (!strstr(pl_error_text(), "cuda cannot compute layer trial: it normalises over the samples of one rank"))
+        fail_msg("the message is: %s", pl_error_text());
+    pl_error_clear();
+}
+
 #ifndef PL_ON_GPU
 static int ends_by(void (*what)(float *far))
 {
@@ -515,7 +529,7 @@ int main(void)
     seed = given ? strtoull(given, NULL, 10) : 1;
     rng = pl_rng_make(seed, 0, 0, 0);
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_canonical), cmocka_unit_test(test_channels_last), cmocka_unit_test(test_large), cmocka_unit_test(test_few),
-                                       cmocka_unit_test(test_flattened), cmocka_unit_test(test_networks), cmocka_unit_test(test_helpers), cmocka_unit_test(test_wrong_label),
+                                       cmocka_unit_test(test_flattened), cmocka_unit_test(test_networks), cmocka_unit_test(test_helpers), cmocka_unit_test(test_wrong_label), cmocka_unit_test(test_over_ranks),
                                        cmocka_unit_test(test_ahead), cmocka_unit_test(test_reducer), cmocka_unit_test(test_faults)};
     const struct CMUnitTest in_bf16[] = {cmocka_unit_test(test_bf16), cmocka_unit_test(test_networks)};
     cmocka_set_test_filter(getenv("PL_TEST_ONLY"));

@@ -307,11 +307,184 @@ static bool maxima(size_t i, struct pl_op *op)
 }
 static void test_maxima(void **state) { (void)state, check_shapes(maxima); }
 
+/* ---- statistics over ranks ------------------------------------------------------------------------ */
+
+/* Two ranks that run one after the other, again and again: a sum is of one's own values and of what the other said in its last
+ * run. What is said first is right from the first run on, what depends on it one run later, and so on. */
+enum { MOST_SUMS = 4, MOST_SUMMED = 256 };
+static struct said {
+    double v[2][MOST_SUMS][MOST_SUMMED];
+    int rank, sums, fail; /* fail: this sum does; -1: none */
+    int64_t most;
+} said;
+
+static pl_status sum_of_two(void *arg, double *v, int64_t n)
+{
+    struct said *s = arg;
+    int k = s->sums++;
+    if (k == s->fail)
+        return pl_error(PL_ERR_PEER, "test", "the other is lost");
+    if (k >= MOST_SUMS || n > s->most)
+        fail_msg("sum %d of %lld values, %lld at most", k, (long long)n, (long long)s->most);
+    for (int64_t i = 0; i < n; i++) {
+        s->v[s->rank][k][i] = v[i];
+        v[i] += s->v[1 - s->rank][k][i];
+    }
+    return PL_OK;
+}
+
+/* [first, first + rows) of the trial's rows, at the same capacity. */
+static struct trial part_of(const struct trial *t, int64_t first, int64_t rows, float *x, float *dy)
+{
+    struct trial part = *t;
+    int64_t row = pl_shape_row_elems(&t->op.y), bytes = row * (int64_t)sizeof(float);
+    memset(x, 0, (size_t)(t->op.y.dim[0] * bytes));
+    memset(dy, 0, (size_t)(t->op.y.dim[0] * bytes));
+    memcpy(x, t->x[0] + first * row, (size_t)(rows * bytes));
+    memcpy(dy, t->dy + first * row, (size_t)(rows * bytes));
+    part.x[0] = x;
+    part.dy = dy;
+    part.io.x[0] = x;
+    part.io.dy = dy;
+    part.io.rows = rows;
+    part.io.sum = sum_of_two;
+    part.io.sum_arg = &said;
+    return part;
+}
+
+/* What two ranks with `first` rows and the rest compute, put together as one batch's. */
+static void run_two(const struct pl_backend_table *table, struct pl_backend *b, const struct trial *t, const struct pl_op *op, int64_t first, struct results *r)
+{
+    int64_t n = pl_shape_elems(&t->op.y), row = pl_shape_row_elems(&t->op.y), rows = t->io.rows;
+    float *x = calloc((size_t)n + 1, sizeof *x), *dy = calloc((size_t)n + 1, sizeof *dy);
+    struct results of[2];
+    said = (struct said){.fail = -1, .most = pl_op_sync_values(op)};
+    for (int run = 0; run < 2 * MOST_SUMS; run++) {
+        said.rank = run % 2;
+        said.sums = 0;
+        struct trial part = said.rank == 0 ? part_of(t, 0, first, x, dy) : part_of(t, first, rows - first, x, dy);
+        run_as(table, b, &part, op, true, &of[said.rank]);
+        assert_in_range(said.sums, 2, 3);
+        if (run < 2 * MOST_SUMS - 2)
+            free_results(&of[said.rank]);
+    }
+    memset(r, 0, sizeof *r);
+    r->y = copy_of(of[0].y, n);
+    r->dx[0] = copy_of(of[0].dx[0], n);
+    memcpy(r->y + first * row, of[1].y, (size_t)((rows - first) * row) * sizeof(float));
+    memcpy(r->dx[0] + first * row, of[1].dx[0], (size_t)((rows - first) * row) * sizeof(float));
+    for (int k = 0; k < t->op.params; k++) {
+        int64_t c = pl_shape_elems(&t->op.p[k]);
+        r->dp[k] = copy_of(of[0].dp[k], c);
+        for (int64_t i = 0; i < c; i++)
+            r->dp[k][i] += of[1].dp[k][i] - (t->io.accumulate ? t->dp[k][i] : 0); /* both added to what was there */
+    }
+    for (int64_t i = first * row; i < n; i++)
+        assert_true(of[0].y[i] == 0 && of[0].dx[0][i] == 0); /* padding rows */
+    free_results(&of[0]), free_results(&of[1]);
+    free(x), free(dy);
+}
+
+static void check_two(const struct pl_backend_table *table, struct pl_backend *b, int64_t block, bool bf16)
+{
+    const struct pl_backend_table *reference = pl_backend_find("reference");
+    struct pl_backend *rb;
+    assert_int_equal(reference->open(&(struct pl_device_options){.threads = 1}, &rb), PL_OK);
+    for (int round = 0; round < 2 * ROUNDS; round++) {
+        struct trial t = {0};
+        struct results wanted, found;
+        bool relu = table->fuses_relu && table->fuses_relu(PL_OP_BATCHNORM) && round % 3 != 1, flat = block == 0 && round % 4 == 1;
+        make_op(&t.op, PL_OP_BATCHNORM, block > 0 ? block : 1);
+        if (flat)
+            t.op.x[0] = t.op.y = shape(2, between(4, 9), t.op.p[0].dim[0], 0, 0);
+        fill_trial(&t, round % 2 == 0);
+        t.io.accumulate = round % 5 == 2;
+        if (bf16)
+            round_all(&t);
+        if (relu)
+            run_with_relu(reference, rb, &t, true, &wanted);
+        else
+            run_on(reference, rb, &t, true, &wanted);
+        t.op.relu = relu;
+        struct pl_op op = t.op;
+        op.sync = true;
+        op.lx[0] = (struct pl_layout){.block = block, .plane = block > 0 ? op.x[0].dim[2] * op.x[0].dim[3] : 0, .bf16 = bf16};
+        op.ly = op.lx[0];
+        run_two(table, b, &t, &op, round % 6 == 3 ? 0 : between(0, t.io.rows), &found);
+        compare_all(&t, table->name, &wanted, &found, true);
+        free_results(&wanted), free_results(&found);
+        free_trial(&t);
+    }
+    reference->close(rb);
+}
+
+/* Without others, and in evaluation, it is the plain operation, to the bit; an error of the sum is the operation's. */
+static void check_alone(const struct pl_backend_table *table, struct pl_backend *b)
+{
+    for (int train = 0; train < 2; train++) {
+        struct trial t;
+        struct results plain, sync;
+        make_trial(&t, PL_OP_BATCHNORM, true, 1);
+        run_on(table, b, &t, train, &plain);
+        t.op.sync = true;
+        said = (struct said){.fail = 0};
+        t.io.sum = train ? NULL : sum_of_two;
+        t.io.sum_arg = &said;
+        run_on(table, b, &t, train, &sync);
+        assert_int_equal(said.sums, 0);
+        assert_memory_equal(plain.y, sync.y, (size_t)pl_shape_elems(&t.op.y) * sizeof(float));
+        assert_memory_equal(plain.dx[0], sync.dx[0], (size_t)pl_shape_elems(&t.op.y) * sizeof(float));
+        assert_memory_equal(plain.dp[3], sync.dp[3], (size_t)pl_shape_elems(&t.op.p[3]) * sizeof(float));
+        free_results(&plain), free_results(&sync);
+        t.io.sum = sum_of_two;
+        for (int fail = 0; train && fail < 3; fail++) {
+            struct pl_plan *p = plan_on(table, b, &t.op);
+            said = (struct said){.fail = fail, .most = pl_op_sync_values(&t.op)};
+            pl_status forward = table->forward(p, &t.io);
+            int sums = said.sums; /* of forward: one or two */
+            assert_int_equal(forward, fail < sums && said.fail == sums - 1 ? PL_ERR_PEER : PL_OK);
+            if (forward == PL_OK)
+                assert_int_equal(table->backward(p, &t.io), fail == sums ? PL_ERR_PEER : PL_OK);
+            pl_error_clear();
+            table->plan_destroy(p);
+        }
+        free_trial(&t);
+    }
+}
+
+static void test_over_ranks(void **state)
+{
+    const struct pl_backend_table *reference = pl_backend_find("reference"), *cpu = pl_backend_find("cpu");
+    struct pl_backend *b;
+    double before = allowed;
+    (void)state;
+    assert_int_equal(reference->open(&(struct pl_device_options){.threads = 1}, &b), PL_OK);
+    check_two(reference, b, 0, false);
+    check_alone(reference, b);
+    reference->close(b);
+    assert_int_equal(pl_pool_start(2), PL_OK);
+    assert_int_equal(cpu->open(&(struct pl_device_options){.threads = 2}, &b), PL_OK);
+    for (int64_t block = 0; block <= 16; block = block == 0 ? 8 : 2 * block)
+        check_two(cpu, b, block, false);
+    check_alone(cpu, b);
+    cpu->close(b);
+    allowed = BF16_ALLOWED;
+    if (cpu->open(&(struct pl_device_options){.threads = 2, .bf16 = true}, &b) == PL_OK) {
+        check_two(cpu, b, 16, true);
+        cpu->close(b);
+    } else {
+        print_message("not in bf16: %s\n", pl_error_text());
+        pl_error_clear();
+    }
+    allowed = before;
+    pl_pool_stop();
+}
+
 int main(void)
 {
     const char *given = getenv("PL_TEST_SEED");
     seed = given ? strtoull(given, NULL, 10) : 1;
     rng = pl_rng_make(seed, 0, 0, 0);
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_finite_differences), cmocka_unit_test(test_against_reference), cmocka_unit_test(test_blocked), cmocka_unit_test(test_bf16), cmocka_unit_test(test_convolutions), cmocka_unit_test(test_narrow_dense), cmocka_unit_test(test_maxima)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_finite_differences), cmocka_unit_test(test_against_reference), cmocka_unit_test(test_blocked), cmocka_unit_test(test_bf16), cmocka_unit_test(test_over_ranks), cmocka_unit_test(test_convolutions), cmocka_unit_test(test_narrow_dense), cmocka_unit_test(test_maxima)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,6 +1,7 @@
 /* batchnorm: Ioffe & Szegedy 2015, over batch and plane of the real rows. Sums are taken in double
  * over float's exact products, so mean and variance come from one pass. In training the gradients
- * are those of the batch's own statistics; in evaluation the running ones are constants.
+ * are those of the batch's own statistics; in evaluation the running ones are constants. With op.sync the batch
+ * is that of all ranks: a pass stops after its sums, has them added up, and goes on.
  * Channels are cut over the threads, by whole blocks; the loops run along what lies beside each other:
  * a plane, in blocked layouts the channels of a block, without planes ([N, C]) all channels. */
 #include "backend/cpu/bf16.h"
@@ -20,19 +21,22 @@ struct state {
     int64_t channels, plane, capacity;
     int64_t block;             /* channels beside each other; 1: canonical */
     bool half;                 /* these are bf16 */
-    double *sum, *sum2;        /* [C] scratch of the sums */
+    double *sum, *sum2, *over; /* [C], [C], [1] scratch of the sums, and the rows that they are over; in one piece */
     double *mean, *var, *inv;  /* [C] of the last forward; var biased, inv = 1 / sqrt(var + eps) */
     double *a, *b, *c;         /* [C] scratch: factors of the last loop */
     double epsilon;
     bool relu;                 /* y ends with a rectifier */
     bool batch;                /* the last forward used the batch's statistics */
     int64_t rows;
+    double values;             /* of a channel, that the statistics are over: of all ranks with op.sync */
 };
 
+enum stage { WHOLE, SUMS, REST }; /* of a pass */
 struct job {
     struct state *s;
     const struct pl_io *io;
     bool need_dx;
+    enum stage stage;
 };
 
 static pl_status plan(struct pl_plan *p) {
@@ -40,7 +44,7 @@ static pl_status plan(struct pl_plan *p) {
     for (int i = 0; i < p->op.params; i++)
         if (pl_shape_elems(&p->op.p[i]) != d.c)
             return pl_cpu_refuse(&p->op, "a parameter has not one element a channel");
-    size_t doubles = (size_t)d.c * 8;
+    size_t doubles = (size_t)d.c * 8 + 1;
     struct state *s =
         pl_alloc(sizeof *s + doubles * sizeof(double), "a batch normalisation's plan");
     if (s == NULL)
@@ -53,14 +57,15 @@ static pl_status plan(struct pl_plan *p) {
     s->half = s->block == HALVES && p->op.lx[0].bf16;
     s->epsilon = p->op.epsilon;
     s->relu = p->op.relu;
-    s->sum = (double *)(void *)(s + 1);
-    s->sum2 = s->sum + d.c;
-    s->mean = s->sum2 + d.c;
+    s->mean = (double *)(void *)(s + 1);
     s->var = s->mean + d.c;
     s->inv = s->var + d.c;
     s->a = s->inv + d.c;
     s->b = s->a + d.c;
     s->c = s->b + d.c;
+    s->sum = s->c + d.c;
+    s->sum2 = s->sum + d.c;
+    s->over = s->sum2 + d.c;
     return PL_OK;
 }
 
@@ -242,7 +247,7 @@ PL_WITHIN void forward_rows(const struct state *s, bool half, const float *x, fl
 
 static void statistics(const struct job *j, int64_t begin, int64_t end) {
     struct state *s = j->s;
-    double m = (double)(j->io->rows * s->plane);
+    double m = s->values;
     for (int64_t c = begin; c < end; c++) {
         if (s->batch) {
             s->mean[c] = m > 0 ? s->sum[c] / m : 0.0;
@@ -263,8 +268,10 @@ PL_WITHIN void forward_of(const struct job *j, bool half, int64_t begin, int64_t
     struct state *s = j->s;
     begin *= s->block;
     end *= s->block;
-    if (s->batch)
+    if (s->batch && j->stage != REST)
         sums(s, half, NULL, j->io->x[0], j->io->x[0], j->io->rows, begin, end);
+    if (j->stage == SUMS)
+        return;
     statistics(j, begin, end);
     forward_rows(s, half, j->io->x[0], j->io->y, j->io->rows, begin, end);
 }
@@ -286,14 +293,16 @@ static void put(float *dp, bool accumulate, int64_t c, double v) {
         dp[c] = accumulate ? dp[c] + (float)v : (float)v;
 }
 
-/* The parameters' gradients, and a, b, c for dx = a (dy - c - b (x - mean)). */
+/* Of channel c: sum of dy (x - mean) */
+static double centred(const struct state *s, int64_t c) { return s->sum2[c] - s->mean[c] * s->sum[c]; }
+
+/* The parameters' gradients, by sums over this rank's rows: those of all ranks are added up later. */
 static void gradients(const struct job *j, int64_t begin, int64_t end) {
-    struct state *s = j->s;
+    const struct state *s = j->s;
     const struct pl_io *io = j->io;
-    double m = (double)(s->rows * s->plane);
+    double m = s->values;
     for (int64_t c = begin; c < end; c++) {
-        double centred = s->sum2[c] - s->mean[c] * s->sum[c]; /* sum of dy (x - mean) */
-        put(io->dp[0], io->accumulate, c, centred * s->inv[c]);
+        put(io->dp[0], io->accumulate, c, centred(s, c) * s->inv[c]);
         put(io->dp[1], io->accumulate, c, s->sum[c]);
         if (s->batch) {
             double unbiased = m > 1 ? s->var[c] * m / (m - 1) : s->var[c];
@@ -303,10 +312,17 @@ static void gradients(const struct job *j, int64_t begin, int64_t end) {
             put(io->dp[2], io->accumulate, c, (double)s->rows * (double)io->p[2][c]);
             put(io->dp[3], io->accumulate, c, (double)s->rows * (double)io->p[3][c]);
         }
-        bool own = s->batch && m > 0;
-        s->a[c] = (double)io->p[0][c] * s->inv[c];
-        s->b[c] = own ? centred / m * s->inv[c] * s->inv[c] : 0.0;
-        s->c[c] = own ? s->sum[c] / m : 0.0;
+    }
+}
+
+/* a, b, c for dx = a (dy - c - b (x - mean)). */
+static void factors(const struct job *j, int64_t begin, int64_t end) {
+    struct state *s = j->s;
+    bool own = s->batch && s->values > 0;
+    for (int64_t c = begin; c < end; c++) {
+        s->a[c] = (double)j->io->p[0][c] * s->inv[c];
+        s->b[c] = own ? centred(s, c) / s->values * s->inv[c] * s->inv[c] : 0.0;
+        s->c[c] = own ? s->sum[c] / s->values : 0.0;
     }
 }
 
@@ -379,8 +395,13 @@ PL_WITHIN void backward_rows(const struct state *s, bool half, const struct pl_i
 PL_WITHIN void backward_of(const struct job *j, bool half, int64_t begin, int64_t end) {
     begin *= j->s->block;
     end *= j->s->block;
-    sums(j->s, half, j->s->relu ? j->io->y : NULL, j->io->dy, j->io->x[0], j->s->rows, begin, end);
-    gradients(j, begin, end);
+    if (j->stage != REST) {
+        sums(j->s, half, j->s->relu ? j->io->y : NULL, j->io->dy, j->io->x[0], j->s->rows, begin, end);
+        gradients(j, begin, end);
+    }
+    if (j->stage == SUMS)
+        return;
+    factors(j, begin, end);
     if (j->need_dx)
         backward_rows(j->s, half, j->io, begin, end);
 }
@@ -401,19 +422,46 @@ static int64_t grain(const struct state *s) {
     return PL_CPU_GRAIN / (s->capacity * s->plane * s->block) + 1;
 }
 
+static void run(struct pl_plan *p, struct job *j, enum stage stage, pl_cpu_part_fn *part) {
+    j->stage = stage;
+    pl_cpu_parts(p->backend, j->s->channels / j->s->block, grain(j->s), part, j);
+}
+
+static bool over_ranks(const struct pl_plan *p, const struct pl_io *io) {
+    const struct state *s = p->state;
+    return p->op.sync && s->batch && io->sum != NULL;
+}
+
 static pl_status forward(struct pl_plan *p, const struct pl_io *io) {
     struct state *s = p->state;
-    struct job j = {s, io, false};
+    struct job j = {s, io, false, WHOLE};
+    pl_cpu_part_fn *part = s->half ? forward_channels_half : forward_channels;
     s->batch = io->train;
     s->rows = io->rows;
-    pl_cpu_parts(p->backend, s->channels / s->block, grain(s), s->half ? forward_channels_half : forward_channels, &j);
+    s->values = (double)(io->rows * s->plane);
+    if (over_ranks(p, io)) {
+        run(p, &j, SUMS, part);
+        *s->over = (double)io->rows;
+        PL_TRY(io->sum(io->sum_arg, s->sum, 2 * s->channels + 1));
+        s->values = *s->over * (double)s->plane;
+    }
+    run(p, &j, over_ranks(p, io) ? REST : WHOLE, part);
     return PL_OK;
 }
 
 static pl_status backward(struct pl_plan *p, const struct pl_io *io) {
     struct state *s = p->state;
-    struct job j = {s, io, p->op.need_dx[0] && io->dx[0] != NULL};
-    pl_cpu_parts(p->backend, s->channels / s->block, grain(s), s->half ? backward_channels_half : backward_channels, &j);
+    struct job j = {s, io, p->op.need_dx[0] && io->dx[0] != NULL, WHOLE};
+    pl_cpu_part_fn *part = s->half ? backward_channels_half : backward_channels;
+    if (!over_ranks(p, io)) {
+        run(p, &j, WHOLE, part);
+        return PL_OK;
+    }
+    run(p, &j, SUMS, part);
+    if (!j.need_dx) /* on every rank */
+        return PL_OK;
+    PL_TRY(io->sum(io->sum_arg, s->sum, 2 * s->channels));
+    run(p, &j, REST, part);
     return PL_OK;
 }
 

@@ -8,6 +8,8 @@ static pl_status plan(struct pl_plan *p)
 {
     if (p->x[0].c != p->y.c)
         return pl_cuda_refuse(&p->op, "its input is flattened with its channels last");
+    if (p->op.sync)
+        return pl_cuda_refuse(&p->op, "it normalises over the samples of one rank, not of all (train.sync_bn)");
     PL_TRY(pl_cuda_check_same(p));
     for (int i = 0; i < p->op.params; i++)
         if (pl_shape_elems(&p->op.p[i]) != p->y.c)

@@ -4,7 +4,25 @@
 
 #include <math.h>
 
-static size_t batchnorm_saved(const struct pl_op *op) { return 2 * (size_t)ref_dims(&op->x[0]).c; }
+/* What forward leaves, [C] each, and sums; of these stand beside each other what goes over the ranks together. */
+struct kept { double *mean, *var, *sum, *dot, *count; };
+
+static size_t batchnorm_saved(const struct pl_op *op) { return 4 * (size_t)ref_dims(&op->x[0]).c + 1; }
+
+static struct kept kept(const struct pl_plan *p)
+{
+    int64_t c = ref_dims(&p->op.x[0]).c;
+    double *v = p->saved;
+    return (struct kept){.mean = v, .var = v + c, .sum = v + 2 * c, .dot = v + 3 * c, .count = v + 4 * c};
+}
+
+/* Over all ranks, where that is wanted. false: it failed. */
+static bool total(struct pl_plan *p, const struct pl_io *io, double *v, int64_t n)
+{
+    if (p->op.sync && p->trained && io->sum)
+        p->status = io->sum(io->sum_arg, v, n);
+    return p->status == PL_OK;
+}
 
 /* Calls for every value of channel c in the real rows: index into x. */
 #define EACH(c)                                             \
@@ -17,43 +35,70 @@ static void clear_padding(float *v, struct ref_dims d, int64_t rows)
         v[i] = 0;
 }
 
+/* In two passes; without any rows what was there stays. */
+static bool batch_statistics(struct pl_plan *p, const struct pl_io *io, struct ref_dims d)
+{
+    struct kept s = kept(p);
+    for (int64_t c = 0; c < d.c; c++) {
+        s.dot[c] = 0;
+        EACH(c) s.dot[c] += io->x[0][i];
+    }
+    if (!total(p, io, s.dot, d.c + 1))
+        return false;
+    for (int64_t c = 0; c < d.c && *s.count > 0; c++)
+        s.mean[c] = s.dot[c] / *s.count;
+    for (int64_t c = 0; c < d.c; c++) {
+        s.sum[c] = 0;
+        EACH(c) s.sum[c] += (io->x[0][i] - s.mean[c]) * (io->x[0][i] - s.mean[c]);
+    }
+    if (!total(p, io, s.sum, d.c))
+        return false;
+    for (int64_t c = 0; c < d.c && *s.count > 0; c++)
+        s.var[c] = s.sum[c] / *s.count;
+    return true;
+}
+
 static void batchnorm_forward(struct pl_plan *p, const struct pl_io *io)
 {
     struct ref_dims d = ref_dims(&p->op.x[0]);
-    double count = (double)(io->rows * d.h * d.w);
+    struct kept s = kept(p);
+    *s.count = (double)(io->rows * d.h * d.w);
     for (int64_t c = 0; c < d.c; c++) {
-        double mean = io->p[2][c], var = io->p[3][c];
-        if (io->train && count > 0) {
-            mean = var = 0;
-            EACH(c) mean += io->x[0][i];
-            mean /= count;
-            EACH(c) var += (io->x[0][i] - mean) * (io->x[0][i] - mean);
-            var /= count;
-        }
-        p->saved[2 * c] = mean;
-        p->saved[2 * c + 1] = var;
-        double inverse = 1 / sqrt(var + p->op.epsilon);
-        EACH(c) io->y[i] = (float)((io->x[0][i] - mean) * inverse * io->p[0][c] + io->p[1][c]);
+        s.mean[c] = io->p[2][c];
+        s.var[c] = io->p[3][c];
+    }
+    if (io->train && !batch_statistics(p, io, d))
+        return;
+    for (int64_t c = 0; c < d.c; c++) {
+        double inverse = 1 / sqrt(s.var[c] + p->op.epsilon);
+        EACH(c) io->y[i] = (float)((io->x[0][i] - s.mean[c]) * inverse * io->p[0][c] + io->p[1][c]);
     }
     clear_padding(io->y, d, io->rows);
 }
 
+/* The parameters' gradients are this rank's part of them; what x gets is by the sums over all. */
 static void batchnorm_backward(struct pl_plan *p, const struct pl_io *io)
 {
     struct ref_dims d = ref_dims(&p->op.x[0]);
-    double count = (double)(io->rows * d.h * d.w);
+    struct kept s = kept(p);
+    double count = *s.count;
     for (int64_t c = 0; c < d.c; c++) {
-        double mean = p->saved[2 * c], var = p->saved[2 * c + 1], inverse = 1 / sqrt(var + p->op.epsilon), sum = 0, dot = 0;
+        double inverse = 1 / sqrt(s.var[c] + p->op.epsilon);
+        s.sum[c] = s.dot[c] = 0;
         EACH(c) {
-            sum += io->dy[i];
-            dot += io->dy[i] * (io->x[0][i] - mean) * inverse;
+            s.sum[c] += io->dy[i];
+            s.dot[c] += io->dy[i] * (io->x[0][i] - s.mean[c]) * inverse;
         }
-        ref_put(&io->dp[0][c], dot, io->accumulate);
-        ref_put(&io->dp[1][c], sum, io->accumulate);
-        ref_put(&io->dp[2][c], count > 0 ? (double)io->rows * mean : 0, io->accumulate);
-        ref_put(&io->dp[3][c], count > 0 ? (double)io->rows * var * (count > 1 ? count / (count - 1) : 1) : 0, io->accumulate);
-        if (io->dx[0])
-            EACH(c) io->dx[0][i] = (float)(io->p[0][c] * inverse * (io->dy[i] - sum / count - (io->x[0][i] - mean) * inverse * dot / count));
+        ref_put(&io->dp[0][c], s.dot[c], io->accumulate);
+        ref_put(&io->dp[1][c], s.sum[c], io->accumulate);
+        ref_put(&io->dp[2][c], count > 0 ? (double)io->rows * s.mean[c] : 0, io->accumulate);
+        ref_put(&io->dp[3][c], count > 0 ? (double)io->rows * s.var[c] * (count > 1 ? count / (count - 1) : 1) : 0, io->accumulate);
+    }
+    if (!io->dx[0] || !total(p, io, s.sum, 2 * d.c))
+        return;
+    for (int64_t c = 0; c < d.c; c++) {
+        double inverse = 1 / sqrt(s.var[c] + p->op.epsilon);
+        EACH(c) io->dx[0][i] = (float)(io->p[0][c] * inverse * (io->dy[i] - s.sum[c] / count - (io->x[0][i] - s.mean[c]) * inverse * s.dot[c] / count));
     }
     clear_padding(io->dx[0], d, io->rows);
 }

@@ -71,14 +71,16 @@ static pl_status plan(struct pl_backend *b, const struct pl_op *op, struct pl_pl
 static pl_status forward(struct pl_plan *p, const struct pl_io *io)
 {
     p->trained = io->train;
+    p->status = PL_OK;
     p->ops->forward(p, io);
-    return PL_OK;
+    return p->status;
 }
 
 static pl_status backward(struct pl_plan *p, const struct pl_io *io)
 {
+    p->status = PL_OK;
     p->ops->backward(p, io);
-    return PL_OK;
+    return p->status;
 }
 
 const struct pl_backend_table pl_backend_reference = {

@@ -10,6 +10,7 @@ struct pl_plan {
     double *saved;    /* what forward leaves for backward */
     uint8_t *mask;
     bool trained;     /* the last forward was in training */
+    pl_status status; /* of this run: set by an operation that can fail */
 };
 struct ref_op {
     size_t (*saved)(const struct pl_op *op); /* doubles to keep; NULL: none */
