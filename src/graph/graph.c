@@ -30,6 +30,7 @@ static struct pl_op operation(const struct pl_graph *g, int i)
     for (int k = 0; k < l->params; k++)
         op.p[k] = l->param[k].shape;
     l->kind->op(l, &op);
+    op.sync = op.kind == PL_OP_BATCHNORM && g->sync_bn;
     pl_graph_fold_op(n, &op);
     return op;
 }
@@ -59,6 +60,8 @@ static pl_status plan_layer(struct pl_graph *g, int i)
     if (pl_is_view(g, i) || !g->layer[i].kind->op)
         return PL_OK;
     struct pl_op op = operation(g, i);
+    int64_t values = pl_op_sync_values(&op);
+    g->sync_values = values > g->sync_values ? values : g->sync_values;
     return g->table->plan(g->backend, &op, &g->node[i].plan);
 }
 
@@ -245,6 +248,7 @@ pl_status pl_graph_create_stage(const struct pl_job *job, const struct pl_backen
     g->backend = backend;
     g->batch = batch;
     g->train = train;
+    g->sync_bn = train && job->train.sync_bn;
     g->share = share;
     pl_status s = create(g, job, cut);
     if (s < 0) {
@@ -315,6 +319,13 @@ float *pl_graph_params(struct pl_graph *g)
 float *pl_graph_grads(struct pl_graph *g) { return g->set_grads ? g->set_grads : g->own_grads; }
 void pl_graph_time_layers(struct pl_graph *g, double *ms) { g->layer_ms = ms; }
 void pl_graph_set_params(struct pl_graph *g, float *params) { g->set_params = params; }
+int64_t pl_graph_sync_values(const struct pl_graph *g) { return g->sync_values; }
+
+void pl_graph_set_sync(struct pl_graph *g, pl_sync_fn *sum, void *arg)
+{
+    g->sync = sum;
+    g->sync_arg = arg;
+}
 
 void pl_graph_set_grads(struct pl_graph *g, float *grads)
 {

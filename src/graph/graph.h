@@ -88,6 +88,12 @@ enum pl_stay { PL_STAY_PARAMS, PL_STAY_GRADIENT, PL_STAY_AS_ONE };
 pl_status pl_graph_stay(struct pl_graph *g, enum pl_stay what);
 struct pl_graph_slabs pl_graph_there(struct pl_graph *g);
 pl_status pl_graph_bring_params(struct pl_graph *g);
+/* train.sync_bn, of a graph made for training: where its plans' sums over the ranks are made, v[n] in place. Every rank's passes
+ * ask for the same ones in the same order, with 0 rows too; an error ends the pass. Without it, or with NULL, there is one rank.
+ * pl_graph_sync_values: the most values of such a sum; 0: there is none. */
+typedef pl_status pl_sync_fn(void *arg, double *v, int64_t n);
+void pl_graph_set_sync(struct pl_graph *g, pl_sync_fn *sum, void *arg);
+int64_t pl_graph_sync_values(const struct pl_graph *g);
 size_t pl_graph_arena_bytes(const struct pl_graph *g);
 /* From here to pl_graph_classes: of the whole network, the same on every stage. */
 double pl_graph_flops(const struct pl_graph *g, int64_t rows); /* forward */

@@ -48,6 +48,10 @@ struct pl_graph {
     const struct pl_backend_table *table;
     struct pl_backend *backend;
     bool train;
+    bool sync_bn;         /* train.sync_bn, and train */
+    int64_t sync_values;  /* the most of a sum over the ranks */
+    pl_sync_fn *sync;     /* makes it; or NULL */
+    void *sync_arg;
     int64_t batch;
     struct pl_shape data; /* of the input */
     int layers;

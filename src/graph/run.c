@@ -19,6 +19,8 @@ static struct pl_io make_io(struct pl_graph *g, const struct pl_graph_batch *b, 
                        .seed = b->seed,
                        .step_key = b->step_key,
                        .layer_key = g->node[i].key,
+                       .sum = g->sync,
+                       .sum_arg = g->sync_arg,
                        .row_key = b->index};
     const float *params = pl_graph_params_there(g);
     for (int k = 0; k < l->inputs; k++)

@@ -87,7 +87,7 @@ struct pl_job {
         int64_t batch, global_batch;        /* exactly one > 0 */
         int64_t seed, accumulate, threads;  /* threads 0: world's */
         int precision;
-        bool reproducible; int64_t micro_shards;
+        bool reproducible; int64_t micro_shards; bool sync_bn;
         struct pl_period eval_every;
         int stop_metric; bool stop_on; double stop_above, stop_below; /* metric: accuracy|top5|loss */
         char *init;

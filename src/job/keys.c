@@ -45,6 +45,7 @@ const struct pl_key pl_job_keys[] = {
     INT("train.accumulate", train.accumulate, "1", 1, 1e6, "micro-batches whose gradients make one step"),
     BOOL("train.reproducible", train.reproducible, "false", "the same bits on 1, 2, 4, ... ranks, and when the run goes on on others; slower"),
     INT("train.micro_shards", train.micro_shards, "8", 1, 4096, "reproducible: the global batch is computed in so many parts, a power of two"),
+    BOOL("train.sync_bn", train.sync_bn, "false", "batch normalisation takes mean and variance over the samples of all ranks, not of each its own"),
     INT("train.threads", train.threads, "0", 0, 1024, "compute threads a rank; 0: its share of the cores"),
     CHOICE("train.precision", train.precision, "fp32", "fp32|tf32|bf16", "of compute; bf16: of activations and what is multiplied, on CPUs with AVX512-BF16 or AMX and on GPUs from compute capability 8.0 on; tf32: matrix products on a GPU may round what they multiply"),
     PERIOD("train.eval_every", train.eval_every, "1 epoch", "how often the test set is evaluated"),

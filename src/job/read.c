@@ -390,6 +390,21 @@ static pl_status check_reproducible(const struct pl_job *j)
     return PL_OK;
 }
 
+/* In the midst of a pass every rank waits for all others. */
+static pl_status check_sync_bn(const struct pl_job *j)
+{
+    const struct { bool on; const char *key, *why; } refused[] = {
+        {j->sync.kind != PL_SYNC_ALLREDUCE, "sync.kind", "train.sync_bn is of sync.kind allreduce: with others the ranks do not compute a step together"},
+        {j->sync.backup_workers > 0, "sync.backup_workers", "train.sync_bn with sync.backup_workers: a late rank would hold the others up in every batch normalisation"},
+        {j->split.pipeline > 1, "split.pipeline", "train.sync_bn with split.pipeline is not in this version yet"},
+        {j->train.reproducible, "train.reproducible", "train.sync_bn with train.reproducible: there each of train.micro_shards is normalised by itself\nleave one of them out"},
+        {j->device.kind == PL_DEVICE_CUDA, "device.kind", "train.sync_bn with device.kind cuda is not in this version yet"}};
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++)
+        if (refused[i].on)
+            return pl_node_error(at_key(j, refused[i].key), "%s", refused[i].why);
+    return PL_OK;
+}
+
 static pl_status check(struct pl_job *j)
 {
     take_none_away(&j->train_set.files);
@@ -426,6 +441,8 @@ static pl_status check(struct pl_job *j)
         PL_TRY(check_backup_workers(j));
     if (strcmp(pl_job_transport_name(j), "nccl") == 0)
         PL_TRY(check_nccl(j));
+    if (j->train.sync_bn)
+        PL_TRY(check_sync_bn(j));
     if (j->train.reproducible)
         PL_TRY(check_reproducible(j));
     if (j->split.tensor > 1)

@@ -66,6 +66,16 @@ static struct pl_graph_batch as_input(const struct pl_trainer *t, const struct p
                                    .seed = (uint64_t)t->job->train.seed, .step_key = (uint64_t)b->epoch};
 }
 
+/* Of a micro-batch's passes, for other ranks. */
+static double take_waited_ms(struct pl_trainer *t)
+{
+    double ms = t->statistics_ms;
+    t->statistics_ms = 0;
+    if (t->tensor)
+        ms += pl_tensor_group_waited_ms(t->tensor);
+    return t->pipeline ? pl_pipeline_waited_ms(t->pipeline) : ms;
+}
+
 pl_status pl_train_micro_batch(struct pl_trainer *t, int64_t micro, bool abandoned, struct pl_loss_sums *sums,
                                struct pl_step_result *out, bool *last)
 {
@@ -92,7 +102,7 @@ pl_status pl_train_micro_batch(struct pl_trainer *t, int64_t micro, bool abandon
     if (s == PL_END && pl_graph_drop_next(t->graph) < 0) /* what was sent of it may not have been used */
         s = PL_ERR_MEMORY;
     t->source.release(t->source.arg, b);
-    double waited = t->pipeline ? pl_pipeline_waited_ms(t->pipeline) : t->tensor ? pl_tensor_group_waited_ms(t->tensor) : 0;
+    double waited = take_waited_ms(t);
     out->data_ms += loaded - begin;
     out->compute_ms += pl_now_ms() - loaded - waited;
     out->waited_ms += waited;
@@ -211,6 +221,8 @@ pl_status pl_trainer_step(struct pl_trainer *t, struct pl_step_result *out)
 
     pl_log_step(out->step);
     pl_status s = t->sync_table->begin(t->sync, out->step);
+    if (s == PL_OK && t->statistics)
+        s = pl_exchange_begin(t->statistics, out->step);
     last = s == PL_END; /* this rank has no share */
     for (int64_t micro = 0; s >= 0 && !last; micro++)
         s = pl_train_micro_batch(t, micro, s == PL_END, &sums, out, &last);

@@ -41,6 +41,8 @@ struct pl_trainer {
     struct pl_graph *graph;              /* owns parameters and gradients */
     struct pl_optimizer *optimizer;      /* NULL when only evaluating */
     struct pl_exchange *exchange;
+    struct pl_exchange *statistics;      /* of batch normalisation, with train.sync_bn on several ranks; or NULL */
+    double statistics_ms;                /* spent on them in this micro-batch */
     const struct pl_sync_table *sync_table;
     struct pl_sync *sync;
     struct pl_source source;
@@ -70,7 +72,7 @@ struct pl_step_result {
     int64_t passes;                    /* over the whole set so far, where a step is of such */
     const char *converged;             /* why there was no step, and is none any more; NULL: there may be */
     double step_ms, data_ms, compute_ms, update_ms; /* of this step on this rank */
-    double waited_ms;                  /* for other stages or parts; counted in exchange.exposed_ms */
+    double waited_ms;                  /* for other stages or parts, or for statistics of other ranks' samples; counted in exchange.exposed_ms */
     struct pl_exchange_times exchange;
     const char *late;
     bool stop, save;

@@ -155,6 +155,34 @@ static void add_in_pairs(struct pl_exchange_options *o)
     o->by_rank = true;
 }
 
+/* Called within a pass, by the main thread. */
+static pl_status sum_statistics(void *arg, double *v, int64_t n)
+{
+    struct pl_trainer *t = arg;
+    double begin = pl_now_ms(), traced = pl_trace_begin();
+    pl_status s = pl_exchange_sum(t->statistics, v, (int)n);
+    t->statistics_ms += pl_now_ms() - begin;
+    pl_trace_end(traced, "exchange", "wait for statistics", t->state.step);
+    return s;
+}
+
+/* An exchange of its own: nothing of a gradient stands before it in a queue. Without a thread, as its sums are waited for. */
+static pl_status open_statistics(struct pl_trainer *t, struct pl_exchange_options o)
+{
+    int64_t values = pl_graph_sync_values(t->graph);
+    if (t->job->train.sync_bn && values == 0)
+        pl_log_root("note: train.sync_bn is of batch normalisation, which this network has not");
+    if (values == 0 || t->peers->ranks == 1)
+        return PL_OK;
+    o.compress = NULL;
+    o.exacts = o.gaps = 0;
+    o.values = (int)values;
+    o.direct = true;
+    PL_TRY(pl_exchange_create(t->peers, &o, 0, &t->statistics));
+    pl_graph_set_sync(t->graph, sum_statistics, t);
+    return PL_OK;
+}
+
 /* The gradient is written where the exchange adds it up, or between averagings keeps it. */
 static pl_status open_exchange(struct pl_trainer *t, bool train)
 {
@@ -192,6 +220,7 @@ static pl_status open_exchange(struct pl_trainer *t, bool train)
     if (!train)
         return PL_OK;
     set_grads(t, pl_exchange_gradient(t->exchange));
+    PL_TRY(open_statistics(t, o));
     if (t->shards)
         PL_TRY(pl_world_agree(t->world, pl_shards_take_gradient(t->shards, pl_exchange_gradient(t->exchange), pl_graph_elems(t->graph))));
     return pl_world_agree(t->world, t->sync_table->create(&replica, t->exchange, &t->sync));
@@ -339,6 +368,7 @@ void pl_trainer_close(struct pl_trainer *t)
         set_grads(t, NULL);
     if (t->sync)
         t->sync_table->destroy(t->sync);
+    pl_exchange_destroy(t->statistics);
     pl_exchange_destroy(t->exchange);
     pl_pipeline_destroy(t->pipeline, t->world->lost);
     pl_tensor_group_destroy(t->tensor, t->world->lost);

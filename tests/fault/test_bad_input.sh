@@ -43,6 +43,13 @@ expect 2 'type.yaml:2:17: train.epochs: wanted a number, at least 1e-09, found "
 expect 2 "missing.yaml: No such file" 3 missing.yaml
 expect 2 "sync.backup_workers 3 of 3 ranks leaves none to train" 3 job.yaml sync.backup_workers=3
 expect 2 "exchange.transport nccl adds up what lies on GPUs: it needs device.kind cuda" 3 job.yaml exchange.transport=nccl
+say sync_bn
+sync() { expect 2 "$1" 2 job.yaml train.sync_bn=true "${@:2}"; }
+sync "train.sync_bn is of sync.kind allreduce" sync.kind=local_sgd
+sync "train.sync_bn with sync.backup_workers" sync.backup_workers=1
+sync "train.sync_bn with split.pipeline is not in this version yet" split.pipeline=2
+sync "train.sync_bn with train.reproducible" train.reproducible=true train.global_batch=64
+sync "train.sync_bn with device.kind cuda is not in this version yet" device.kind=cuda
 printf 'name: c\ninput: {data: [1, 12, 12], label: int}\nlayers:\n  - {name: a, kind: relu, from: b}\n  - {name: b, kind: relu, from: a}\n  - {name: d, kind: dense, units: 4}\n  - {name: loss, kind: softmax_loss}\n' >cycle.yaml
 expect 2 "cycle" 3 job.yaml model=cycle.yaml
 sed 's/kernel: 3/kernel: 13/' net.yaml >fit.yaml

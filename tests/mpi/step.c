@@ -104,6 +104,8 @@ int main(int argc, char **argv)
     bad += steps_of(&w, models[0], "train.threads=1", "exchange.two_level=auto", "split={pipeline: 2}", fp32);
     bad += steps_of(&w, models[2], "train.threads=2", "exchange.two_level=auto", "split={pipeline: 2, microbatches: 3}", fp32);
     bad += steps_of(&w, models[2], "train.threads=2", "exchange.two_level=auto", "train.reproducible=true", fp32);
+    bad += steps_of(&w, models[2], "train.threads=2", "exchange.two_level=auto", "train.sync_bn=true", fp32);
+    bad += steps_of(&w, models[2], "train.threads=1", "exchange.transport=tcp", "train.sync_bn=true", fp32); /* over mpi MPI allocates, here in the main thread */
     bad += steps_in_bf16(&w, all);
     int code = pl_world_finish(&w, PL_OK);
     return bad ? 1 : code;

@@ -890,6 +890,76 @@ static void refused(void **state)
     }
 }
 
+/* ---- statistics over ranks --------------------------------------------------------------------- */
+
+struct twin { int sums; int64_t most; pl_status status; };
+
+/* The other rank has the same samples. */
+static pl_status sum_with_twin(void *arg, double *v, int64_t n)
+{
+    struct twin *t = arg;
+    t->sums++;
+    t->most = n > t->most ? n : t->most;
+    for (int64_t i = 0; i < n; i++)
+        v[i] *= 2;
+    return t->status;
+}
+
+static const struct model *norms(void)
+{
+    for (int m = 0; m < MODELS; m++)
+        if (strcmp(models[m].name, "norms") == 0)
+            return &models[m];
+    return NULL;
+}
+
+/* With a twin a batch has the statistics that it has alone, and the same gradient but for the variance, of twice as many. */
+static void over_ranks(void **state)
+{
+    struct net alone, n;
+    struct twin twin = {0};
+    (void)state;
+    open_net(&alone, norms(), ROWS, ROWS, NULL, true);
+    open_net(&n, norms(), ROWS, ROWS, NULL, true);
+    assert_int_equal(pl_graph_sync_values(n.g), 0);
+    pl_graph_destroy(n.g);
+    n.job->train.sync_bn = true;
+    pl_status s = pl_graph_create(n.job, n.table, n.backend, ROWS, true, NULL, &n.g);
+    if (strcmp(backend, "cuda") == 0) {
+        if (s != PL_ERR_USAGE || !strstr(pl_error_text(), "bn0"))
+            fail_msg("%d: %s", s, pl_error_text());
+        close_net(&alone), close_net(&n);
+        return;
+    }
+    assert_int_equal(s, PL_OK);
+    pl_graph_init(n.g, 3);
+    assert_int_equal(pl_graph_sync_values(n.g), 13);
+    pl_graph_set_sync(n.g, sum_with_twin, &twin);
+    struct pl_loss_sums wanted = forward(&alone, true), found = forward(&n, true);
+    backward(&alone, false);
+    backward(&n, false);
+    assert_int_equal(twin.sums, 5); /* two means, two variances, one gradient: that of the data is not wanted */
+    assert_true(twin.most <= 13);
+    if (wanted.total != found.total)
+        fail_msg("loss %.9g, alone %.9g", found.total, wanted.total);
+    const struct pl_tensor *tensor;
+    for (int t = pl_graph_tensors(n.g, &tensor) - 1; t >= 0; t--)
+        for (int64_t i = tensor[t].param->offset, end = i + pl_shape_elems(&tensor[t].param->shape); i < end; i++)
+            if (strcmp(tensor[t].name, "variance") != 0 && pl_graph_grads(n.g)[i] != pl_graph_grads(alone.g)[i])
+                fail_msg("%s/%s: %.9g, alone %.9g", tensor[t].layer, tensor[t].name, (double)pl_graph_grads(n.g)[i], (double)pl_graph_grads(alone.g)[i]);
+
+    forward(&n, false); /* evaluation sums nothing */
+    struct pl_graph *eval;
+    assert_int_equal(pl_graph_create(n.job, n.table, n.backend, ROWS, false, n.g, &eval), PL_OK);
+    assert_int_equal(pl_graph_sync_values(eval), 0);
+    pl_graph_destroy(eval);
+    assert_int_equal(twin.sums, 5);
+    twin.status = PL_ERR_PEER;
+    assert_int_equal(pl_graph_forward(n.g, &n.batch, true, &found), PL_ERR_PEER);
+    assert_int_equal(twin.sums, 6);
+    close_net(&alone), close_net(&n);
+}
+
 int main(void)
 {
     const struct CMUnitTest passes[] = {
@@ -907,6 +977,7 @@ int main(void)
         cmocka_unit_test(heads_left_out),
         cmocka_unit_test(normalisations_fold),
         cmocka_unit_test(versions),
+        cmocka_unit_test(over_ranks),
         cmocka_unit_test(without_loss),
         cmocka_unit_test(predict_without_label),
         cmocka_unit_test(nothing_is_allocated),

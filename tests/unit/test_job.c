@@ -97,6 +97,12 @@ static void test_choices(void **state)
     refused(MODEL DATA "train: {steps: 1, accumulate: 2}\nsplit: {pipeline: 2}\n", "train.accumulate with split.pipeline");
     refused(MODEL DATA TRAIN "split: {pipeline: 2}\nexchange: {compress: bf16}\n", "exchange.compress with split.pipeline");
     refused(MODEL DATA TRAIN "split: {pipeline: 2}\ndevice: {kind: cuda}\n", "split.pipeline with device.kind cuda");
+    refused(MODEL DATA "train: {steps: 1, sync_bn: true}\nsync: {kind: local_sgd}\n", "train.sync_bn is of sync.kind allreduce");
+    refused(MODEL DATA "train: {steps: 1, sync_bn: true}\nsync: {kind: downpour}\n", "train.sync_bn is of sync.kind allreduce");
+    refused(MODEL DATA "train: {steps: 1, sync_bn: true}\nsync: {backup_workers: 1}\n", "train.sync_bn with sync.backup_workers");
+    refused(MODEL DATA "train: {steps: 1, sync_bn: true}\nsplit: {pipeline: 2}\n", "train.sync_bn with split.pipeline");
+    refused(MODEL DATA "train: {steps: 1, sync_bn: true, global_batch: 48, reproducible: true}\n", "train.sync_bn with train.reproducible");
+    refused(MODEL DATA "train: {steps: 1, sync_bn: true}\ndevice: {kind: cuda}\n", "train.sync_bn with device.kind cuda");
     refused(MODEL DATA "train: {steps: 1, global_batch: 48, reproducible: true, micro_shards: 12}\n", "train.micro_shards is a power of two");
     refused(MODEL DATA "train: {steps: 1, global_batch: 48, reproducible: true, micro_shards: 32}\n", "no multiple of train.micro_shards");
     refused(MODEL DATA "train: {steps: 1, global_batch: 48, reproducible: true}\nsync: {kind: local_sgd}\n", "train.reproducible is of sync.kind allreduce");
