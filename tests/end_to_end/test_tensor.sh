@@ -74,6 +74,9 @@ done
 run 6 replicas-3 train.threads=1 model=net-mixed.yaml "${few[@]}" train.global_batch=67 split.tensor=2
 run 3 replicas-0 train.threads=1 model=net-mixed.yaml "${few[@]}" train.global_batch=67
 same replicas-0 replicas-3
+run 1 sync-1 train.threads=1 model=net-mixed.yaml "${few[@]}" train.global_batch=67
+run 4 sync-4 train.threads=1 model=net-mixed.yaml "${few[@]}" train.global_batch=67 split.tensor=2 train.sync_bn=true
+same sync-1 sync-4
 
 # ---- stopped, and split otherwise ------------------------------------------------------------------------------------------------
 run 2 straight "${one[@]}" train.batch=64 split.tensor=2
