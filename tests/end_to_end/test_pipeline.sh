@@ -114,12 +114,5 @@ expect 5 "waited 2 s for rank 1, stage 1 of this replica" 2 job.yaml "${one[@]}"
     checkpoint.dir=lost-hang report.dir=lost-hang
 expect 5 "waited 2 s for rank 3, stage 1 of this replica" 4 job.yaml "${one[@]}" split.pipeline=2 exchange.timeout="2 s" debug.fault="step@rank=3@step=3:hang" checkpoint.dir=lost-hang2 report.dir=lost-hang2
 expect 4 "is not finite" 4 job.yaml "${one[@]}" split.pipeline=2 optimizer.lr=1e15 checkpoint.dir=nan report.dir=nan
-PL_MPIRUN+=(--enable-recovery)
-for how in kill exit; do
-    train 4 job.yaml "${one[@]}" split.pipeline=2 exchange.transport=tcp exchange.timeout="5 s" debug.fault="step@rank=1@step=3:$how" checkpoint.dir=lost-$how report.dir=lost-$how >lost-$how.log 2>&1
-    code=$?
-    [ $code -ne 124 ] || fail "lost-$how: some rank goes on"
-    [ "$(grep -c "rank 0/4.* step 3. split: .*lost rank 1 " lost-$how.log)" = 1 ] || fail "lost-$how: wanted one message: $(grep rank lost-$how.log)"
-    [ ! -e lost-$how/latest ] || fail "lost-$how: a checkpoint"
-done
+row_loses "${one[@]}" split.pipeline=2
 finish

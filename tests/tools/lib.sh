@@ -69,6 +69,18 @@ stopped() {
     code=$?
     [ $code -eq 75 ] || fail "$dir: a stopped run ended with $code, wanted 75: $(tail -n 3 "$dir.log")"
 }
+# row_loses KEYS...: of a split model on 4 ranks rank 1 is killed, or ends: rank 0, which has the rest of its replica, says so; there is no checkpoint
+row_loses() {
+    local how code
+    PL_MPIRUN+=(--enable-recovery)
+    for how in kill exit; do
+        train 4 "${job[@]}" exchange.transport=tcp exchange.timeout="5 s" debug.fault="step@rank=1@step=3:$how" checkpoint.dir=lost-$how report.dir=lost-$how "$@" >lost-$how.log 2>&1
+        code=$?
+        [ $code -ne 124 ] || fail "lost-$how: some rank goes on"
+        [ "$(grep -c "rank 0/4.* step 3. split: .*lost rank 1 " lost-$how.log)" = 1 ] || fail "lost-$how: wanted one message: $(grep rank lost-$how.log)"
+        [ ! -e lost-$how/latest ] || fail "lost-$how: a checkpoint"
+    done
+}
 # loses R DIR KEYS...: a run of 4 that loses rank R: code 5 and one message of who notices; a rank that hangs is killed then
 loses() {
     local lost=$1 dir=$2 pid by; shift 2
