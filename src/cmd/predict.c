@@ -1,7 +1,8 @@
 /* paceline predict JOB.yaml --out FILE.h5: the network's output for every sample of a set, in the
- * set's order: /output [N, ...] and, where the output is one row of classes, /class [N]. One rank. */
+ * set's order: /output [N, ...] and, where the output is one row of classes, /class [N]. */
 #include "cmd/cmd.h"
 
+#include <errno.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -11,6 +12,7 @@ struct prediction {
     struct pl_loader *loader;
     struct pl_h5 *file;
     struct pl_h5ds *output, *class;
+    char *part;    /* what it is called while it is written */
     int32_t *best; /* [batch] */
 };
 
@@ -18,9 +20,14 @@ static pl_status make_file(struct prediction *p, const char *out)
 {
     const struct pl_shape *y = pl_graph_output_shape(p->t.graph);
     int64_t dim[PL_MAX_DIMS];
+    if (access(out, F_OK) == 0)
+        return pl_error(PL_ERR_CHECKPOINT, "predict", "%s: is there already\nremove it, or give another name", out);
+    p->part = pl_strdupf("%s.part", out);
+    if (!p->part)
+        return PL_ERR_MEMORY;
     memcpy(dim, y->dim, sizeof dim);
     dim[0] = pl_dataset_samples(p->data);
-    PL_TRY(pl_h5_create(out, "predict", PL_ERR_CHECKPOINT, &p->file));
+    PL_TRY(pl_h5_create(p->part, "predict", PL_ERR_CHECKPOINT, &p->file));
     PL_TRY(pl_h5_make_dataset(p->file, "/output", PL_F32, y->dims, dim, 0, 0, &p->output));
     if (pl_shape_row_elems(y) != y->dim[1])
         return PL_OK;
@@ -46,45 +53,61 @@ static pl_status write_rows(void *arg, int64_t first, int64_t rows, const float 
     return pl_h5_write_rows(p->class, first, rows, PL_I32, p->best);
 }
 
-static pl_status open_parts(struct prediction *p, const struct pl_job *job, const struct pl_args *args)
+static pl_status open_parts(struct prediction *p, const struct pl_job *job, const struct pl_job_set *set, const struct pl_args *args)
 {
     char *path = NULL;
-    if (!args->option_value[2])
-        return pl_error(PL_ERR_USAGE, "paceline", "predict needs --out FILE.h5");
-    const struct pl_job_set *set = NULL;
-    PL_TRY(pl_cmd_find_set(job, args->option_value[1], &set));
     PL_TRY(pl_checkpoint_find_weights(job, args->option_value[0], &path));
     pl_status s = pl_checkpoint_load_weights(path, p->t.graph, pl_graph_params(p->t.graph));
     pl_free(path);
     PL_TRY(s);
-    PL_TRY(pl_stage(p->t.world, job->data.stage, &set, 1));
     PL_TRY(pl_dataset_open(set, &job->input, false, &p->data));
     PL_TRY(pl_trainer_eval_loader(&p->t, p->data, &p->loader));
-    return make_file(p, args->option_value[2]);
+    return pl_trainer_takes_output(&p->t) ? make_file(p, args->option_value[2]) : PL_OK;
+}
+
+static pl_status set_up(struct prediction *p, struct pl_world *w, const struct pl_job *job, const struct pl_args *args)
+{
+    const struct pl_job_set *set = NULL;
+    pl_status s = args->option_value[2] ? PL_OK : pl_error(PL_ERR_USAGE, "paceline", "predict needs --out FILE.h5");
+    PL_TRY(pl_world_agree(w, s));
+    PL_TRY(pl_world_agree(w, pl_cmd_find_set(job, args->option_value[1], &set)));
+    PL_TRY(pl_stage(w, job->data.stage, &set, 1));
+    return pl_world_agree(w, open_parts(p, job, set, args));
+}
+
+/* Under its name once it is whole: half of it would look like all. */
+static pl_status finish_file(struct prediction *p, const char *out, pl_status s)
+{
+    pl_h5_dataset_close(p->output);
+    pl_h5_dataset_close(p->class);
+    bool made = p->file != NULL;
+    pl_status closed = pl_h5_close(p->file);
+    s = s < 0 ? s : closed;
+    if (made && s == PL_OK && rename(p->part, out) != 0)
+        s = pl_error(PL_ERR_CHECKPOINT, "predict", "%s: %s", out, strerror(errno));
+    if (made && s < 0)
+        unlink(p->part);
+    if (made && s == PL_OK)
+        printf("%s: %lld rows\n", out, (long long)pl_dataset_samples(p->data));
+    return s;
 }
 
 static pl_status predict(struct pl_world *w, const struct pl_job *job, const struct pl_args *args)
 {
     struct prediction p = {0};
-    pl_status s = w->ranks > 1 ? pl_error(PL_ERR_USAGE, "predict", "predict runs on one rank, not on %d", w->ranks) : PL_OK;
-    PL_TRY(pl_world_agree(w, s));
     PL_TRY(pl_trainer_open(&p.t, w, job, false));
-    s = open_parts(&p, job, args);
+    pl_status s = set_up(&p, w, job, args);
     if (s == PL_OK)
         s = pl_trainer_predict(&p.t, p.loader, write_rows, &p);
-    pl_h5_dataset_close(p.output);
-    pl_h5_dataset_close(p.class);
-    bool made = p.file != NULL;
-    pl_status closed = pl_h5_close(p.file);
-    if (s >= 0)
-        s = closed;
-    if (s < 0 && made)
-        unlink(args->option_value[2]); /* half of it would look like all */
-    if (s == PL_OK)
-        printf("%s: %lld rows\n", args->option_value[2], (long long)pl_dataset_samples(p.data));
+    bool alone = s == PL_ERR_PEER && w->ranks > 1;
+    s = finish_file(&p, args->option_value[2], s);
+    if (alone)
+        pl_world_abort(w, s);
+    s = pl_world_agree(w, s);
     pl_loader_destroy(p.loader);
     pl_dataset_close(p.data);
     pl_trainer_close(&p.t);
+    pl_free(p.part);
     pl_free(p.best);
     return s;
 }

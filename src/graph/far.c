@@ -281,6 +281,8 @@ pl_status pl_graph_bring_rest(struct pl_graph *g, pl_status s, pl_slice_fn *slic
     return s < 0 || waited == PL_OK ? s : waited;
 }
 
+bool pl_graph_makes_output(const struct pl_graph *g) { return g->output != PL_ELSEWHERE; }
+
 const float *pl_graph_output(struct pl_graph *g)
 {
     if (g->output == PL_ELSEWHERE)

@@ -166,6 +166,7 @@ pl_status pl_graph_drop_next(struct pl_graph *g);
 /* Of the last forward, until the next: [batch, ...] as pl_graph_output_shape says, in host memory. NULL: it could not be
  * brought there, or this is a stage that does not make it. */
 const float *pl_graph_output(struct pl_graph *g);
+bool pl_graph_makes_output(const struct pl_graph *g); /* of stages one does */
 /* Layers backward, after a forward with train of the same batch. After each layer whose gradient is
  * final calls slice(arg, a, b): elements [a, b) of the gradient slab, from the far end to 0 without
  * a gap; of a far backend once there are at least as many as pl_graph_slice_at_least says. Returns what slice returns when not 0: PL_END abandons the pass. slice may be NULL. */

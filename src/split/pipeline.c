@@ -246,13 +246,26 @@ pl_status pl_pipeline_pass(struct pl_pipeline *p, const struct pl_graph_batch *b
     return wait_for_sent(p, a.parts);
 }
 
-pl_status pl_pipeline_evaluate(struct pl_pipeline *p, struct pl_graph *g, const struct pl_graph_batch *b, struct pl_loss_sums *sums)
+static pl_status take_output(const struct part *m, struct pl_graph *g, float *out)
+{
+    size_t row = (size_t)pl_shape_row_elems(pl_graph_output_shape(g));
+    const float *y = pl_graph_output(g);
+    if (!y)
+        return PL_ERR_MEMORY;
+    memcpy(out + (size_t)m->first * row, y, (size_t)m->rows * row * sizeof *y);
+    return PL_OK;
+}
+
+pl_status pl_pipeline_evaluate(struct pl_pipeline *p, struct pl_graph *g, const struct pl_graph_batch *b, struct pl_loss_sums *sums, float *out)
 {
     struct pass a = {b, sums, false, cut(p, b->rows)};
     for (int i = 0; i < a.parts; i++)
         post(p, &p->part[i].x, p->before_bytes, p->part[i].rows);
-    for (int i = 0; i < a.parts; i++)
+    for (int i = 0; i < a.parts; i++) {
         PL_TRY(forward(p, g, &a, i));
+        if (out && pl_graph_makes_output(g))
+            PL_TRY(take_output(&p->part[i], g, out));
+    }
     return wait_for_sent(p, a.parts);
 }
 

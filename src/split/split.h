@@ -46,8 +46,9 @@ void pl_pipeline_set_grads(struct pl_pipeline *p, float *grads);
 /* Forward and backward of a replica's batch, all stages with the same rows; slice as pl_graph_backward has it, in the last
  * micro-batch. sums: what the losses of this stage say. PL_ERR_PEER names the rank that nothing came from in time. */
 pl_status pl_pipeline_pass(struct pl_pipeline *p, const struct pl_graph_batch *b, struct pl_loss_sums *sums, pl_slice_fn *slice, void *arg);
-/* Forward alone, with a graph of this stage made for it. */
-pl_status pl_pipeline_evaluate(struct pl_pipeline *p, struct pl_graph *g, const struct pl_graph_batch *b, struct pl_loss_sums *sums);
+/* Forward alone, with a graph of this stage made for it. out: where the stage that makes it puts the network's output of all rows,
+ * or NULL. */
+pl_status pl_pipeline_evaluate(struct pl_pipeline *p, struct pl_graph *g, const struct pl_graph_batch *b, struct pl_loss_sums *sums, float *out);
 /* Sums, or largest, of n values (PL_EXCHANGE_VALUES at most) over the stages, in their order: the same bits on all. */
 pl_status pl_pipeline_sum(struct pl_pipeline *p, double *v, int n);
 pl_status pl_pipeline_max(struct pl_pipeline *p, double *v, int n);

@@ -3,6 +3,7 @@
 #include "train/train.h"
 
 #include <math.h>
+#include <string.h>
 
 pl_status pl_trainer_eval_loader(struct pl_trainer *t, struct pl_dataset *d, struct pl_loader **out)
 {
@@ -13,25 +14,89 @@ pl_status pl_trainer_eval_loader(struct pl_trainer *t, struct pl_dataset *d, str
     return pl_loader_create(d, &o, out);
 }
 
+bool pl_trainer_takes_output(const struct pl_trainer *t) { return t->peers->rank == 0 && t->grid.part == 0 && pl_graph_makes_output(t->graph); }
+
+/* What the network gives for this rank's rows of a batch, where this rank's layers make it. */
+static pl_status forward_rows(struct pl_trainer *t, const struct pl_batch *b, size_t row, float *mine)
+{
+    struct pl_graph_batch in = {.rows = b->rows, .data = b->data, .pixels = b->pixels, .index = b->index};
+    struct pl_loss_sums ignored = {0};
+    if (b->rows == 0)
+        return PL_OK;
+    if (t->pipeline)
+        return pl_pipeline_evaluate(t->pipeline, t->graph, &in, &ignored, mine);
+    PL_TRY(pl_graph_forward(t->graph, &in, false, &ignored));
+    const float *y = pl_graph_output(t->graph);
+    if (!y)
+        return PL_ERR_MEMORY;
+    memcpy(mine, y, (size_t)b->rows * row * sizeof *y);
+    return PL_OK;
+}
+
+struct outputs { size_t row; float *mine, *all; pl_output_fn *take; void *arg; }; /* [batch, row], [ranks, batch, row] */
+
+/* Every rank's rows of the global batch at `begin`, in order. */
+static pl_status collect(struct pl_trainer *t, struct pl_loader *loader, const struct outputs *o, int64_t begin)
+{
+    size_t each = (size_t)t->batch * o->row;
+    int ranks = t->peers->ranks;
+    pl_status s = PL_OK;
+    if (t->grid.part > 0 || !pl_graph_makes_output(t->graph))
+        return PL_OK;
+    PL_TRY(pl_world_gather(t->peers, o->mine, each * sizeof *o->mine, o->all));
+    for (int r = 0; s == PL_OK && r < ranks && t->peers->rank == 0; r++) {
+        int64_t first, rows;
+        pl_sampler_share(pl_loader_samples(loader), t->batch * ranks, begin, r, ranks, &first, &rows);
+        if (rows > 0)
+            s = o->take(o->arg, first, rows, o->all + (size_t)r * each);
+    }
+    return s;
+}
+
+/* A batch that is there, and is given back. What fails on this rank alone the others learn before the next one; but who has lost a
+ * peer can tell them nothing. */
+static pl_status through(struct pl_trainer *t, struct pl_loader *loader, const struct outputs *o, struct pl_batch *b)
+{
+    int64_t begin = b->begin;
+    pl_status s = forward_rows(t, b, o->row, o->mine);
+    pl_loader_release(loader, b);
+    pl_status collected = s == PL_ERR_PEER ? s : collect(t, loader, o, begin);
+    return s < 0 ? s : collected;
+}
+
+static pl_status predict_all(struct pl_trainer *t, struct pl_loader *loader, const struct outputs *o)
+{
+    pl_status mine = pl_graph_prepare(t->graph);
+    if (mine == PL_OK)
+        mine = pl_loader_start(loader, 0, 0, true);
+    for (;;) {
+        struct pl_batch *b = NULL;
+        if (mine == PL_OK)
+            mine = pl_loader_next(loader, &b);
+        pl_status all = pl_world_agree(t->world, mine < 0 ? mine : PL_OK);
+        if (b && all < 0)
+            pl_loader_release(loader, b);
+        if (all < 0 || mine == PL_END)
+            return all; /* every rank has as many batches */
+        mine = through(t, loader, o, b);
+        if (mine == PL_ERR_PEER)
+            return mine;
+    }
+}
+
 pl_status pl_trainer_predict(struct pl_trainer *t, struct pl_loader *loader, pl_output_fn *take, void *arg)
 {
-    struct pl_loss_sums ignored = {0};
-    struct pl_batch *b;
-    int64_t first = 0;
-    pl_status s;
-    PL_TRY(pl_graph_prepare(t->graph));
-    PL_TRY(pl_loader_start(loader, 0, 0, true));
-    while ((s = pl_loader_next(loader, &b)) == PL_OK) {
-        struct pl_graph_batch in = {.rows = b->rows, .data = b->data, .pixels = b->pixels, .index = b->index};
-        int64_t rows = b->rows;
-        s = pl_graph_forward(t->graph, &in, false, &ignored);
-        pl_loader_release(loader, b);
-        PL_TRY(s);
-        const float *y = pl_graph_output(t->graph);
-        PL_TRY(y ? take(arg, first, rows, y) : PL_ERR_MEMORY);
-        first += rows;
-    }
-    return s < 0 ? s : PL_OK;
+    size_t row = (size_t)pl_shape_row_elems(pl_graph_output_shape(t->graph)), bytes = (size_t)t->batch * row * sizeof(float);
+    struct outputs o = {.row = row, .mine = pl_alloc(bytes, "outputs"), .take = take, .arg = arg};
+    bool takes = pl_trainer_takes_output(t);
+    if (takes)
+        o.all = pl_alloc_alone((size_t)t->peers->ranks * bytes, "the outputs of all ranks");
+    pl_status s = pl_world_agree(t->world, o.mine && (o.all || !takes) ? PL_OK : PL_ERR_MEMORY);
+    if (s == PL_OK)
+        s = predict_all(t, loader, &o);
+    pl_free(o.mine);
+    pl_free(o.all);
+    return s;
 }
 
 struct evaluation { struct pl_graph *graph; struct pl_pipeline *pipeline; struct pl_shards *shards; struct pl_loader *loader; int64_t samples, each; };
@@ -47,7 +112,7 @@ static pl_status sum_up(const struct evaluation *e, int64_t from, int64_t to, st
         struct pl_graph_batch in = {.rows = b->rows, .data = b->data, .pixels = b->pixels, .label = b->label, .index = b->index};
         at = b->end;
         if (b->rows > 0)
-            s = e->shards ? pl_shards_evaluate(e->shards, e->graph, &in) : e->pipeline ? pl_pipeline_evaluate(e->pipeline, e->graph, &in, sums) : pl_graph_forward(e->graph, &in, false, sums);
+            s = e->shards ? pl_shards_evaluate(e->shards, e->graph, &in) : e->pipeline ? pl_pipeline_evaluate(e->pipeline, e->graph, &in, sums, NULL) : pl_graph_forward(e->graph, &in, false, sums);
         pl_loader_release(loader, b);
         PL_TRY(s);
     }

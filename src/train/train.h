@@ -176,8 +176,10 @@ struct pl_evaluation { double loss, accuracy, top5; int64_t samples; };
 pl_status pl_trainer_evaluate(struct pl_trainer *t, struct pl_graph *graph, struct pl_loader *loader,
                               struct pl_evaluation *out);
 pl_status pl_trainer_eval_loader(struct pl_trainer *t, struct pl_dataset *d, struct pl_loader **out);
-/* What the network gives for every sample of the set, in its order, batch by batch: y is [rows, ...], borrowed, of samples
- * [first, first + rows). One rank. */
+/* What the network gives for every sample of the set, in its order: y is [rows, ...], borrowed, of samples [first, first + rows).
+ * All ranks compute, take is called on the one that takes_output says. Collective; ranks agree inside on every error but PL_ERR_PEER, which is
+ * this rank's alone. */
+bool pl_trainer_takes_output(const struct pl_trainer *t);
 typedef pl_status pl_output_fn(void *arg, int64_t first, int64_t rows, const float *y);
 pl_status pl_trainer_predict(struct pl_trainer *t, struct pl_loader *loader, pl_output_fn *take, void *arg);
 

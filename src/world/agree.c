@@ -96,6 +96,14 @@ pl_status pl_world_allgather(struct pl_world *w, const void *mine, size_t bytes,
     return PL_OK;
 }
 
+pl_status pl_world_gather(struct pl_world *w, const void *mine, size_t bytes, void *out)
+{
+    int n;
+    PL_TRY(pl_narrow_int((int64_t)bytes, "gather", &n));
+    PL_MPI(MPI_Gather(mine, n, MPI_BYTE, out, n, MPI_BYTE, 0, pl_world_comm(w)));
+    return PL_OK;
+}
+
 pl_status pl_world_allgather_among(struct pl_world *w, const int *rank, int members, const void *mine, size_t bytes, void *out)
 {
     int n;

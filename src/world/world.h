@@ -65,7 +65,9 @@ _Noreturn void pl_world_abort(struct pl_world *w, pl_status s);
 pl_status pl_world_broadcast(struct pl_world *w, void *data, size_t bytes, int root);
 /* out[ranks * bytes] on every rank. */
 pl_status pl_world_allgather(struct pl_world *w, const void *mine, size_t bytes, void *out);
-/* The same among some ranks, rank[members], in one order; collective over those alone. */
+/* The same to rank 0 alone; out is not used on the others. */
+pl_status pl_world_gather(struct pl_world *w, const void *mine, size_t bytes, void *out);
+/* The same as allgather among some ranks, rank[members], in one order; collective over those alone. */
 pl_status pl_world_allgather_among(struct pl_world *w, const int *rank, int members, const void *mine, size_t bytes, void *out);
 /* Plain MPI_Allreduce, to measure against. */
 pl_status pl_world_allreduce(struct pl_world *w, const float *in, float *out, int64_t n);

@@ -88,7 +88,14 @@ for n in 1 2; do
     ranks $n "$PACELINE" eval job.yaml "${one[@]}" train.batch=64 split.pipeline=2 --checkpoint stages-2 >eval.$n 2>&1 || fail "eval on $n: $(cat eval.$n)"
     evaluates_to eval.$n stages-2
 done
-"$PACELINE" predict job.yaml "${one[@]}" split.pipeline=2 --checkpoint stages-2 --out out.h5 >predict.log 2>&1 || fail "predict: $(cat predict.log)"
+for n in 1 2 6; do # whole; by 2 stages; by 3, on two replicas
+    ranks $n "$PACELINE" predict job.yaml "${one[@]}" train.batch=19 split.pipeline=$([ $n -eq 6 ] && echo 3 || echo 2) --checkpoint stages-2 --out out-$n.h5 >predict.log 2>&1 || fail "predict on $n: $(cat predict.log)"
+done
+/usr/bin/python3 -c '
+import h5py
+whole, *others = ({k: f[k][()] for k in ("output", "class")} for f in map(h5py.File, ("out-1.h5", "out-2.h5", "out-6.h5")))
+assert len(whole["output"]) == 203 and abs(whole["output"]).max() > 0.1
+assert all(abs(o["output"] - whole["output"]).max() < 1e-6 and (o["class"] == whole["class"]).all() for o in others)' || fail "predict by stages gives something else"
 "$PACELINE" inspect stages-2 --export alone.h5 >export.log 2>&1 || fail "export: $(cat export.log)"
 mv stages-2 elsewhere
 "$tools/compare.py" "$(model whole)" alone.h5 0 0 exact || fail "what was exported differs"

@@ -96,7 +96,14 @@ for n in 1 2 4; do
     ranks $n "$PACELINE" eval job.yaml "${one[@]}" train.batch=64 split.tensor=2 --checkpoint straight >eval.$n 2>&1 || fail "eval on $n: $(cat eval.$n)"
     evaluates_to eval.$n straight
 done
-"$PACELINE" predict job.yaml "${one[@]}" split.tensor=2 --checkpoint straight --out out.h5 >predict.log 2>&1 || fail "predict: $(cat predict.log)"
+for n in 1 2 4; do # whole; by 2 parts; on two replicas
+    ranks $n "$PACELINE" predict job.yaml "${one[@]}" train.batch=19 split.tensor=2 --checkpoint straight --out out-$n.h5 >predict.log 2>&1 || fail "predict on $n: $(cat predict.log)"
+done
+/usr/bin/python3 -c '
+import h5py
+whole, *others = ({k: f[k][()] for k in ("output", "class")} for f in map(h5py.File, ("out-1.h5", "out-2.h5", "out-4.h5")))
+assert len(whole["output"]) == 203 and abs(whole["output"]).max() > 0.1
+assert all(abs(o["output"] - whole["output"]).max() < 1e-6 and (o["class"] == whole["class"]).all() for o in others)' || fail "predict by parts gives something else"
 "$PACELINE" inspect straight --export alone.h5 >export.log 2>&1 || fail "export: $(cat export.log)"
 "$tools/compare.py" "$(model straight)" alone.h5 0 0 exact || fail "what was exported differs"
 /usr/bin/python3 - "$(model straight)" <<'PY' || fail "parts hold too much, or model.h5 too little"

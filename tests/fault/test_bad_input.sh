@@ -76,6 +76,11 @@ expect 6 "was trained on $PWD/train.h5, the job says $PWD/two.h5 and 1 more file
 [ $? -eq 6 ] && grep -q "standard output cannot be written" out || { fail "eval into a full disk was taken for well"; cat out; }
 "$PACELINE" predict job.yaml data.test.file=nan.h5 --out predicted.h5 >out 2>&1
 [ $? -eq 3 ] && [ ! -e predicted.h5 ] || { fail "predict left half a file"; cat out; }
+ranks 3 "$PACELINE" predict job.yaml data.test.file=nan.h5 --out predicted.h5 >out 2>&1 # one rank alone finds it
+[ $? -eq 3 ] && [ ! -e predicted.h5 ] && [ "$(grep -c '/data: sample' out)" = 1 ] || { fail "predict on several ranks left half a file"; cat out; }
+echo mine >there.h5
+ranks 2 "$PACELINE" predict job.yaml --out there.h5 >out 2>&1
+[ $? -eq 6 ] && [ "$(cat there.h5)" = mine ] && [ "$(grep -c 'there.h5: is there already' out)" = 1 ] || { fail "predict wrote over a file"; cat out; }
 expect 2 "train.stop needs data.test" 2 job.yaml train.stop.above=0.5 data.test.file=none checkpoint.dir=none
 expect 6 "checkpoint.resume is never" 3 job.yaml checkpoint.resume=never
 sed 's/units: 24/units: 25/' net.yaml >other.yaml
