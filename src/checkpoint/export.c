@@ -50,7 +50,7 @@ static pl_status copy_run(struct pl_h5 *from, struct pl_h5 *to)
 {
     PL_TRY(pl_h5_copy(from, "/run", to));
     PL_TRY(pl_h5_set_int(to, "/run", "parts", 0));
-    return pl_h5_set_int(to, "/run", "stages", 1);
+    return pl_h5_set_int(to, "/run", "pieces", 1);
 }
 
 static pl_status copy_all(struct pl_h5 *from, const char *file)

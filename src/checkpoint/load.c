@@ -296,13 +296,13 @@ static pl_status share_out(const char *dir, const struct pl_graph *g, int parts,
 static pl_status look_for_parts(const char *path, const struct pl_part *part, int n, int *parts, bool *has)
 {
     struct pl_h5 *f;
-    int64_t count = 0, stages = 1;
+    int64_t count = 0, pieces = 1;
     PL_TRY(pl_checkpoint_open_model(path, &f));
-    if (pl_h5_get_int(f, "/run", "parts", &count) < 0 || pl_h5_get_int(f, "/run", "stages", &stages) < 0)
-        pl_error_clear(); /* written before there were parts, or stages */
+    if (pl_h5_get_int(f, "/run", "parts", &count) < 0 || pl_h5_get_int(f, "/run", "pieces", &pieces) < 0)
+        pl_error_clear(); /* written before there were parts, or pieces */
     pl_h5_close(f);
     *parts = (int)count;
-    if (count == 0 || stages > 1)
+    if (count == 0 || pieces > 1)
         return PL_OK;
     PL_TRY(open_part(path, 0, &f));
     for (int i = 0; i < n; i++) {

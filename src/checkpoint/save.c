@@ -225,7 +225,7 @@ static pl_status write_run(struct pl_h5 *f, const struct pl_checkpoint_source *s
     const struct { const char *name; int64_t v; } numbers[] = {
         {"step", r->step}, {"epoch", r->epoch}, {"position", r->position}, {"samples_seen", r->samples_seen},
         {"global_batch", r->global_batch}, {"train_samples", r->train_samples}, {"seed", r->seed}, {"ranks", r->ranks}, {"done", r->done}, {"last_eval_step", r->last_eval_step},
-        {"best_step", r->best_step}, {"parts", src->parts}, {"stages", src->split ? src->parts : 1}, {"signature", (int64_t)pl_graph_signature(src->graph)}};
+        {"best_step", r->best_step}, {"parts", src->parts}, {"pieces", src->split ? src->parts : 1}, {"signature", (int64_t)pl_graph_signature(src->graph)}};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         PL_TRY(pl_h5_set_int(f, "/run", numbers[i].name, numbers[i].v));
     PL_TRY(pl_h5_set_double(f, "/run", "best", r->best));

@@ -49,7 +49,7 @@ static void visit(void *arg, const char *path, bool is_dataset)
 
 static void print_run(struct pl_h5 *f)
 {
-    static const char *const names[] = {"step", "epoch", "position", "samples_seen", "seed", "stages", "ranks", NULL};
+    static const char *const names[] = {"step", "epoch", "position", "samples_seen", "seed", "pieces", "ranks", NULL};
     int64_t v;
     if (!pl_h5_exists(f, "/run"))
         return;
