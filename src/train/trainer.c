@@ -379,7 +379,7 @@ void pl_trainer_close(struct pl_trainer *t)
         t->table->close(t->backend);
     if (t->pooled)
         pl_pool_stop();
-    if (t->grid.stages > 1) {
+    if (t->grid.pieces > 1) {
         pl_alloc_sharers(t->world->local_ranks);
         pl_grid_close(&t->grid);
     }
