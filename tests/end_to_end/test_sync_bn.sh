@@ -37,9 +37,11 @@ stopped 3 parts '[3-9]' "${sync[@]}" train.epochs=3 debug.delay.ms=30
 run 3 parts "${sync[@]}" train.epochs=3
 compare long parts 0 0 exact
 # on another number of ranks it goes on with the same statistics
-stopped 3 moved '[3-9]' "${sync[@]}" train.epochs=3 debug.delay.ms=30
-run 2 moved "${sync[@]}" train.epochs=3
-compare long moved 1e-4 1e-3
+run 3 moved "${sync[@]/train.epochs=1/train.steps=2}" train.eval_every=never
+run 2 moved "${sync[@]/train.epochs=1/train.steps=4}" train.eval_every=never
+run 3 stayed "${sync[@]/train.epochs=1/train.steps=4}" train.eval_every=never
+resumed moved 2
+compare stayed moved 1e-5 1e-4
 if ! "$PACELINE" doctor | grep -q '^cpu backend.*no bf16'; then
     run 1 bf16-1 "${same[@]}" train.precision=bf16
     run 3 bf16-3 "${sync[@]}" train.precision=bf16
