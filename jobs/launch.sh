@@ -116,6 +116,9 @@ if [ -z "$code" ] && [ -n "$early" ]; then
 elif [ -z "$code" ] && [ $status -ne 0 ] && [ $asked -eq 0 ] && [ "$(reported)" = "$before" ]; then # of ranks that it started its status tells nothing
     echo "jobs/launch.sh: mpirun did not start the run (it ended with $status): what it says of that stands above" >&2
     code=2
+elif [ -z "$code" ] && [ -s "$ends" ] && ! begun; then
+    echo "jobs/launch.sh: lost before the run began: $(whom); no other rank is left" >&2
+    code=5
 elif [ -z "$code" ]; then
     echo "jobs/launch.sh: no $outcome: no rank lived to write it, or none was on the side of most (mpirun ended with $status)" >&2
     code=5

@@ -150,25 +150,29 @@ refused "-H no-such-host.invalid:2 -n 2" 'unable to reliably start'
 # A rank that is lost before the run begins: the others wait for it inside of MPI.
 cat >late.sh <<'SH'
 #!/bin/sh
-# The last rank ends before it has said anything to the others.
-[ "$OMPI_COMM_WORLD_RANK" -lt 2 ] || eval "$PL_INSTEAD"
+# The last rank, or all, end before they have said anything to the others.
+[ "$OMPI_COMM_WORLD_RANK" -lt "${PL_UP_TO:-2}" ] || eval "$PL_INSTEAD"
 exec "$@"
 SH
 chmod +x late.sh
-# lost_early NAME INSTEAD PATTERN COMMAND...: which starts launch.sh
+# lost_early NAME INSTEAD PATTERN COMMAND...: which starts launch.sh. With PL_UP_TO 0 all ranks are; and who cannot reach his launcher
+# because of a lost one ends by himself (seen once, between hosts).
 lost_early() {
     local name=$1 pattern=$3
     export PL_INSTEAD=$2; shift 3
     rm -rf "$name"
     PACELINE_LINGER=1 timeout --kill-after=5 60 "$@" ./late.sh "$PACELINE" train job.yaml "${keys[@]}" train.steps=30 checkpoint.dir="$name" report.dir="$name" >"$name.log" 2>&1 &
     launched=$!
-    ends "$name" 5 0 "lost before the run began, for which the others wait: rank 2 \\($pattern\\).*; all are ended now"
+    ends "$name" 5 0 "lost before the run began(, for which the others wait)?: (.*, )?rank 2 \\($pattern\\).*; (all are ended now|no other rank is left)"
     [ ! -e "$name/metrics.jsonl" ] || fail "$name: it began"
     ! grep -q ACTIVATE "$name.log" || fail "$name: it shows what mpirun says of its ranks: $(grep -m 1 ACTIVATE "$name.log")"
 }
 here=("$PL_SOURCE_DIR/jobs/launch.sh" --oversubscribe --bind-to none -n 3)
 lost_early never-came 'exit 127' 'exited with non-zero status' "${here[@]}"
 lost_early killed-early 'kill -KILL $$' 'aborted by signal' "${here[@]}"
+grep -q "for which the others wait: rank 2 (aborted by signal); all are ended now" killed-early.log || fail "killed-early: $(tail -n 2 killed-early.log)"
+PL_UP_TO=0 lost_early all-killed 'kill -KILL $$' 'aborted by signal' "${here[@]}"
+grep -q "lost before the run began: rank .*; no other rank is left" all-killed.log || fail "all-killed: $(tail -n 2 all-killed.log)"
 
 # Over MPI a lost rank ends the run, a stopped one as well.
 for how in KILL STOP; do
