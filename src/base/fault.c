@@ -12,7 +12,7 @@
 /* Every pl_fault in the program; a name that is none of them is refused. */
 static const char *const points[] = {"step", "loader.read", "stage.lock", "stage.copy", "exchange.start", "exchange.shared", "h5.write", "checkpoint.write",
                                      "checkpoint.after_parts", "checkpoint.before_rename", "tcp.corrupt", "tcp.rest", "tcp.secret",
-                                     "verbs.corrupt", "verbs.secret"};
+                                     "verbs.corrupt", "verbs.secret", "update.meet"};
 
 enum action { FAIL, EXIT, KILL, HANG, DELAY };
 struct fault {

@@ -77,7 +77,8 @@ pl_status pl_checkpoint_find(const char *dir, char **path);
  * PL_ERR_CHECKPOINT: there is none. Owner of *path: the caller. */
 pl_status pl_checkpoint_find_weights(const struct pl_job *job, const char *given, char **path);
 int pl_checkpoint_count(const char *dir); /* of those in dir, damaged ones too */
-/* Loads into host slabs. Refuses another model or another kind of optimizer (PL_ERR_CHECKPOINT). optimizer NULL: weights only. */
+/* Loads into host slabs. Refuses another model or another kind of optimizer (PL_ERR_CHECKPOINT). optimizer NULL: weights only.
+ * params NULL: neither weights nor the optimizer's state, which others load. */
 pl_status pl_checkpoint_load(const char *path, const struct pl_graph *g, struct pl_optimizer *o,
                              float *params, struct pl_run_state *state);
 /* Weights by name from /params of any such file or checkpoint directory (train.init, eval). */

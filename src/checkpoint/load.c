@@ -210,12 +210,12 @@ static pl_status load_all(struct pl_h5 *f, const char *path, const struct pl_gra
 {
     int64_t signature;
     PL_TRY(read_run(f, state, &signature));
-    PL_TRY(read_slab(f, path, "/params", g, true, params));
+    PL_TRY(params ? read_slab(f, path, "/params", g, true, params) : PL_OK);
     if ((uint64_t)signature != pl_graph_signature(g))
         return pl_error(PL_ERR_CHECKPOINT, "checkpoint", "%s is of another model\n" ANOTHER ", or train.init=FILE to start from its weights", path);
     if (o)
         PL_TRY(same_optimizer(f, path, o));
-    for (int i = 0; o && i < pl_optimizer_slots(o); i++) {
+    for (int i = 0; o && params && i < pl_optimizer_slots(o); i++) {
         char group[80];
         snprintf(group, sizeof group, "/optimizer/%s", pl_optimizer_slot_name(o, i));
         PL_TRY(read_slab(f, path, group, g, false, pl_optimizer_slot(o, i)));

@@ -2,6 +2,7 @@
  * A bucket is a range of the gradient slab of about bucket_bytes, closed as backward hands over
  * slices from the far end (Li et al., PyTorch Distributed, VLDB 2020, section 3.2.3). */
 #include "exchange/exchange_internal.h"
+#include "exchange/node.h"
 
 #include <string.h>
 
@@ -79,9 +80,9 @@ static pl_status map_node(struct pl_exchange *x)
     struct pl_levels *l = &x->levels;
     struct pl_extent own[PL_OWN_EXTENTS];
     void *memory;
-    int values = x->options.values;
-    size_t bytes = pl_exchange_shared_bytes(l->node_ranks, x->elems, values);
-    pl_exchange_shared_extents(x->world->local_rank, l->node_ranks, x->elems, values, own);
+    int values = x->options.values, common = x->options.common;
+    size_t bytes = pl_exchange_shared_bytes(l->node_ranks, x->elems, values, common);
+    pl_exchange_shared_extents(x->world->local_rank, l->node_ranks, x->elems, values, common, own);
     pl_status s = pl_exchange_map(x->world, l->node, l->node_ranks, bytes, own, &memory, x->why, sizeof x->why);
     if (s != PL_OK)
         return s;
@@ -308,6 +309,9 @@ bool pl_exchange_is_far(const struct pl_exchange *x) { return x && x->reducer; }
 float *pl_exchange_gradient(struct pl_exchange *x) { return x->gradient; }
 float *pl_exchange_residual(struct pl_exchange *x) { return x->residual; }
 const float *pl_exchange_agreed(const struct pl_exchange *x) { return x->sum; }
+float *pl_exchange_common(struct pl_exchange *x, int i) { return x->shared && i < x->options.common ? pl_node_common(x->shared, i) : NULL; }
+struct pl_span pl_exchange_near(const struct pl_exchange *x) { return x->shared ? pl_node_near(x->shared) : (struct pl_span){0, x->elems}; }
+pl_status pl_exchange_meet(struct pl_exchange *x) { return x->shared ? pl_node_meet(x->shared) : PL_OK; }
 
 void pl_exchange_append(char *list, size_t bytes, const char *more)
 {

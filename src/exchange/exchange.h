@@ -31,6 +31,7 @@ struct pl_exchange_options {
                             * whatever nodes they are */
     double bucket_bytes;   /* a bucket goes out when it holds this much */
     double timeout_ms;     /* of a wait in which nothing moves */
+    int common;            /* slabs more that the ranks of a node have together (pl_exchange_common), PL_EXCHANGE_COMMON at most */
     int values;            /* doubles of a small sum at most; 0: PL_EXCHANGE_VALUES */
     bool direct;           /* no thread: the main thread does it all, polling, in finish, sum and max */
 };
@@ -61,6 +62,15 @@ const float *pl_exchange_agreed(const struct pl_exchange *x);
 /* With compression: [elems], what this rank's part in it lost so far, to be added later; NULL without. The sum over
  * ranks is what the sum of gradients lacks. To be kept and given back between two steps. */
 float *pl_exchange_residual(struct pl_exchange *x);
+
+/* Memory of this node's ranks together, [elems], zeroed, until destroy: one of options.common; NULL where they share none. Who
+ * writes what in it, and when, is for them to arrange: elements [a, b), whole cache lines, lie near this rank, all ranks' together
+ * are the slab; from finish to the next begin of any rank nobody is in between; and meet waits for all ranks of the node.
+ * PL_ERR_PEER names those that do not come. */
+enum { PL_EXCHANGE_COMMON = 3 };
+float *pl_exchange_common(struct pl_exchange *x, int i);
+struct pl_span pl_exchange_near(const struct pl_exchange *x);
+pl_status pl_exchange_meet(struct pl_exchange *x);
 
 /* The gradient of a step: begin; ready for ranges [a, b) from elems down to 0 without a gap; finish waits
  * until the sum is whole. PL_ERR_PEER names the ranks that are missing after the timeout. */

@@ -56,17 +56,17 @@ extern const struct pl_algorithm pl_algorithm_network;
 pl_status pl_exchange_network_open(struct pl_exchange *x, const struct pl_network *network);
 void pl_exchange_network_traffic(struct pl_exchange *x, double *sent_mb, double *saved_mb); /* since the last call */
 
-/* node.c: `memory` is shared by all `ranks`, zeroed, at least pl_exchange_shared_bytes. values: of the options. name[ranks]:
+/* node.c: `memory` is shared by all `ranks`, zeroed, at least pl_exchange_shared_bytes. values, common: of the options. name[ranks]:
  * their numbers in the run, NULL: the same. */
 extern const struct pl_algorithm pl_algorithm_shared;
-size_t pl_exchange_shared_bytes(int ranks, int64_t elems, int values);
+size_t pl_exchange_shared_bytes(int ranks, int64_t elems, int values, int common);
 pl_status pl_exchange_shared_open(struct pl_exchange *x, void *memory, int rank, int ranks, const int *name);
 void pl_exchange_shared_close(struct pl_exchange *x);
 
-/* What a rank should touch first, so that it lies near it: its own gradient and its part of the sum. */
+/* What a rank should touch first, so that it lies near it: its own gradient and its part of the sum and of what is common. */
 struct pl_extent { size_t offset, bytes; };
-enum { PL_OWN_EXTENTS = 2 };
-void pl_exchange_shared_extents(int rank, int ranks, int64_t elems, int values, struct pl_extent own[PL_OWN_EXTENTS]);
+enum { PL_OWN_EXTENTS = 2 + PL_EXCHANGE_COMMON };
+void pl_exchange_shared_extents(int rank, int ranks, int64_t elems, int values, int common, struct pl_extent own[PL_OWN_EXTENTS]);
 
 /* far.c: sums that the backend makes of what lies with it. Collective; ranks agree inside. finish: waits for them. */
 pl_status pl_exchange_far_open(struct pl_exchange *x);

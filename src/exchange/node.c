@@ -41,6 +41,7 @@ struct line {
     _Alignas(64) _Atomic uint64_t posted; /* buckets */
     _Atomic uint64_t done;                /* buckets of which its part is added up */
     _Atomic uint64_t said;                /* small values */
+    _Atomic uint64_t met;                 /* times that it has come to pl_node_meet */
 };
 
 struct control {
@@ -59,7 +60,7 @@ struct pl_shared {
     const int *name; /* [ranks] in the run; NULL: the same */
     double *place;    /* the values in the control block */
     size_t places;    /* of a copy of them */
-    size_t slab; /* elements from one rank's gradient to the next one's, and to the sum */
+    size_t slab; /* elements from one rank's gradient to the next one's, and to the sum, and to what is common */
     struct { int64_t a, b; } bucket[MAX_BUCKETS];
     uint64_t posted, done, said; /* as in the line */
     double *values; /* of a small sum under way, NULL: none */
@@ -79,18 +80,19 @@ static size_t control_bytes(int ranks, int values)
     return whole_pages(lines_bytes(ranks) + (size_t)(ranks + 1) * 2 * places_of(values) * sizeof(double));
 }
 
-size_t pl_exchange_shared_bytes(int ranks, int64_t elems, int values)
+size_t pl_exchange_shared_bytes(int ranks, int64_t elems, int values, int common)
 {
-    return control_bytes(ranks, values) + (size_t)(ranks + 1) * slab_bytes(elems);
+    return control_bytes(ranks, values) + (size_t)(ranks + 1 + common) * slab_bytes(elems);
 }
 
-void pl_exchange_shared_extents(int rank, int ranks, int64_t elems, int values, struct pl_extent own[PL_OWN_EXTENTS])
+void pl_exchange_shared_extents(int rank, int ranks, int64_t elems, int values, int common, struct pl_extent own[PL_OWN_EXTENTS])
 {
     size_t slab = slab_bytes(elems), gradient = control_bytes(ranks, values) + (size_t)rank * slab;
     size_t sum = control_bytes(ranks, values) + (size_t)ranks * slab, pages = slab / PAGE;
     size_t begin = pages * (size_t)rank / (size_t)ranks * PAGE, end = pages * (size_t)(rank + 1) / (size_t)ranks * PAGE;
     own[0] = rank == 0 ? (struct pl_extent){0, gradient + slab} : (struct pl_extent){gradient, slab}; /* control too */
-    own[1] = (struct pl_extent){sum + begin, end - begin};
+    for (int i = 0; i <= PL_EXCHANGE_COMMON; i++) /* the sum first */
+        own[1 + i] = i <= common ? (struct pl_extent){sum + (size_t)i * slab + begin, end - begin} : (struct pl_extent){0, 0};
 }
 
 /* ---- adding up ---------------------------------------------------------------------------------- */
@@ -172,10 +174,10 @@ static void sleep_until_event(struct pl_shared *s, uint32_t seen)
  * added up less. */
 static void append_missing(const struct pl_shared *s, bool adding, char *text, size_t bytes)
 {
-    uint64_t said = atomic_load(&s->mine->said), posted = atomic_load(&s->mine->posted);
+    uint64_t said = atomic_load(&s->mine->said), posted = atomic_load(&s->mine->posted), met = atomic_load(&s->mine->met);
     for (int r = 0; r < s->ranks; r++) {
         const struct line *l = &s->control->line[r];
-        bool late = adding ? atomic_load(&l->done) < posted : atomic_load(&l->said) < said || atomic_load(&l->posted) < posted;
+        bool late = adding ? atomic_load(&l->done) < posted : atomic_load(&l->said) < said || atomic_load(&l->posted) < posted || atomic_load(&l->met) < met;
         if (!late)
             continue;
         char name[16];
@@ -320,6 +322,32 @@ bool pl_node_result(const struct pl_shared *s, uint64_t number, double *out, int
     return true;
 }
 
+/* ---- what is common ------------------------------------------------------------------------------ */
+
+float *pl_node_common(const struct pl_shared *s, int i) { return s->exchange->sum + (size_t)(1 + i) * s->slab; }
+
+struct pl_span pl_node_near(const struct pl_shared *s)
+{
+    int64_t elems = s->exchange->elems;
+    return (struct pl_span){pl_part(elems, s->rank, s->ranks), pl_part(elems, s->rank + 1, s->ranks)};
+}
+
+static bool all_have_come(struct pl_shared *s)
+{
+    uint64_t met = atomic_load(&s->mine->met);
+    for (int r = 0; r < s->ranks; r++)
+        if (atomic_load(&s->control->line[r].met) < met)
+            return false;
+    return true;
+}
+
+pl_status pl_node_meet(struct pl_shared *s)
+{
+    atomic_fetch_add(&s->mine->met, 1);
+    wake(s);
+    return wait_until(s, all_have_come);
+}
+
 /* ---- the algorithm ------------------------------------------------------------------------------ */
 
 static pl_status shared_post_bucket(struct pl_exchange *x, int64_t a, int64_t b, bool exact)
@@ -377,7 +405,7 @@ pl_status pl_exchange_shared_open(struct pl_exchange *x, void *memory, int rank,
 void pl_exchange_shared_close(struct pl_exchange *x)
 {
     if (x->world && x->shared)
-        pl_exchange_unmap(x->shared->control, pl_exchange_shared_bytes(x->shared->ranks, x->elems, x->options.values));
+        pl_exchange_unmap(x->shared->control, pl_exchange_shared_bytes(x->shared->ranks, x->elems, x->options.values, x->options.common));
     pl_free(x->shared);
     x->shared = NULL;
 }

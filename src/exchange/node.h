@@ -9,6 +9,9 @@
 void pl_node_post(struct pl_shared *s); /* this rank's next bucket is final */
 void pl_node_say(struct pl_shared *s, const double *values, int n);
 pl_status pl_node_drain(struct pl_shared *s); /* until everybody's part of all buckets is whole */
+float *pl_node_common(const struct pl_shared *s, int i); /* as pl_exchange_common and those after it */
+struct pl_span pl_node_near(const struct pl_shared *s);
+pl_status pl_node_meet(struct pl_shared *s);
 
 /* The exchange thread. */
 bool pl_node_posted(const struct pl_shared *s, uint64_t bucket); /* by all of the node */

@@ -319,6 +319,14 @@ float *pl_graph_params(struct pl_graph *g)
 float *pl_graph_grads(struct pl_graph *g) { return g->set_grads ? g->set_grads : g->own_grads; }
 void pl_graph_time_layers(struct pl_graph *g, double *ms) { g->layer_ms = ms; }
 void pl_graph_set_params(struct pl_graph *g, float *params) { g->set_params = params; }
+
+void pl_graph_keep_params(struct pl_graph *g, float *params)
+{
+    pl_graph_set_params(g, params);
+    pl_free(g->own_params);
+    g->own_params = NULL;
+}
+
 int64_t pl_graph_sync_values(const struct pl_graph *g) { return g->sync_values; }
 
 void pl_graph_set_sync(struct pl_graph *g, pl_sync_fn *sum, void *arg)

@@ -68,6 +68,7 @@ struct pl_job_set { /* one of data.train, data.test */
 enum { PL_FP32, PL_TF32, PL_BF16 };
 enum { PL_SYNC_ALLREDUCE, PL_SYNC_LOCAL_SGD, PL_SYNC_DOWNPOUR, PL_SYNC_SANDBLASTER };
 enum { PL_TWO_LEVEL_AUTO, PL_TWO_LEVEL_NEVER };
+enum { PL_OPTIMIZER_WHOLE, PL_OPTIMIZER_NODE };
 enum { PL_DEVICE_AUTO, PL_DEVICE_CPU, PL_DEVICE_REFERENCE, PL_DEVICE_CUDA };
 enum pl_optimizer_kind { PL_SGD, PL_MOMENTUM, PL_NESTEROV, PL_ADAGRAD, PL_ADADELTA, PL_RMSPROP, PL_ADAM, PL_ADAMW, PL_LARS };
 enum pl_schedule_kind { PL_FIXED, PL_STEP, PL_MULTISTEP, PL_EXP, PL_INV, PL_POLY, PL_COSINE };
@@ -101,7 +102,7 @@ struct pl_job {
              int64_t n_fetch, n_push, max_staleness; struct pl_period warmup; /* 0 if not given and not downpour; max_staleness 0: any */
              int64_t history; double tolerance; } sync; /* 0 if not given and not sandblaster */
     struct { int transport, algorithm, two_level, compress; double compress_ratio; char *table, *interface; int64_t channels; double bucket_mb, timeout_ms; } exchange;
-    struct { int64_t pipeline, tensor, microbatches; struct pl_texts at; } split;
+    struct { int64_t pipeline, tensor, microbatches; struct pl_texts at; int optimizer; } split;
     struct { int kind; } device;
     struct { char *dir; struct pl_period every; int64_t keep; char *resume; bool keep_best, background; int on_error; struct pl_texts signals; } checkpoint;
     struct { char *dir; struct pl_period every; bool timeline; int64_t timeline_steps; } report;

@@ -98,6 +98,7 @@ const struct pl_key pl_job_keys[] = {
     INT("split.pipeline", split.pipeline, "1", 1, 256, "ranks that share a replica, each with some of its layers; their number divides that of the ranks"),
     INT("split.microbatches", split.microbatches, "4", 1, 65536, "a replica's batch goes through its ranks in so many parts"),
     {.name = "split.at", .type = PL_KEY_TEXTS, .offset = AT(split.at), .help = "the first layer of each rank but the first; without it by what the layers compute"},
+    CHOICE("split.optimizer", split.optimizer, "none", "none|node", "node: the ranks of a node hold parameters and optimizer state together, and each updates its share of them"),
     CHOICE("device.kind", device.kind, "auto", "auto|cpu|reference|cuda", "what computes; auto takes the processor"),
     TEXT("checkpoint.dir", checkpoint.dir, "directory of the run's checkpoints; none: no checkpoints"),
     PERIOD("checkpoint.every", checkpoint.every, "10 min", "how often one is written"),
@@ -122,7 +123,7 @@ const struct pl_key pl_job_keys[] = {
 
 /* Keys of the design that no code acts on yet: refused by name. */
 const char *const pl_job_later[] = {
-    "split.optimizer", "device.memory_limit", NULL};
+    "device.memory_limit", NULL};
 
 /* In the order of the choices above. */
 const char *pl_job_sync_name(const struct pl_job *j)

@@ -405,6 +405,23 @@ static pl_status check_sync_bn(const struct pl_job *j)
     return PL_OK;
 }
 
+/* The ranks of a node update together what all of them compute by. */
+static pl_status check_shared_optimizer(const struct pl_job *j)
+{
+    const struct { bool on; const char *key, *why; } refused[] = {
+        {j->sync.kind != PL_SYNC_ALLREDUCE, "sync.kind", "split.optimizer is of sync.kind allreduce: with others the ranks of a node have different parameters, or do not update together"},
+        {j->sync.backup_workers > 0, "sync.backup_workers", "split.optimizer with sync.backup_workers: a late rank would still compute by parameters that the others change"},
+        {j->split.tensor > 1, "split.tensor", "split.optimizer with split.tensor is not in this version yet"},
+        {j->split.pipeline > 1, "split.pipeline", "split.optimizer with split.pipeline is not in this version yet"},
+        {j->train.reproducible, "train.reproducible", "split.optimizer with train.reproducible is not in this version yet"},
+        {j->exchange.two_level == PL_TWO_LEVEL_NEVER, "exchange.two_level", "split.optimizer needs memory that the ranks of a node share; exchange.two_level is never"},
+        {j->device.kind == PL_DEVICE_CUDA, "device.kind", "split.optimizer with device.kind cuda is not in this version yet"}};
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++)
+        if (refused[i].on)
+            return pl_node_error(at_key(j, refused[i].key), "%s", refused[i].why);
+    return PL_OK;
+}
+
 static pl_status check(struct pl_job *j)
 {
     take_none_away(&j->train_set.files);
@@ -445,6 +462,8 @@ static pl_status check(struct pl_job *j)
         PL_TRY(check_sync_bn(j));
     if (j->train.reproducible)
         PL_TRY(check_reproducible(j));
+    if (j->split.optimizer != PL_OPTIMIZER_WHOLE)
+        PL_TRY(check_shared_optimizer(j));
     if (j->split.tensor > 1)
         PL_TRY(check_tensor(j));
     if (j->split.pipeline > 1 || j->split.at.n > 0)

@@ -6,7 +6,8 @@
 #include "graph/graph.h"
 
 struct pl_optimizer;
-/* State slots are slabs with the layout of the parameters, zero at first. job gives kind and numbers. */
+/* State slots are slabs with the layout of the parameters, zero at first. job gives kind and numbers. With split.optimizer
+ * state has no memory before pl_optimizer_share. */
 pl_status pl_optimizer_create(const struct pl_job *job, const struct pl_graph *g, struct pl_optimizer **out);
 void pl_optimizer_destroy(struct pl_optimizer *o);
 int pl_optimizer_slots(const struct pl_optimizer *o);
@@ -38,6 +39,17 @@ void pl_optimizer_update_range(struct pl_optimizer *o, const struct pl_update *u
 pl_status pl_optimizer_take(struct pl_optimizer *o, const float *sum);
 pl_status pl_optimizer_squares(struct pl_optimizer *o, double *squares);
 pl_status pl_optimizer_apply(struct pl_optimizer *o, const struct pl_update *u, struct pl_graph *g);
+/* Several ranks have parameters and state together, in memory that they share: apply updates elements [a, b), whole cache lines,
+ * of both, which must all have left alone what they take the gradient for, and returns when all have (ZeRO's first stage,
+ * Rajbhandari et al., SC 2020, without its copies). slot[i]: [elems] of the caller's, zeroed; meet: until all ranks
+ * have come to it, in the same order. shared NULL: state of its own. Not with stay, round. PL_ERR_MEMORY. */
+struct pl_optimizer_shared {
+    float *slot[2];
+    int64_t a, b;
+    pl_status (*meet)(void *arg);
+    void *arg;
+};
+pl_status pl_optimizer_share(struct pl_optimizer *o, const struct pl_optimizer_shared *shared);
 /* On a backend whose memory is far, and that has an optimizer pass of its own: state and the graph's parameters (pl_graph_stay)
  * are there from now on; where own is set the gradient is the graph's, too. bring: copies state into the slots. Not with
  * update_range. table, backend and graph must outlive it. PL_ERR_MEMORY. */

@@ -29,7 +29,10 @@ struct pl_optimizer {
     const struct pl_rule *rule;
     const struct pl_tensor *tensor;
     int tensors;
-    float *slot[2];
+    int64_t elems;
+    float *slot[2], *own[2]; /* own: what of slot is not shared */
+    struct pl_optimizer_shared shared; /* meet NULL: nothing is */
+    float *trust;     /* [tensors] of lars */
     void (*round)(const float *from, void *to, int64_t n); /* of weights with a copy in bf16; NULL: those are not kept */
     struct far far;   /* table NULL: nothing is */
     const float *sum; /* taken, where the rest is */
@@ -43,14 +46,27 @@ pl_status pl_optimizer_create(const struct pl_job *job, const struct pl_graph *g
     o->job = job;
     o->rule = rules[job->optimizer.kind];
     o->tensors = pl_graph_tensors(g, &o->tensor);
+    o->elems = pl_graph_elems(g);
+    o->trust = pl_alloc((size_t)(o->tensors + 1) * sizeof *o->trust, "rates of tensors");
+    pl_status s = !o->trust ? PL_ERR_MEMORY : job->split.optimizer == PL_OPTIMIZER_WHOLE ? pl_optimizer_share(o, NULL) : PL_OK;
+    if (s < 0)
+        pl_optimizer_destroy(o);
+    else
+        *out = o;
+    return s;
+}
+
+pl_status pl_optimizer_share(struct pl_optimizer *o, const struct pl_optimizer_shared *shared)
+{
+    if (shared)
+        o->shared = *shared;
     for (int i = 0; i < o->rule->slots; i++) {
-        o->slot[i] = pl_alloc((size_t)pl_graph_elems(g) * sizeof(float), "optimizer state");
-        if (!o->slot[i]) {
-            pl_optimizer_destroy(o);
+        if (!shared)
+            o->own[i] = pl_alloc((size_t)o->elems * sizeof(float), "optimizer state");
+        o->slot[i] = shared ? shared->slot[i] : o->own[i];
+        if (!o->slot[i])
             return PL_ERR_MEMORY;
-        }
     }
-    *out = o;
     return PL_OK;
 }
 
@@ -70,8 +86,9 @@ void pl_optimizer_destroy(struct pl_optimizer *o)
     if (!o)
         return;
     leave_far(&o->far);
-    pl_free(o->slot[0]);
-    pl_free(o->slot[1]);
+    pl_free(o->own[0]);
+    pl_free(o->own[1]);
+    pl_free(o->trust);
     pl_free(o);
 }
 
@@ -156,22 +173,62 @@ static struct pass pass_over(const struct pl_optimizer *o, const struct pl_rule 
     return pass;
 }
 
-void pl_optimizer_update(struct pl_optimizer *o, const struct pl_update *u, const float *sum, const float *from, float *to)
+/* Of a tensor, what lies in elements [a, b) of the slab: from *at on so many. */
+static int64_t overlap(const struct pl_param *p, int64_t a, int64_t b, int64_t *at)
+{
+    int64_t end = p->offset + pl_shape_elems(&p->shape);
+    *at = p->offset > a ? p->offset : a;
+    end = end < b ? end : b;
+    return end > *at ? end - *at : 0;
+}
+
+/* Rates of the tensors of which anything lies in [a, b), by norms of all of each. */
+static void find_rates(struct pl_optimizer *o, const struct pl_update *u, int64_t a, int64_t b, const float *sum, const float *from)
+{
+    int64_t at;
+    for (int t = 0; t < o->tensors && o->rule->per_tensor_norm; t++) {
+        const struct pl_param *p = o->tensor[t].param;
+        if (p->statistic || overlap(p, a, b, &at) == 0)
+            continue;
+        struct pass whole = pass_over(o, o->rule, u, p, p->offset, pl_shape_elems(&p->shape), sum + p->offset, from + p->offset, NULL);
+        o->trust[t] = trust_ratio(&whole.all);
+    }
+}
+
+/* Elements [a, b) of the slabs, by all threads. */
+static void update_between(struct pl_optimizer *o, const struct pl_update *u, int64_t a, int64_t b, const float *sum, const float *from, float *to)
 {
     for (int t = 0; t < o->tensors; t++) {
         const struct pl_param *p = o->tensor[t].param;
-        int64_t n = pl_shape_elems(&p->shape), at = p->offset;
+        int64_t at, n = overlap(p, a, b, &at);
+        if (n == 0)
+            continue;
         if (p->statistic) {
             average_statistic(p, u->samples, n, sum + at, from + at, to + at);
             continue;
         }
         struct pass pass = pass_over(o, o->rule, u, p, at, n, sum + at, from + at, to + at);
         if (o->rule->per_tensor_norm)
-            pass.all.trust = trust_ratio(&pass.all);
-        pass.bf16 = o->tensor[t].bf16;
+            pass.all.trust = o->trust[t];
+        pass.bf16 = o->tensor[t].bf16; /* with all of a tensor only: not where it is shared */
         pass.round = pass.bf16 ? o->round : NULL;
         pl_parallel_for(n, GRAIN, run_range, &pass);
     }
+}
+
+void pl_optimizer_update(struct pl_optimizer *o, const struct pl_update *u, const float *sum, const float *from, float *to)
+{
+    find_rates(o, u, 0, o->elems, sum, from);
+    update_between(o, u, 0, o->elems, sum, from, to);
+}
+
+static pl_status update_shared(struct pl_optimizer *o, const struct pl_update *u, float *params)
+{
+    const struct pl_optimizer_shared *s = &o->shared;
+    find_rates(o, u, s->a, s->b, o->sum, params);
+    PL_TRY(o->rule->per_tensor_norm ? s->meet(s->arg) : PL_OK); /* norms of what others are about to write */
+    update_between(o, u, s->a, s->b, o->sum, params, params);
+    return s->meet(s->arg);
 }
 
 void pl_optimizer_update_range(struct pl_optimizer *o, const struct pl_update *u, int64_t a, int64_t b, const float *sum,
@@ -179,9 +236,8 @@ void pl_optimizer_update_range(struct pl_optimizer *o, const struct pl_update *u
 {
     for (int t = 0; t < o->tensors; t++) {
         const struct pl_param *p = o->tensor[t].param;
-        int64_t begin = p->offset > a ? p->offset : a, end = p->offset + pl_shape_elems(&p->shape), at = begin - a;
-        int64_t n = (end < b ? end : b) - begin;
-        if (n <= 0)
+        int64_t begin, n = overlap(p, a, b, &begin), at = begin - a;
+        if (n == 0)
             continue;
         struct pass pass = pass_over(o, o->rule, u, p, begin, n, sum + at, from + at, to + at);
         if (p->statistic)
@@ -267,6 +323,8 @@ pl_status pl_optimizer_squares(struct pl_optimizer *o, double *squares)
 pl_status pl_optimizer_apply(struct pl_optimizer *o, const struct pl_update *u, struct pl_graph *g)
 {
     const struct far *f = &o->far;
+    if (o->shared.meet)
+        return update_shared(o, u, pl_graph_params(g));
     if (!f->table) {
         pl_optimizer_update(o, u, o->sum, pl_graph_params(g), pl_graph_params(g));
         return PL_OK;

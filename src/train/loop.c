@@ -231,6 +231,14 @@ static void announce_parts(const struct run *r)
     pl_text_free(&text);
 }
 
+static void announce_together(const struct run *r)
+{
+    const struct pl_trainer *t = &r->t;
+    int slabs = 1 + pl_optimizer_slots(t->optimizer);
+    pl_report_say(r->report, "parameters and optimizer state, %.1f MB, are on a node once; each of its ranks updates its share of them",
+                  (double)slabs * (double)pl_graph_elems(t->graph) * sizeof(float) / 1e6);
+}
+
 static void announce(struct run *r, const char *from)
 {
     struct pl_trainer *t = &r->t;
@@ -250,6 +258,8 @@ static void announce(struct run *r, const char *from)
                                 .test_samples = r->test_data ? pl_dataset_samples(r->test_data) : 0};
     pl_report_start(r->report, &s);
     pl_free(trial);
+    if (t->together)
+        announce_together(r);
     if (t->pipeline)
         announce_stages(r);
     if (t->tensor)

@@ -89,10 +89,12 @@ static pl_status no_state(const struct pl_trainer *t, const char *path)
 static pl_status load_checkpoint(struct pl_trainer *t, const char *path)
 {
     PL_TRY(no_state(t, path));
-    PL_TRY(pl_checkpoint_load(path, t->graph, t->optimizer, pl_graph_params(t->graph), &t->state));
+    bool fills = pl_trainer_fills(t);
+    PL_TRY(pl_checkpoint_load(path, t->graph, t->optimizer, fills ? pl_graph_params(t->graph) : NULL, &t->state));
     PL_TRY(same_order(t, path));
     struct pl_part part[PL_PARTS_MAX];
-    pl_status s = pl_checkpoint_load_part(path, t->graph, t->world->rank, t->world->ranks, part, pl_trainer_parts(t, part));
+    int parts = pl_trainer_parts(t, part);
+    pl_status s = pl_checkpoint_load_part(path, t->graph, t->world->rank, t->world->ranks, part, fills ? parts : PL_RANKS_PARTS);
     if (s == PL_END)
         pl_log_root("note: what compression had lost until then is left out, as this run compresses nothing");
     return s < 0 ? s : PL_OK;
@@ -145,9 +147,9 @@ static pl_status start_afresh(struct pl_trainer *t)
     const struct pl_job *job = t->job;
     t->state.train_samples = t->source.epoch_samples;
     if (job->train.init) {
-        PL_TRY(pl_checkpoint_load_weights(job->train.init, t->graph, pl_graph_params(t->graph)));
+        PL_TRY(pl_trainer_fills(t) ? pl_checkpoint_load_weights(job->train.init, t->graph, pl_graph_params(t->graph)) : PL_OK);
         pl_log_root("weights from %s", job->train.init);
-    } else {
+    } else if (pl_trainer_fills(t)) {
         pl_graph_init(t->graph, (uint64_t)job->train.seed);
     }
     return pl_trainer_deal(t, t->peers->rank, t->peers->ranks);

@@ -1,12 +1,14 @@
 /* Where nobody else reads or writes parameters and optimizer state at every step. If the device's memory is far they stay
  * there, and so does a gradient that is not added to others, or is added to them there; they are brought for a checkpoint.
- * If it is the host's and weights are multiplied in bf16, the optimizer rounds them as it writes them. */
+ * If it is the host's, this rank's alone, and weights are multiplied in bf16, the optimizer rounds them as it writes them. */
 #include "train/train.h"
 
 /* Other kinds of sync work on the slabs in host memory: there each step sends parameters and brings the gradient, or rounds
  * weights in its forward pass. */
 static bool may_stay(const struct pl_trainer *t)
 {
+    if (t->together)
+        return false;
     bool can = t->table->far ? t->table->optimizer != NULL : t->table->round != NULL;
     return can && t->job->sync.kind == PL_SYNC_ALLREDUCE && t->job->sync.backup_workers == 0;
 }

@@ -42,6 +42,7 @@ struct pl_trainer {
     struct pl_optimizer *optimizer;      /* NULL when only evaluating */
     struct pl_exchange *exchange;
     struct pl_exchange *statistics;      /* of batch normalisation, with train.sync_bn on several ranks; or NULL */
+    bool together;                       /* the ranks of a node have parameters and optimizer state together (split.optimizer) */
     double statistics_ms;                /* spent on them in this micro-batch */
     const struct pl_sync_table *sync_table;
     struct pl_sync *sync;
@@ -102,7 +103,12 @@ struct pl_path pl_trainer_path(const struct pl_trainer *t);
 /* Around every change of parameters, optimizer and t->state after set-up: a rank that comes back may be given them. */
 void pl_trainer_hold(struct pl_trainer *t, bool held);
 
-/* What may differ by rank at a point where parameters do not: [PL_PARTS_MAX]; how many. */
+/* split.optimizer: this rank's memory has what the run starts from written to it by this rank; false: by another of its node. */
+bool pl_trainer_fills(const struct pl_trainer *t);
+
+/* What may differ by rank at a point where parameters do not: [PL_PARTS_MAX]; how many. The first PL_RANKS_PARTS are in memory of
+ * this rank alone. */
+enum { PL_RANKS_PARTS = 1 };
 int pl_trainer_parts(struct pl_trainer *t, struct pl_part *part);
 bool pl_trainer_differs(struct pl_trainer *t); /* anything of it does: a checkpoint has parts */
 

@@ -177,10 +177,46 @@ static pl_status open_statistics(struct pl_trainer *t, struct pl_exchange_option
     o.compress = NULL;
     o.exacts = o.gaps = 0;
     o.values = (int)values;
+    o.common = 0;
     o.direct = true;
     PL_TRY(pl_exchange_create(t->peers, &o, 0, &t->statistics));
     pl_graph_set_sync(t->graph, sum_statistics, t);
     return PL_OK;
+}
+
+static pl_status meet(void *arg)
+{
+    struct pl_trainer *t = arg;
+    double traced = pl_trace_begin();
+    if (pl_fault("update.meet", t->state.step))
+        return pl_error(PL_ERR_PEER, "train", "debug.fault at update.meet");
+    pl_status s = pl_exchange_meet(t->exchange);
+    pl_trace_end(traced, "step", "wait for the others' updates", t->state.step);
+    return s;
+}
+
+static int slabs_together(const struct pl_trainer *t)
+{
+    return t->job->split.optimizer == PL_OPTIMIZER_NODE ? 1 + pl_optimizer_slots(t->optimizer) : 0;
+}
+
+/* Parameters and optimizer state of a node's ranks in one place, which each updates a share of. */
+static pl_status put_together(struct pl_trainer *t)
+{
+    struct pl_span near = pl_exchange_near(t->exchange);
+    struct pl_optimizer_shared shared = {.a = near.a, .b = near.b, .meet = meet, .arg = t};
+    float *params = pl_exchange_common(t->exchange, 0);
+    if (!params && t->world->most_local > 1)
+        return pl_error(PL_ERR_USAGE, "train", "split.optimizer needs memory that the ranks of a node share: %s", pl_exchange_why(t->exchange));
+    if (!params) {
+        pl_log_root("note: split.optimizer is for several ranks of one node, here each has one of its own");
+        return pl_optimizer_share(t->optimizer, NULL);
+    }
+    for (int i = 0; i < pl_optimizer_slots(t->optimizer); i++)
+        shared.slot[i] = pl_exchange_common(t->exchange, 1 + i);
+    pl_graph_keep_params(t->graph, params);
+    t->together = true;
+    return pl_optimizer_share(t->optimizer, &shared);
 }
 
 /* The gradient is written where the exchange adds it up, or between averagings keeps it. */
@@ -212,6 +248,7 @@ static pl_status open_exchange(struct pl_trainer *t, bool train)
     pl_status s = pl_world_agree(t->world, find_spans(t->graph, &spans));
     o.exact = spans.statistic, o.exacts = spans.statistics;
     o.gap = spans.gap, o.gaps = spans.gaps;
+    o.common = train ? slabs_together(t) : 0;
     if (s == PL_OK)
         s = pl_exchange_create(t->peers, &o, train ? slabs * pl_graph_elems(t->graph) : 0, &t->exchange);
     pl_free(spans.statistic);
@@ -219,6 +256,8 @@ static pl_status open_exchange(struct pl_trainer *t, bool train)
     PL_TRY(pl_world_agree(t->world, s));
     if (!train)
         return PL_OK;
+    if (o.common > 0)
+        PL_TRY(pl_world_agree(t->world, put_together(t)));
     set_grads(t, pl_exchange_gradient(t->exchange));
     PL_TRY(open_statistics(t, o));
     if (t->shards)
@@ -304,6 +343,7 @@ pl_status pl_trainer_open(struct pl_trainer *t, struct pl_world *w, const struct
     return s;
 }
 
+bool pl_trainer_fills(const struct pl_trainer *t) { return !t->together || t->world->local_rank == 0; }
 bool pl_trainer_split(const struct pl_trainer *t) { return t->pipeline || t->tensor; }
 
 pl_status pl_trainer_row_sum(struct pl_trainer *t, double *v, int n)

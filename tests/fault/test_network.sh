@@ -21,8 +21,14 @@ run 2 2 by-mpi train.epochs=2 exchange.transport=mpi exchange.algorithm=ring
 run 2 2 by-tcp train.epochs=2 exchange.transport=tcp exchange.algorithm=ring
 says by-mpi '"transport": "mpi", "algorithm": "shared memory, ring"'
 compare by-mpi by-tcp 0 0 exact
+run 2 2 once-a-host train.epochs=2 exchange.transport=tcp exchange.algorithm=ring split.optimizer=node # memory that the two of a host share
+grep -q "parameters and optimizer state, .* are on a node once" once-a-host.log || fail "$(head -n 5 once-a-host.log)"
+compare by-tcp once-a-host 0 0 exact
 run 3 1 one-level train.epochs=2 exchange.algorithm=ring exchange.interface=10.9.0.0/24
 says one-level 'one rank a node'
+run 3 1 all-alone train.epochs=2 exchange.algorithm=ring exchange.interface=10.9.0.0/24 split.optimizer=node
+grep -q "note: split.optimizer is for several ranks of one node" all-alone.log || fail "$(head -n 5 all-alone.log)"
+compare one-level all-alone 0 0 exact
 run 3 1 one-level-mpi train.epochs=2 exchange.algorithm=ring exchange.transport=mpi
 compare one-level one-level-mpi 0 0 exact
 # Local SGD on two levels; with tau 1 and momentum averaged it is the synchronous run.

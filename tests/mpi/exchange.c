@@ -47,6 +47,25 @@ static void run_step(struct pl_exchange *x, const struct pl_world *w, int step, 
     CHECK(w->ranks == 1 || small[1] == w->ranks * (w->ranks - 1) / 2.0, "small sum of ranks %g", small[1]);
 }
 
+/* What the ranks of a node share, if they do: each writes a part, and all see the whole. */
+static void check_common(struct pl_exchange *x, const struct pl_world *w, int step)
+{
+    float *common = pl_exchange_common(x, 0);
+    struct pl_span near = pl_exchange_near(x);
+    bool shares = strstr(pl_exchange_algorithm(x), "shared memory") != NULL;
+    CHECK((common != NULL) == shares && !pl_exchange_common(x, 1), "rank %d: it has %s slab in common", w->rank, common ? "a" : "no");
+    if (!common)
+        return;
+    for (int64_t i = near.a; i < near.b; i++)
+        common[i] = value(w->leader, i, step);
+    CHECK(pl_exchange_meet(x) == PL_OK, "meet: %s", pl_error_text());
+    for (int64_t i = 0; i < ELEMS; i++)
+        if (common[i] != value(w->leader, i, step)) {
+            CHECK(0, "step %d, common element %lld: %g, wanted %g", step, (long long)i, common[i], value(w->leader, i, step));
+            break;
+        }
+}
+
 static void check_equal_bits(struct pl_world *w, const float *sum)
 {
     uint64_t mine = pl_hash(PL_HASH_START, sum, ELEMS * sizeof *sum), *all = calloc((size_t)w->ranks, sizeof *all);
@@ -78,7 +97,7 @@ static struct pl_exchange *opened(struct pl_world *w, const struct way *way, int
 {
     struct pl_exchange *x;
     struct pl_exchange_options o = {.transport = way->transport, .algorithm = way->algorithm, .two_level = way->two_level, .direct = way->direct,
-                                    .compress = way->compress, .compress_ratio = way->ratio, .network = {.channels = 2, .interface = way->node_ranks > 0 ? NULL : "lo"}, .bucket_bytes = 65536, .timeout_ms = 30000};
+                                    .compress = way->compress, .compress_ratio = way->ratio, .network = {.channels = 2, .interface = way->node_ranks > 0 ? NULL : "lo"}, .common = 1, .bucket_bytes = 65536, .timeout_ms = 30000};
     if (pl_exchange_create(w, &o, elems, &x) < 0)
         pl_world_abort(w, PL_ERR_PEER);
     return x;
@@ -98,8 +117,10 @@ static void check_algorithm(const struct pl_exchange *x, const struct pl_world *
 static void run_steps(struct pl_world *w, struct pl_exchange *x)
 {
     unsigned seed = 1; /* the same pieces on every rank */
-    for (int step = 0; step < 20; step++)
+    for (int step = 0; step < 20; step++) {
         run_step(x, w, step, &seed);
+        check_common(x, w, step);
+    }
     double most = w->rank;
     CHECK(pl_exchange_max(x, &most, 1) == PL_OK && most == w->ranks - 1, "max %g", most);
     CHECK(pl_exchange_begin(x, 99) == PL_OK, "begin");

@@ -20,6 +20,8 @@ struct trial {
     int64_t elems, most_slice;
     double bucket_bytes, timeout_ms;
     int values;           /* of a sum, 0: not many */
+    int common;           /* slabs */
+    bool hang_late;       /* not before the sum, but after it */
     int64_t hang_step;    /* where those of `hang` stop, -1: nowhere */
     const bool *hang;     /* [ranks] */
     void *memory;
@@ -75,6 +77,30 @@ static pl_status check_many(struct rank *me, struct pl_exchange *x, int step)
     return PL_OK;
 }
 
+/* What a share of each was set to by its rank, all of them see. */
+static pl_status check_common(struct rank *me, struct pl_exchange *x, int step)
+{
+    struct pl_span near = pl_exchange_near(x);
+    for (int c = 0; c < me->trial->common; c++)
+        for (int64_t i = near.a; i < near.b; i++)
+            pl_exchange_common(x, c)[i] += value(c, i, step);
+    if ((step + me->rank) % 3 == 1)
+        pl_sleep_ms(2);
+    PL_TRY(pl_exchange_meet(x));
+    for (int c = 0; c < me->trial->common; c++)
+        for (int64_t i = 0; i < me->trial->elems; i++) {
+            float wanted = 0;
+            for (int s = 0; s <= step; s++)
+                wanted += value(c, i, s);
+            if (pl_exchange_common(x, c)[i] != wanted) {
+                CHECK(0, "step %d, common slab %d, element %lld: %.9g, wanted %.9g", step, c, (long long)i, (double)pl_exchange_common(x, c)[i], (double)wanted);
+                return PL_OK;
+            }
+        }
+    CHECK(!pl_exchange_common(x, me->trial->common), "there is a slab more");
+    return PL_OK;
+}
+
 static pl_status run_step(struct rank *me, struct pl_exchange *x, int step)
 {
     const struct trial *t = me->trial;
@@ -82,7 +108,7 @@ static pl_status run_step(struct rank *me, struct pl_exchange *x, int step)
     double small[2] = {1, me->rank}, most = me->rank;
     unsigned seed = (unsigned)step; /* the same slices on every rank */
     PL_TRY(pl_exchange_begin(x, step));
-    if (step == t->hang_step && t->hang[me->rank])
+    if (step == t->hang_step && t->hang[me->rank] && !t->hang_late)
         return PL_STOPPED;
     for (int64_t i = 0; i < t->elems; i++)
         pl_exchange_gradient(x)[i] = value(me->rank, i, step);
@@ -97,6 +123,9 @@ static pl_status run_step(struct rank *me, struct pl_exchange *x, int step)
     PL_TRY(pl_exchange_finish(x, &times));
     check_sums(me, x, step);
     CHECK(small[0] == t->ranks && small[1] == t->ranks * (t->ranks - 1) / 2.0, "small sums %g, %g", small[0], small[1]);
+    if (step == t->hang_step && t->hang[me->rank])
+        return PL_STOPPED;
+    PL_TRY(check_common(me, x, step));
     PL_TRY(pl_exchange_max(x, &most, 1));
     CHECK(most == t->ranks - 1, "largest rank %g", most);
     return check_many(me, x, step);
@@ -105,7 +134,7 @@ static pl_status run_step(struct rank *me, struct pl_exchange *x, int step)
 static pl_status run_rank(struct rank *me)
 {
     struct pl_exchange *x;
-    struct pl_exchange_options o = {.bucket_bytes = me->trial->bucket_bytes, .timeout_ms = me->trial->timeout_ms, .values = me->trial->values};
+    struct pl_exchange_options o = {.bucket_bytes = me->trial->bucket_bytes, .timeout_ms = me->trial->timeout_ms, .values = me->trial->values, .common = me->trial->common};
     int node[MOST_RANKS] = {0, 1, 2, 3, 4};
     struct pl_levels levels = {.node = node, .node_ranks = me->trial->ranks, .place = me->rank};
     PL_TRY(pl_exchange_create_in(me->trial->memory, &levels, NULL, &o, me->trial->elems, &x));
@@ -126,12 +155,12 @@ static void *as_thread(void *arg)
 
 static void make_memory(struct trial *t)
 {
-    size_t bytes = pl_exchange_shared_bytes(t->ranks, t->elems, t->values);
+    size_t bytes = pl_exchange_shared_bytes(t->ranks, t->elems, t->values, t->common);
     t->memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     assert_true(t->memory != MAP_FAILED);
 }
 
-static void free_memory(struct trial *t) { munmap(t->memory, pl_exchange_shared_bytes(t->ranks, t->elems, t->values)); }
+static void free_memory(struct trial *t) { munmap(t->memory, pl_exchange_shared_bytes(t->ranks, t->elems, t->values, t->common)); }
 
 static void run_threads(struct trial t)
 {
@@ -183,7 +212,7 @@ static void each_trial(void (*run)(struct trial t))
     for (int ranks = 2; ranks <= MOST_RANKS; ranks++)
         for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
             run((struct trial){.ranks = ranks, .elems = sizes[i].elems, .most_slice = sizes[i].most_slice,
-                               .bucket_bytes = sizes[i].bucket_bytes, .timeout_ms = 60000, .values = sizes[i].values, .hang_step = -1});
+                               .bucket_bytes = sizes[i].bucket_bytes, .timeout_ms = 60000, .values = sizes[i].values, .common = (int)i % (PL_EXCHANGE_COMMON + 1), .hang_step = -1});
 }
 
 static void test_threads(void **state) { (void)state, each_trial(run_threads); }
@@ -212,22 +241,25 @@ static void test_missing(void **state)
 {
     (void)state;
     static const bool hang[MOST_RANKS] = {[1] = true, [3] = true};
-    run_processes((struct trial){.ranks = 5, .elems = 1000, .most_slice = 100, .bucket_bytes = 256, .timeout_ms = 300, .hang_step = 2, .hang = hang}, named_missing);
+    struct trial t = {.ranks = 5, .elems = 1000, .most_slice = 100, .bucket_bytes = 256, .timeout_ms = 300, .common = 1, .hang_step = 2, .hang = hang};
+    run_processes(t, named_missing);
+    t.hang_late = true;
+    run_processes(t, named_missing);
 }
 
-/* What a rank touches first covers the memory once, with its gradient and part of the sum. */
+/* What a rank touches first covers the memory once. */
 static void test_extents(void **state)
 {
     (void)state;
     for (int ranks = 2; ranks <= MOST_RANKS; ranks++)
         for (int64_t elems = 0; elems < 30000; elems += 4099) {
-            int values = (int)elems % 7 * 300;
-            size_t bytes = pl_exchange_shared_bytes(ranks, elems, values), pages = bytes / 4096;
+            int values = (int)elems % 7 * 300, common = (int)(elems / 4099) % (PL_EXCHANGE_COMMON + 1);
+            size_t bytes = pl_exchange_shared_bytes(ranks, elems, values, common), pages = bytes / 4096;
             unsigned char *owners = calloc(pages, 1);
             assert_int_equal(bytes % 4096, 0);
             for (int r = 0; r < ranks; r++) {
                 struct pl_extent own[PL_OWN_EXTENTS];
-                pl_exchange_shared_extents(r, ranks, elems, values, own);
+                pl_exchange_shared_extents(r, ranks, elems, values, common, own);
                 for (int i = 0; i < PL_OWN_EXTENTS; i++)
                     for (size_t at = own[i].offset; at < own[i].offset + own[i].bytes; at += 4096)
                         owners[at / 4096]++;

@@ -20,6 +20,7 @@ struct trial {
     const char *algorithm, *compress;
     bool direct;
     int values;       /* of a sum, 0: not many */
+    int common;       /* slabs of a node's ranks together */
     int hang;         /* this rank stops in step 2; -1: none */
     void *memory[8];  /* of each node */
     uint64_t *bits;   /* [ranks] of the last sum, shared */
@@ -88,6 +89,20 @@ static bool check_many(const struct trial *t, int me, struct pl_exchange *x, int
     return true;
 }
 
+/* A share of each is set by its rank, and seen by all of the node. */
+static bool check_common(const struct trial *t, int me, struct pl_exchange *x, int step)
+{
+    struct pl_span near = pl_exchange_near(x);
+    for (int c = 0; c < t->common; c++)
+        for (int64_t i = near.a; i < near.b; i++)
+            pl_exchange_common(x, c)[i] = pl_exchange_agreed(x)[i] + (float)c;
+    CHECK(pl_exchange_meet(x) == PL_OK, "meet: %s", pl_error_text());
+    for (int c = 0; c < t->common; c++)
+        for (int64_t i = 0; i < t->elems; i++)
+            CHECK(pl_exchange_common(x, c)[i] == pl_exchange_agreed(x)[i] + (float)c, "step %d, common slab %d, element %lld", step, c, (long long)i);
+    return true;
+}
+
 static bool run_steps(const struct trial *t, int me, struct pl_exchange *x)
 {
     for (int step = 0; step < STEPS; step++) {
@@ -107,6 +122,8 @@ static bool run_steps(const struct trial *t, int me, struct pl_exchange *x)
         CHECK(small[0] == t->ranks && small[1] == t->ranks * (t->ranks - 1) / 2.0, "small sums %g, %g", small[0], small[1]);
         CHECK(pl_exchange_max(x, &most, 1) == PL_OK && most == t->ranks - 1, "max %g", most);
         if (t->values > 0 && !check_many(t, me, x, step))
+            return false;
+        if (!check_common(t, me, x, step))
             return false;
     }
     t->bits[me] = pl_hash(PL_HASH_START, pl_exchange_agreed(x), (size_t)t->elems * sizeof(float));
@@ -144,7 +161,7 @@ static bool body(const struct pl_group *g, struct forks *f, void *arg)
     n.group = (struct pl_group){.me = me / k, .members = l.members, .rank = n.rank, .one_node = true, .allgather = allgather_column, .arg = &column};
     const struct pl_transport_options o = {.channels = 2, .interface = "lo", .timeout_ms = 20000};
     CHECK(n.table->open(&n.group, &o, &n.transport, n.how, sizeof n.how) == PL_OK, "open: %s", pl_error_text());
-    struct pl_exchange_options xo = {.algorithm = t->algorithm, .compress = t->compress, .bucket_bytes = t->bucket_bytes, .timeout_ms = t->timeout_ms, .direct = t->direct, .values = t->values};
+    struct pl_exchange_options xo = {.algorithm = t->algorithm, .compress = t->compress, .bucket_bytes = t->bucket_bytes, .timeout_ms = t->timeout_ms, .direct = t->direct, .values = t->values, .common = t->common};
     struct pl_exchange *x;
     CHECK(pl_exchange_create_in(t->node_ranks ? t->memory[me / k] : NULL, &l, &n, &xo, t->elems, &x) == PL_OK, "create: %s", pl_error_text());
     bool right = run_steps(t, me, x);
@@ -157,7 +174,7 @@ static bool body(const struct pl_group *g, struct forks *f, void *arg)
 
 static void run(struct trial t)
 {
-    size_t bytes = t.node_ranks ? pl_exchange_shared_bytes(t.node_ranks, t.elems, t.values) : 0;
+    size_t bytes = t.node_ranks ? pl_exchange_shared_bytes(t.node_ranks, t.elems, t.values, t.common) : 0;
     for (int i = 0; t.node_ranks && i < t.ranks / t.node_ranks; i++)
         t.memory[i] = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     t.bits = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -190,7 +207,7 @@ static void test_two_levels(void **state)
 {
     (void)state;
     for (int direct = 0; direct < 2; direct++) {
-        run((struct trial){.ranks = 4, .node_ranks = 2, .elems = 60011, .most_slice = 9000, .bucket_bytes = 16384, .timeout_ms = 30000, .algorithm = "ring", .direct = direct, .hang = -1});
+        run((struct trial){.ranks = 4, .node_ranks = 2, .elems = 60011, .most_slice = 9000, .bucket_bytes = 16384, .timeout_ms = 30000, .algorithm = "ring", .direct = direct, .common = 3, .hang = -1});
         run((struct trial){.ranks = 6, .node_ranks = 3, .elems = 20011, .most_slice = 900, .bucket_bytes = 4096, .timeout_ms = 30000, .algorithm = "tree", .direct = direct, .hang = -1});
         run((struct trial){.ranks = 4, .node_ranks = 2, .elems = 17, .most_slice = 17, .bucket_bytes = 4, .timeout_ms = 30000, .algorithm = "auto", .direct = direct, .hang = -1});
     }

@@ -80,7 +80,15 @@ static void test_choices(void **state)
     refused(MODEL DATA TRAIN "device: {kind: cuda}\nexchange: {transport: nccl}\nsync: {backup_workers: 1}\n", "NCCL cannot go on without a rank");
     refused(MODEL DATA TRAIN "device: {kind: cuda}\nexchange: {transport: nccl}\nsync: {kind: local_sgd}\n", "it is of sync.kind allreduce");
     refused(MODEL DATA TRAIN "exchange: {compress: zip}\n", "exchange.compress: wanted one of none|bf16|one_bit|top_k");
-    refused(MODEL DATA TRAIN "split: {optimizer: true}\n", "split.optimizer is not in this version yet");
+    refused(MODEL DATA TRAIN "split: {optimizer: true}\n", "split.optimizer: wanted one of none|node");
+    refused(MODEL DATA TRAIN "split: {optimizer: node}\nsync: {kind: local_sgd}\n", "split.optimizer is of sync.kind allreduce");
+    refused(MODEL DATA TRAIN "split: {optimizer: node}\nsync: {backup_workers: 1}\n", "split.optimizer with sync.backup_workers");
+    refused(MODEL DATA TRAIN "split: {optimizer: node, tensor: 2}\n", "split.optimizer with split.tensor");
+    refused(MODEL DATA TRAIN "split: {optimizer: node, pipeline: 2}\n", "split.optimizer with split.pipeline");
+    refused(MODEL DATA TRAIN "split: {optimizer: node}\nexchange: {two_level: never}\n", "split.optimizer needs memory that the ranks of a node share");
+    refused(MODEL DATA TRAIN "split: {optimizer: node}\ndevice: {kind: cuda}\n", "split.optimizer with device.kind cuda");
+    refused(MODEL DATA "train: {steps: 1, global_batch: 48, reproducible: true}\nsplit: {optimizer: node}\n", "split.optimizer with train.reproducible");
+    refused(MODEL DATA TRAIN "device: {memory_limit: 1}\n", "device.memory_limit is not in this version yet");
     refused(MODEL DATA TRAIN "split: {tensor: 0}\n", "split.tensor: wanted an integer");
     refused(MODEL DATA TRAIN "split: {tensor: 2, pipeline: 2}\n", "split.pipeline and split.tensor together");
     refused(MODEL DATA TRAIN "split: {tensor: 2}\nsync: {kind: local_sgd}\n", "split.tensor with this sync.kind");

@@ -4,6 +4,7 @@
 #include "optim/optim.h"
 
 #include <math.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdlib.h>
 #include <string.h>
@@ -291,6 +292,92 @@ static void test_ranges(void **state)
         check_ranges(known[k].kind);
 }
 
+/* ---- parameters and state of several ranks together ---------------------------------------------------- */
+
+enum { TOGETHER = 3 };
+struct together {
+    struct fixture f;
+    struct pl_optimizer_shared shared;
+    const float *sums; /* [STEPS][elems] */
+    int rank;
+    pl_status status;
+};
+
+static pl_status meet(void *arg)
+{
+    int code = pthread_barrier_wait(arg);
+    return code == 0 || code == PTHREAD_BARRIER_SERIAL_THREAD ? PL_OK : PL_ERR_PEER;
+}
+
+static void *update_together(void *arg)
+{
+    struct together *me = arg;
+    int64_t n = pl_graph_elems(me->f.g);
+    for (int step = 0; me->status == PL_OK && step < STEPS; step++) {
+        struct pl_update u = {.lr = 0.05, .step = step, .samples = 12, .clip = 3};
+        if (step % TOGETHER == me->rank)
+            pl_sleep_ms(3); /* late: others could have written what it reads */
+        me->status = pl_optimizer_take(me->f.o, me->sums + step * n);
+        me->status = me->status == PL_OK ? pl_optimizer_apply(me->f.o, &u, me->f.g) : me->status;
+    }
+    return NULL;
+}
+
+static void check_together(const char *kind)
+{
+    struct fixture alone;
+    struct together rank[TOGETHER];
+    pthread_t thread[TOGETHER];
+    pthread_barrier_t barrier;
+    const char *layer = "{name: e, kind: dense, units: 50}, {name: bn, kind: batchnorm, momentum: 0.75}, {name: d, kind: dense, units: 2, decay_mult: 0.5}";
+    char *whole = pl_strdupf("kind: %s, lr: 0.05, weight_decay: 0.01", kind), *shared = pl_strdupf("%s}\nsplit: {optimizer: node", whole);
+    open_fixture(&alone, layer, whole);
+    int64_t n = pl_graph_elems(alone.g);
+    float *w = pl_graph_params(alone.g), *sums = pl_alloc((size_t)(STEPS * n) * sizeof *sums, "test"), *slab = pl_alloc((size_t)(3 * n) * sizeof *slab, "test");
+    struct pl_rng r = pl_rng_make(1, 2, 3, 4);
+    pl_rng_normals(&r, w, n);
+    memcpy(slab, w, (size_t)n * sizeof *w);
+    pl_rng_normals(&r, sums, STEPS * n);
+    for (int step = 0; step < STEPS; step++) {
+        struct pl_update u = {.lr = 0.05, .step = step, .samples = 12, .clip = 3};
+        pl_optimizer_update(alone.o, &u, sums + step * n, w, w);
+    }
+    pthread_barrier_init(&barrier, NULL, TOGETHER);
+    for (int i = 0; i < TOGETHER; i++) {
+        rank[i] = (struct together){.sums = sums, .rank = i, .shared = {.slot = {slab + n, slab + 2 * n}, .a = n * i / TOGETHER / 16 * 16,
+                                    .b = i + 1 < TOGETHER ? n * (i + 1) / TOGETHER / 16 * 16 : n, .meet = meet, .arg = &barrier}};
+        open_fixture(&rank[i].f, layer, shared);
+        pl_graph_keep_params(rank[i].f.g, slab);
+        assert_int_equal(pl_optimizer_share(rank[i].f.o, &rank[i].shared), PL_OK);
+        assert_int_equal(pthread_create(&thread[i], NULL, update_together, &rank[i]), 0);
+    }
+    for (int i = 0; i < TOGETHER; i++) {
+        pthread_join(thread[i], NULL);
+        assert_int_equal(rank[i].status, PL_OK);
+    }
+    for (int64_t i = 0; i < n; i++)
+        if (memcmp(&slab[i], &w[i], sizeof *w) != 0)
+            fail_msg("%s, element %lld of %lld: %.9g, alone %.9g", kind, (long long)i, (long long)n, (double)slab[i], (double)w[i]);
+    for (int s = 0; s < pl_optimizer_slots(alone.o); s++)
+        assert_memory_equal(slab + (s + 1) * n, pl_optimizer_slot(alone.o, s), (size_t)n * sizeof *w);
+    for (int i = 0; i < TOGETHER; i++)
+        close_fixture(&rank[i].f);
+    pthread_barrier_destroy(&barrier);
+    close_fixture(&alone);
+    pl_free(sums);
+    pl_free(slab);
+    pl_free(whole);
+    pl_free(shared);
+}
+
+static void test_together(void **state)
+{
+    (void)state;
+    for (size_t k = 0; k < sizeof known / sizeof *known; k++)
+        check_together(known[k].kind);
+    check_together("lars");
+}
+
 /* Whatever the kind, w - lr * (mean gradient + decay * w), and no state is touched. */
 static void test_descend(void **state)
 {
@@ -314,6 +401,6 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_rules), cmocka_unit_test(test_lars), cmocka_unit_test(test_multipliers),
                                        cmocka_unit_test(test_statistics), cmocka_unit_test(test_schedules), cmocka_unit_test(test_refusals),
-                                       cmocka_unit_test(test_ranges), cmocka_unit_test(test_descend)};
+                                       cmocka_unit_test(test_ranges), cmocka_unit_test(test_together), cmocka_unit_test(test_descend)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
