@@ -64,9 +64,9 @@ const float *pl_exchange_agreed(const struct pl_exchange *x);
 float *pl_exchange_residual(struct pl_exchange *x);
 
 /* Memory of this node's ranks together, [elems], zeroed, until destroy: one of options.common; NULL where they share none. Who
- * writes what in it, and when, is for them to arrange: elements [a, b), whole cache lines, lie near this rank, all ranks' together
- * are the slab; from finish to the next begin of any rank nobody is in between; and meet waits for all ranks of the node.
- * PL_ERR_PEER names those that do not come. */
+ * writes what in it, and when, is for them to arrange: once finish has returned on a rank, all of the node have handed their
+ * gradients over, and are through with what they made them of; meet waits for all ranks of the node, and PL_ERR_PEER names those
+ * that do not come. near: elements, whole cache lines, that lie near this rank; those of all ranks are the slab. */
 enum { PL_EXCHANGE_COMMON = 3 };
 float *pl_exchange_common(struct pl_exchange *x, int i);
 struct pl_span pl_exchange_near(const struct pl_exchange *x);

@@ -42,7 +42,8 @@ pl_status pl_optimizer_apply(struct pl_optimizer *o, const struct pl_update *u, 
 /* Several ranks have parameters and state together, in memory that they share: apply updates elements [a, b), whole cache lines,
  * of both, which must all have left alone what they take the gradient for, and returns when all have (ZeRO's first stage,
  * Rajbhandari et al., SC 2020, without its copies). slot[i]: [elems] of the caller's, zeroed; meet: until all ranks
- * have come to it, in the same order. shared NULL: state of its own. Not with stay, round. PL_ERR_MEMORY. */
+ * have come to it, in the same order. shared NULL: state of its own. Not with
+ * pl_optimizer_stay or pl_optimizer_round. PL_ERR_MEMORY. */
 struct pl_optimizer_shared {
     float *slot[2];
     int64_t a, b;

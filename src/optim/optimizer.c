@@ -210,8 +210,8 @@ static void update_between(struct pl_optimizer *o, const struct pl_update *u, in
         struct pass pass = pass_over(o, o->rule, u, p, at, n, sum + at, from + at, to + at);
         if (o->rule->per_tensor_norm)
             pass.all.trust = o->trust[t];
-        pass.bf16 = o->tensor[t].bf16; /* with all of a tensor only: not where it is shared */
-        pass.round = pass.bf16 ? o->round : NULL;
+        pass.bf16 = o->tensor[t].bf16;
+        pass.round = pass.bf16 ? o->round : NULL; /* NULL, too, where n is not all of it: what is shared is rounded elsewhere */
         pl_parallel_for(n, GRAIN, run_range, &pass);
     }
 }
