@@ -89,6 +89,10 @@ void *pl_alloc_pages(size_t bytes, const char *what);
 /* So many processes of this machine, 1 before, will ask for the same: of pieces of 64 MB or more what the machine, or the
  * cgroup, could not give them all is refused, before the system ends one of them without a word. */
 void pl_alloc_sharers(int processes);
+/* Counts with them memory that is not theirs: this process's share of what it maps together with others. false: that is more than
+ * there is. */
+bool pl_memory_hold(size_t bytes);
+void pl_memory_release(size_t bytes);
 double pl_memory_info(const char *name); /* bytes, by a name in /proc/meminfo; infinite: it does not say */
 void *pl_alloc_alone(size_t bytes, const char *what); /* as pl_alloc, where the others do not ask for the same */
 void *pl_realloc(void *p, size_t old_bytes, size_t new_bytes, const char *what);

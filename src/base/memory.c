@@ -84,15 +84,36 @@ static void too_much(size_t bytes, const char *what, int n, double most)
         pl_error(PL_ERR_MEMORY, "memory", "no %.1f MB for %s, after %.1f MB: this node has %.1f MB", (double)bytes / 1e6, what, before, most / 1e6);
 }
 
+static bool fits(size_t bytes, int ranks, double *most)
+{
+    *most = most_memory();
+    return ((double)atomic_load(&held) + (double)bytes) * ranks <= *most;
+}
+
+bool pl_memory_hold(size_t bytes)
+{
+    double most;
+    if (bytes >= MUCH && !fits(bytes, atomic_load(&sharers), &most))
+        return false;
+    if (bytes >= MUCH)
+        atomic_fetch_add(&held, bytes);
+    return true;
+}
+
+void pl_memory_release(size_t bytes)
+{
+    if (bytes >= MUCH)
+        atomic_fetch_sub(&held, bytes);
+}
+
 /* In whole units, of which each begins at a multiple of itself. */
 static void *take(size_t bytes, size_t unit, const char *what, int ranks)
 {
     void *p = NULL;
     size_t rounded = (bytes + unit - 1) / unit * unit;
-    bool much = rounded >= MUCH;
-    double most = much ? most_memory() : 0;
+    double most = 0;
     atomic_fetch_add(&allocations, 1);
-    if (much && ((double)atomic_load(&held) + (double)bytes) * ranks > most) {
+    if (rounded >= MUCH && !fits(bytes, ranks, &most)) {
         too_much(bytes, what, ranks, most);
         return NULL;
     }

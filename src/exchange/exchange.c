@@ -84,13 +84,15 @@ static pl_status map_node(struct pl_exchange *x)
     size_t bytes = pl_exchange_shared_bytes(l->node_ranks, x->elems, values, common);
     pl_exchange_shared_extents(x->world->local_rank, l->node_ranks, x->elems, values, common, own);
     pl_status s = pl_exchange_map(x->world, l->node, l->node_ranks, bytes, own, &memory, x->why, sizeof x->why);
+    if (s == PL_END && common > 0) /* it is not only for speed */
+        return pl_error(PL_ERR_MEMORY, "exchange", "%s", x->why);
     if (s != PL_OK)
         return s;
     for (int i = 0; i < l->node_ranks; i++) /* for messages, from here on */
         l->node[i] = pl_world_run_rank(x->world, l->node[i]);
     s = pl_exchange_shared_open(x, memory, x->world->local_rank, l->node_ranks, l->node);
     if (s < 0)
-        pl_exchange_unmap(memory, bytes);
+        pl_exchange_unmap(memory, bytes, l->node_ranks);
     else
         snprintf(x->why, sizeof x->why, "the %d ranks of %s add up in %.1f MB that they share", l->node_ranks,
                  x->world->nodes > 1 ? "each node" : "this node", (double)bytes / 1e6);
@@ -320,12 +322,12 @@ void pl_exchange_append(char *list, size_t bytes, const char *more)
         snprintf(list + at, bytes - at, "%s%s", at > 0 ? ", " : "", more);
 }
 
-pl_status pl_exchange_timed_out(const struct pl_exchange *x, int64_t step, const char *missing)
+pl_status pl_exchange_timed_out(double ms, int64_t step, const char *missing)
 {
     return pl_error(PL_ERR_PEER, "exchange",
                     "waited %g s for the ranks in step %lld; %s%s\n"
                     "%s; exchange.timeout sets how long is waited",
-                    x->options.timeout_ms / 1000, (long long)step, missing[0] ? "missing: rank " : "all answer, but nothing moves", missing,
+                    ms / 1000, (long long)step, missing[0] ? "missing: rank " : "all answer, but nothing moves", missing,
                     missing[0] ? "see that rank's log" : "is the network slow, or a rank busy elsewhere?");
 }
 

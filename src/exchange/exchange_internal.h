@@ -76,7 +76,7 @@ pl_status pl_exchange_far_finish(struct pl_exchange *x);
  * own. PL_END on all ranks of the run with the reason in why where any of them cannot have that. Collective. */
 pl_status pl_exchange_map(struct pl_world *w, const int *node, int ranks, size_t bytes, const struct pl_extent own[PL_OWN_EXTENTS],
                           void **out, char *why, size_t why_bytes);
-void pl_exchange_unmap(void *memory, size_t bytes);
+void pl_exchange_unmap(void *memory, size_t bytes, int ranks);
 
 /* For tests without a world, whose ranks are threads or forked processes: an exchange in given shared memory, over a
  * given network, which it takes over, or on both levels. memory, network NULL: none. The lists in levels stay the
@@ -91,7 +91,7 @@ static inline int pl_exchange_most_values(int values) { return values > 0 ? valu
 
 /* One more in a list of ranks, "2, 5", as far as it has room; more: a number, a list, or nothing. */
 void pl_exchange_append(char *list, size_t bytes, const char *more);
-/* The one message of a wait that took too long. missing: a list. */
-pl_status pl_exchange_timed_out(const struct pl_exchange *x, int64_t step, const char *missing);
+/* The one message of a wait that took so long. missing: a list. */
+pl_status pl_exchange_timed_out(double ms, int64_t step, const char *missing);
 
 #endif

@@ -188,19 +188,19 @@ static void append_missing(const struct pl_shared *s, bool adding, char *text, s
 
 void pl_node_missing(const struct pl_shared *s, char *text, size_t bytes) { append_missing(s, false, text, bytes); }
 
-static pl_status timed_out(const struct pl_shared *s)
+static pl_status timed_out(const struct pl_shared *s, double ms)
 {
     char missing[256] = "";
     append_missing(s, false, missing, sizeof missing);
     if (!missing[0])
         append_missing(s, true, missing, sizeof missing);
-    return pl_exchange_timed_out(s->exchange, s->exchange->step, missing);
+    return pl_exchange_timed_out(ms, s->exchange->step, missing);
 }
 
 typedef bool condition(struct pl_shared *s);
 
-/* Until it holds, or the timeout. Whatever all have posted is added up in the meantime. */
-static pl_status wait_until(struct pl_shared *s, condition *holds)
+/* Until it holds, or for so long. Whatever all have posted is added up in the meantime. */
+static pl_status wait_for(struct pl_shared *s, condition *holds, double timeout_ms)
 {
     for (int i = 0; i < SPINS; i++) {
         if (holds(s))
@@ -220,8 +220,8 @@ static pl_status wait_until(struct pl_shared *s, condition *holds)
         uint32_t seen = atomic_load(&s->control->events);
         if (holds(s))
             break;
-        if (pl_now_ms() - begin > s->exchange->options.timeout_ms) {
-            status = timed_out(s);
+        if (pl_now_ms() - begin > timeout_ms) {
+            status = timed_out(s, timeout_ms);
             break;
         }
         sleep_until_event(s, seen);
@@ -229,6 +229,8 @@ static pl_status wait_until(struct pl_shared *s, condition *holds)
     atomic_fetch_sub(&s->control->sleepers, 1);
     return status;
 }
+
+static pl_status wait_until(struct pl_shared *s, condition *holds) { return wait_for(s, holds, s->exchange->options.timeout_ms); }
 
 static bool a_bucket_is_free(struct pl_shared *s)
 {
@@ -341,11 +343,12 @@ static bool all_have_come(struct pl_shared *s)
     return true;
 }
 
+/* Half as long as other waits: who is silent here is named here, before other nodes, which wait for this one, name those who wait. */
 pl_status pl_node_meet(struct pl_shared *s)
 {
     atomic_fetch_add(&s->mine->met, 1);
     wake(s);
-    return wait_until(s, all_have_come);
+    return wait_for(s, all_have_come, s->exchange->options.timeout_ms / 2);
 }
 
 /* ---- the algorithm ------------------------------------------------------------------------------ */
@@ -405,7 +408,7 @@ pl_status pl_exchange_shared_open(struct pl_exchange *x, void *memory, int rank,
 void pl_exchange_shared_close(struct pl_exchange *x)
 {
     if (x->world && x->shared)
-        pl_exchange_unmap(x->shared->control, pl_exchange_shared_bytes(x->shared->ranks, x->elems, x->options.values, x->options.common));
+        pl_exchange_unmap(x->shared->control, pl_exchange_shared_bytes(x->shared->ranks, x->elems, x->options.values, x->options.common), x->shared->ranks);
     pl_free(x->shared);
     x->shared = NULL;
 }

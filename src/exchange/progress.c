@@ -92,7 +92,7 @@ static pl_status timed_out(struct pl_progress *p)
         pl_node_missing(p->route.exchange->shared, missing, sizeof missing);
     if (p->route.network.table)
         roll_call(p, missing, sizeof missing);
-    return pl_exchange_timed_out(p->route.exchange, p->flight[p->done % MAX_REQUESTS].what.step, missing);
+    return pl_exchange_timed_out(p->route.exchange->options.timeout_ms, p->flight[p->done % MAX_REQUESTS].what.step, missing);
 }
 
 /* ---- who is lost first ---------------------------------------------------------------------------- */

@@ -39,15 +39,20 @@ static int reserve(int fd, const struct pl_extent own[PL_OWN_EXTENTS])
 }
 
 /* Returns an errno, 0 for success. */
-static int attach(const struct offer *o, size_t bytes, const struct pl_extent own[PL_OWN_EXTENTS], void **out)
+static int attach(const struct offer *o, size_t bytes, int ranks, const struct pl_extent own[PL_OWN_EXTENTS], void **out)
 {
     char path[64];
     snprintf(path, sizeof path, "/proc/%d/fd/%d", o->pid, o->fd);
     if (pl_fault("exchange.shared", -1))
         return ENOSPC;
+    if (!pl_memory_hold(bytes / (size_t)ranks)) /* posix_fallocate takes all there is */
+        return ENOMEM;
     int fd = open(path, O_RDWR | O_CLOEXEC);
-    if (fd < 0)
-        return errno;
+    if (fd < 0) {
+        int code = errno;
+        pl_memory_release(bytes / (size_t)ranks);
+        return code;
+    }
     int code = 0;
     uint64_t token = 0;
     if (pread(fd, &token, sizeof token, 0) != sizeof token || token != o->token)
@@ -59,6 +64,8 @@ static int attach(const struct offer *o, size_t bytes, const struct pl_extent ow
         code = errno;
     else
         *out = p;
+    if (code != 0)
+        pl_memory_release(bytes / (size_t)ranks);
     close(fd);
     return code;
 }
@@ -83,19 +90,21 @@ pl_status pl_exchange_map(struct pl_world *w, const int *node, int ranks, size_t
         o = make(bytes);
     int mine = o.fd;
     PL_TRY(hear(w, node, ranks, &o));
-    int code = o.code != 0 ? o.code : attach(&o, bytes, own, out), rank;
+    int code = o.code != 0 ? o.code : attach(&o, bytes, ranks, own, out), rank;
     PL_TRY(pl_world_first(w, code, &rank, &code));
     if (mine >= 0)
         close(mine);
     if (rank < 0)
         return PL_OK;
-    pl_exchange_unmap(*out, bytes);
+    pl_exchange_unmap(*out, bytes, ranks);
     snprintf(why, why_bytes, "no shared memory: rank %d cannot have %.1f MB: %s", pl_world_run_rank(w, rank), (double)bytes / 1e6, strerror(code));
     return PL_END;
 }
 
-void pl_exchange_unmap(void *memory, size_t bytes)
+void pl_exchange_unmap(void *memory, size_t bytes, int ranks)
 {
-    if (memory)
-        munmap(memory, bytes);
+    if (!memory)
+        return;
+    munmap(memory, bytes);
+    pl_memory_release(bytes / (size_t)ranks);
 }

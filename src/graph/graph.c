@@ -107,8 +107,8 @@ static pl_status make_slab(struct pl_graph *g, const char *what, float **out)
 static pl_status allocate_all(struct pl_graph *g)
 {
     PL_TRY(allocate(g, g->arena_bytes, "activations", &g->arena));
-    if (!g->share)
-        PL_TRY(make_slab(g, "parameters", &g->own_params));
+    if (!g->share && !g->params_later)
+        PL_TRY(pl_graph_keep_params(g, NULL));
     PL_TRY(pl_graph_far_create(g));
     if (g->train && g->table->record) {
         g->recording = pl_alloc((size_t)pl_graph_recordings(g) * sizeof *g->recording, "recorded passes");
@@ -249,6 +249,7 @@ pl_status pl_graph_create_stage(const struct pl_job *job, const struct pl_backen
     g->batch = batch;
     g->train = train;
     g->sync_bn = train && job->train.sync_bn;
+    g->params_later = train && job->split.optimizer != PL_OPTIMIZER_WHOLE;
     g->share = share;
     pl_status s = create(g, job, cut);
     if (s < 0) {
@@ -320,11 +321,10 @@ float *pl_graph_grads(struct pl_graph *g) { return g->set_grads ? g->set_grads :
 void pl_graph_time_layers(struct pl_graph *g, double *ms) { g->layer_ms = ms; }
 void pl_graph_set_params(struct pl_graph *g, float *params) { g->set_params = params; }
 
-void pl_graph_keep_params(struct pl_graph *g, float *params)
+pl_status pl_graph_keep_params(struct pl_graph *g, float *params)
 {
     pl_graph_set_params(g, params);
-    pl_free(g->own_params);
-    g->own_params = NULL;
+    return params ? PL_OK : make_slab(g, "parameters", &g->own_params);
 }
 
 int64_t pl_graph_sync_values(const struct pl_graph *g) { return g->sync_values; }

@@ -78,8 +78,9 @@ float *pl_graph_grads(struct pl_graph *g); /* sums over samples; NULL before the
  * The caller owns it, and takes it back before it is freed. */
 void pl_graph_set_params(struct pl_graph *g, float *params);
 void pl_graph_set_grads(struct pl_graph *g, float *grads);
-/* The same of parameters for good, before there are any: the graph's own memory for them is given up. */
-void pl_graph_keep_params(struct pl_graph *g, float *params);
+/* With split.optimizer a graph that is made for training has no memory for parameters before this: for good it takes the caller's, or
+ * with NULL makes its own. PL_ERR_MEMORY. */
+pl_status pl_graph_keep_params(struct pl_graph *g, float *params);
 /* For a run in which nobody else reads or writes the parameters at every step, nor the gradient where it is to stay, too. Of a far backend: parameters stay there; they are
  * sent now, are changed there (pl_graph_there) and come here when they are brought. With the gradient, it stays there too, and
  * a slice is said to be final once the work that makes it has been started. As one, besides: forward and backward are started as

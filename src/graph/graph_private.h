@@ -49,6 +49,7 @@ struct pl_graph {
     struct pl_backend *backend;
     bool train;
     bool sync_bn;         /* train.sync_bn, and train */
+    bool params_later;    /* split.optimizer, and train: pl_graph_keep_params gives them memory */
     int64_t sync_values;  /* the most of a sum over the ranks */
     pl_sync_fn *sync;     /* makes it; or NULL */
     void *sync_arg;

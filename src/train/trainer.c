@@ -207,14 +207,14 @@ static pl_status put_together(struct pl_trainer *t)
     struct pl_optimizer_shared shared = {.a = near.a, .b = near.b, .meet = meet, .arg = t};
     float *params = pl_exchange_common(t->exchange, 0);
     if (!params && t->world->most_local > 1)
-        return pl_error(PL_ERR_USAGE, "train", "split.optimizer needs memory that the ranks of a node share: %s", pl_exchange_why(t->exchange));
+        return pl_error(PL_ERR_USAGE, "train", "split.optimizer needs memory that the ranks of a node share, and here they have none: %s", pl_exchange_why(t->exchange));
+    PL_TRY(pl_graph_keep_params(t->graph, params));
     if (!params) {
         pl_log_root("note: split.optimizer is for several ranks of one node, here each has one of its own");
         return pl_optimizer_share(t->optimizer, NULL);
     }
     for (int i = 0; i < pl_optimizer_slots(t->optimizer); i++)
         shared.slot[i] = pl_exchange_common(t->exchange, 1 + i);
-    pl_graph_keep_params(t->graph, params);
     t->together = true;
     return pl_optimizer_share(t->optimizer, &shared);
 }

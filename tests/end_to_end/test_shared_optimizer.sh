@@ -59,11 +59,11 @@ compare after-none after-node 0 0 exact
 
 # no memory that is shared
 expect 2 "no shared memory by the job's choice of exchange.transport" 2 job.yaml "${few[@]}" "${node[@]}" exchange.transport=tcp checkpoint.dir=none
-expect 2 "no shared memory: rank 1 cannot have" 2 job.yaml "${few[@]}" "${node[@]}" debug.fault=exchange.shared@rank=1:fail checkpoint.dir=none
+expect 7 "exchange: no shared memory: rank 1 cannot have" 2 job.yaml "${few[@]}" "${node[@]}" debug.fault=exchange.shared@rank=1:fail checkpoint.dir=none
 expect 2 "split.optimizer needs memory that the ranks of a node share; exchange.two_level is never" 2 job.yaml "${few[@]}" "${node[@]}" exchange.two_level=never checkpoint.dir=none
 
 # the others wait for the share of a rank that hangs, or is lost, and name it
-expect 5 "in step 3; missing: rank 1" 3 job.yaml "${few[@]}" "${node[@]}" exchange.timeout="2 s" debug.fault=update.meet@rank=1@step=3:hang checkpoint.dir=hang report.dir=hang
+expect 5 "waited 1 s for the ranks in step 3; missing: rank 1" 3 job.yaml "${few[@]}" "${node[@]}" exchange.timeout="2 s" debug.fault=update.meet@rank=1@step=3:hang checkpoint.dir=hang report.dir=hang
 expect 5 "debug.fault at update.meet" 3 job.yaml "${few[@]}" "${node[@]}" exchange.timeout="2 s" debug.fault=update.meet@rank=1@step=3:fail checkpoint.dir=fails report.dir=fails
 PL_MPIRUN+=(--enable-recovery)
 train 3 job.yaml "${few[@]}" "${node[@]}" exchange.timeout="2 s" debug.fault=update.meet@rank=2@step=3:kill checkpoint.dir=kill report.dir=kill >kill.log 2>&1

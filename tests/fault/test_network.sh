@@ -41,6 +41,13 @@ compare local-one sync-one 1e-6 1e-5
 run 2 2 squeezed train.epochs=8 exchange.compress=one_bit
 says squeezed '"algorithm": "shared memory, compressed one_bit"'
 
+# A rank that does not come to its node's update is named, on all nodes, and nobody else.
+timeout 100 bash -c '. "$PL_SOURCE_DIR/tests/network/hosts.sh"; HOSTS_NAME='$HOSTS_NAME'; mpirun_on "$@"' sh 2 2 "$PACELINE" train job.yaml exchange.timeout="4 s" \
+    split.optimizer=node debug.fault=update.meet@rank=1@step=3:hang checkpoint.dir=none report.dir=none >hangs.log 2>&1
+code=$?
+[ $code -eq 5 ] && grep -q "missing: rank 1$" hangs.log || fail "a rank that hangs before its update: code $code, $(grep '^.rank' hangs.log)"
+grep "missing: rank" hangs.log | grep -v "missing: rank 1$" && fail "an innocent rank is named"
+
 # A transfer of 4 MB takes most of a step over 200 Mbit/s.
 sed 's/units: 24/units: 8000/' net.yaml >wide.yaml
 for i in 1 2 3; do shape $i 200mbit; done

@@ -75,7 +75,7 @@ static void check_equal_bits(struct pl_world *w, const float *sum)
     free(all);
 }
 
-struct way { const char *transport, *algorithm, *name, *why; bool two_level, direct; int node_ranks; const char *compress; double ratio; };
+struct way { const char *transport, *algorithm, *name, *why; bool two_level, direct; int node_ranks; const char *compress; double ratio; bool apart; };
 
 /* As if every so many ranks were a node. */
 static struct pl_world on_nodes(const struct pl_world *w, int node_ranks)
@@ -97,7 +97,7 @@ static struct pl_exchange *opened(struct pl_world *w, const struct way *way, int
 {
     struct pl_exchange *x;
     struct pl_exchange_options o = {.transport = way->transport, .algorithm = way->algorithm, .two_level = way->two_level, .direct = way->direct,
-                                    .compress = way->compress, .compress_ratio = way->ratio, .network = {.channels = 2, .interface = way->node_ranks > 0 ? NULL : "lo"}, .common = 1, .bucket_bytes = 65536, .timeout_ms = 30000};
+                                    .compress = way->compress, .compress_ratio = way->ratio, .network = {.channels = 2, .interface = way->node_ranks > 0 ? NULL : "lo"}, .common = !way->apart, .bucket_bytes = 65536, .timeout_ms = 30000};
     if (pl_exchange_create(w, &o, elems, &x) < 0)
         pl_world_abort(w, PL_ERR_PEER);
     return x;
@@ -158,9 +158,15 @@ static const struct way shared = {"auto", "auto", "shared memory", "that they sh
 static void test_fall_back(struct pl_world *w)
 {
     CHECK(pl_fault_configure("exchange.shared@rank=1:fail", w->rank) == PL_OK, "fault");
-    struct pl_exchange *x = opened(w, &shared, ELEMS);
-    pl_fault_configure(NULL, w->rank);
+    struct way apart = shared;
+    apart.apart = true;
+    struct pl_exchange *x = opened(w, &apart, ELEMS);
     check_algorithm(x, w, "native", "no shared memory: rank 1 cannot have");
+    const struct pl_exchange_options together = {.transport = "auto", .two_level = true, .common = 1, .bucket_bytes = 65536, .timeout_ms = 30000};
+    struct pl_exchange *none;
+    CHECK(w->ranks == 1 || pl_exchange_create(w, &together, ELEMS, &none) == PL_ERR_MEMORY, "what is common takes memory that is shared");
+    pl_error_clear();
+    pl_fault_configure(NULL, w->rank);
     run_steps(w, x);
     pl_exchange_destroy(x);
 }

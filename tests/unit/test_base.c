@@ -185,6 +185,14 @@ static void test_shared_memory(void **state)
     assert_non_null(little);
     pl_free(little);
     pl_alloc_sharers(1);
+    for (int i = 0; i < 2; i++) { /* what is mapped together with others counts with it */
+        assert_true(pl_memory_hold(much));
+        assert_false(pl_memory_hold((size_t)1 << 50));
+        assert_null(pl_alloc((size_t)1 << 50, "numbers"));
+        assert_non_null(strstr(pl_error_text(), "numbers, after 67.1 MB: this node has "));
+        pl_error_clear();
+        pl_memory_release(much);
+    }
     for (int i = 0; i < 3; i++) { /* what was given back counts no more */
         void *all = pl_alloc(much, "numbers");
         assert_non_null(all);

@@ -347,7 +347,7 @@ static void check_together(const char *kind)
         rank[i] = (struct together){.sums = sums, .rank = i, .shared = {.slot = {slab + n, slab + 2 * n}, .a = n * i / TOGETHER / 16 * 16,
                                     .b = i + 1 < TOGETHER ? n * (i + 1) / TOGETHER / 16 * 16 : n, .meet = meet, .arg = &barrier}};
         open_fixture(&rank[i].f, layer, shared);
-        pl_graph_keep_params(rank[i].f.g, slab);
+        assert_int_equal(pl_graph_keep_params(rank[i].f.g, slab), PL_OK);
         assert_int_equal(pl_optimizer_share(rank[i].f.o, &rank[i].shared), PL_OK);
         assert_int_equal(pthread_create(&thread[i], NULL, update_together, &rank[i]), 0);
     }
