@@ -78,19 +78,23 @@ run 1 from-momentum $few train.init=momentum/step-00000016
 sed 's/units: 24/&, init: gaussian, init_value: 1e25/; s/units: 4/&, init: gaussian, init_value: 1e25/' net.yaml >net-huge.yaml
 for n in 1 3; do expect 4 "the loss is not finite in step 0" $n job.yaml $few checkpoint.dir=no report.dir=no model=net-huge.yaml; done
 expect 3 "debug.fault at loader.read" 3 job.yaml $few checkpoint.dir=bad report.dir=bad debug.fault="loader.read@rank=1:fail"
-# A rank that is lost, or silent, ends it with 5, after a checkpoint of the last step; from there it goes on.
+# A rank that is lost, or silent, ends it with 5, after a checkpoint of the last step; from there it goes on. Of rank 0's last step the
+# others may not have heard when it is killed as it begins the next.
+left_at() { [ -e "$1/step-0000000$2" ] && [ "$(cat "$1/latest")" = "step-0000000$2" ]; } # left_at DIR STEP
 PL_MPIRUN+=(--enable-recovery)
 for how in tcp:2:kill tcp:2:hang tcp:0:kill tcp:0:hang mpi:2:hang; do
     IFS=: read -r transport rank action <<<"$how"
     dir=lost-$transport-$rank-$action
     loses "$rank" $dir $few train.steps=40 exchange.transport="$transport" debug.fault="step@rank=$rank@step=8:$action"
-    [ -e $dir/step-00000008 ] || fail "$how: no checkpoint of step 8: $(ls $dir)"
+    last=8
+    [ $rank-$action != 0-kill ] || left_at $dir 8 || last=7
+    left_at $dir $last || fail "$how: no checkpoint of step $last: $(ls $dir)"
     run 3 $dir $few
-    resumed $dir 8
+    resumed $dir $last
 done
 # Who is left writes, if it is lost before it has the next one; and when rank 0 is lost over its last checkpoint, another writes that.
 train 4 job.yaml $few train.steps=40 checkpoint.dir=lost-two report.dir=lost-two exchange.transport=tcp debug.fault="step@rank=0@step=8:kill,checkpoint.before_rename@rank=1:kill" >lost-two.log 2>&1
-grep -q '"code": 5' lost-two/exit.json && [ -e lost-two/step-00000008 ] || fail "ranks 0 and 1 lost: $(cat lost-two/exit.json) $(ls lost-two) $(tail -n 3 lost-two.log)"
+grep -q '"code": 5' lost-two/exit.json && { left_at lost-two 8 || left_at lost-two 7; } || fail "ranks 0 and 1 lost: $(cat lost-two/exit.json) $(ls lost-two) $(tail -n 3 lost-two.log)"
 [ "$(grep -c "rank 2/4.* sync: .*rank 0.*rank 1" lost-two.log)" = 1 ] || fail "ranks 0 and 1 lost: wanted one message of rank 2: $(cat lost-two.log)"
 train 4 job.yaml $few checkpoint.dir=lost-last report.dir=lost-last exchange.transport=tcp debug.fault="checkpoint.before_rename@rank=0:kill" >lost-last.log 2>&1
 grep -q '"code": 5' lost-last/exit.json && [ -e lost-last/step-00000012 ] || fail "rank 0 lost at the end: $(cat lost-last/exit.json) $(ls lost-last) $(tail -n 3 lost-last.log)"
