@@ -102,6 +102,7 @@ struct pl_device_options {
     int threads;
     int local_rank, local_ranks; /* among the ranks of this node */
     bool tf32;                   /* matrix products may round their inputs to tf32, where the device has it */
+    double memory_limit;         /* of a far backend's memory, bytes; 0: none. For the others' see pl_memory_limit */
     bool bf16;                   /* activations and what is multiplied are bf16; sums, statistics, losses and gradients of parameters float32 */
 };
 

@@ -93,6 +93,10 @@ void pl_alloc_sharers(int processes);
  * there is. */
 bool pl_memory_hold(size_t bytes);
 void pl_memory_release(size_t bytes);
+/* From here on this process has at most so many bytes of its own, 0: any; name: of the setting, for messages, kept. Memory of
+ * libraries is not counted. */
+void pl_memory_limit(double bytes, const char *name);
+double pl_memory_left(void); /* bytes, under that limit; infinite: there is none */
 double pl_memory_info(const char *name); /* bytes, by a name in /proc/meminfo; infinite: it does not say */
 void *pl_alloc_alone(size_t bytes, const char *what); /* as pl_alloc, where the others do not ask for the same */
 void *pl_realloc(void *p, size_t old_bytes, size_t new_bytes, const char *what);

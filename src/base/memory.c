@@ -10,11 +10,13 @@
 
 #define ALIGNMENT 64
 
-#define MUCH ((size_t)64 << 20) /* from here on it is compared with what there is */
+#define MUCH ((size_t)64 << 20) /* from here on it is compared with what the node has */
 
 static _Atomic uint64_t allocations;
 static _Atomic int sharers = 1;
-static _Atomic uint64_t held; /* bytes of what is much */
+static _Atomic uint64_t held; /* bytes */
+static _Atomic uint64_t own_limit; /* bytes; 0: none */
+static const char *own_limit_name;
 
 void pl_alloc_sharers(int processes) { atomic_store(&sharers, processes > 1 ? processes : 1); }
 
@@ -75,10 +77,25 @@ static double most_memory(void)
     return group < machine ? group : machine;
 }
 
+void pl_memory_limit(double bytes, const char *name)
+{
+    own_limit_name = name;
+    atomic_store(&own_limit, (uint64_t)bytes);
+}
+
+double pl_memory_left(void)
+{
+    double limit = (double)atomic_load(&own_limit), left = limit - (double)atomic_load(&held);
+    return limit == 0 ? HUGE_VAL : left > 0 ? left : 0;
+}
+
 static void too_much(size_t bytes, const char *what, int n, double most)
 {
     double before = (double)atomic_load(&held) / 1e6;
-    if (n > 1)
+    if ((double)bytes > pl_memory_left())
+        pl_error(PL_ERR_MEMORY, "memory", "no %.1f MB for %s, after %.1f MB: %s gives a rank %.1f MB", (double)bytes / 1e6, what, before,
+                 own_limit_name, (double)atomic_load(&own_limit) / 1e6);
+    else if (n > 1)
         pl_error(PL_ERR_MEMORY, "memory", "no %.1f MB for %s, after %.1f MB, on each of %d ranks: this node has %.1f MB for all", (double)bytes / 1e6, what, before, n, most / 1e6);
     else
         pl_error(PL_ERR_MEMORY, "memory", "no %.1f MB for %s, after %.1f MB: this node has %.1f MB", (double)bytes / 1e6, what, before, most / 1e6);
@@ -86,25 +103,24 @@ static void too_much(size_t bytes, const char *what, int n, double most)
 
 static bool fits(size_t bytes, int ranks, double *most)
 {
-    *most = most_memory();
+    *most = HUGE_VAL;
+    if ((double)bytes > pl_memory_left())
+        return false;
+    if (bytes >= MUCH)
+        *most = most_memory();
     return ((double)atomic_load(&held) + (double)bytes) * ranks <= *most;
 }
 
 bool pl_memory_hold(size_t bytes)
 {
     double most;
-    if (bytes >= MUCH && !fits(bytes, atomic_load(&sharers), &most))
+    if (!fits(bytes, atomic_load(&sharers), &most))
         return false;
-    if (bytes >= MUCH)
-        atomic_fetch_add(&held, bytes);
+    atomic_fetch_add(&held, bytes);
     return true;
 }
 
-void pl_memory_release(size_t bytes)
-{
-    if (bytes >= MUCH)
-        atomic_fetch_sub(&held, bytes);
-}
+void pl_memory_release(size_t bytes) { atomic_fetch_sub(&held, bytes); }
 
 /* In whole units, of which each begins at a multiple of itself. */
 static void *take(size_t bytes, size_t unit, const char *what, int ranks)
@@ -113,16 +129,15 @@ static void *take(size_t bytes, size_t unit, const char *what, int ranks)
     size_t rounded = (bytes + unit - 1) / unit * unit;
     double most = 0;
     atomic_fetch_add(&allocations, 1);
-    if (rounded >= MUCH && !fits(bytes, ranks, &most)) {
-        too_much(bytes, what, ranks, most);
+    if (!fits(rounded, ranks, &most)) {
+        too_much(rounded, what, ranks, most);
         return NULL;
     }
     if (rounded < bytes || posix_memalign(&p, unit, rounded ? rounded : unit) != 0) {
         pl_error(PL_ERR_MEMORY, "memory", "no %.1f MB left for %s", (double)bytes / 1e6, what);
         return NULL;
     }
-    if (malloc_usable_size(p) >= MUCH)
-        atomic_fetch_add(&held, malloc_usable_size(p)); /* as pl_free takes it off */
+    atomic_fetch_add(&held, malloc_usable_size(p)); /* as pl_free takes it off */
     memset(p, 0, rounded ? rounded : unit);
     return p;
 }
@@ -143,9 +158,7 @@ void *pl_realloc(void *p, size_t old_bytes, size_t new_bytes, const char *what)
 
 void pl_free(void *p)
 {
-    size_t bytes = p ? malloc_usable_size(p) : 0;
-    if (bytes >= MUCH)
-        atomic_fetch_sub(&held, bytes);
+    atomic_fetch_sub(&held, p ? malloc_usable_size(p) : 0);
     free(p);
 }
 

@@ -214,7 +214,7 @@ static pl_status check_values(const struct pl_dataset *d, const char *key,
 static bool fits_memory(int64_t total_bytes)
 {
     int64_t ram = (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
-    return total_bytes <= IN_MEMORY_BYTES && total_bytes <= ram / 8;
+    return total_bytes <= IN_MEMORY_BYTES && total_bytes <= ram / 8 && (double)total_bytes <= pl_memory_left() / 2;
 }
 
 /* ---- blocks ------------------------------------------------------------------------------------- */

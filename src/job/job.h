@@ -14,6 +14,7 @@ enum pl_key_type {
     PL_KEY_CHOICE, /* int: index into choices */
     PL_KEY_PERIOD, /* struct pl_period: "50 steps", "1 epoch", "10 min", "30 s", a bare number is steps */
     PL_KEY_MS,     /* double: "60 s", "500 ms", "10 min"; a bare number is seconds */
+    PL_KEY_BYTES,  /* double: "500 MB", "8 GB", "16 GiB"; "none" is 0 */
     PL_KEY_INTS,   /* struct pl_ints; a scalar is a list of one */
     PL_KEY_DOUBLES,/* struct pl_doubles; a scalar is a list of one */
     PL_KEY_TEXTS   /* struct pl_texts; a scalar is a list of one */
@@ -34,7 +35,6 @@ struct pl_key {
     const char *choices; /* PL_KEY_CHOICE: "a|b|c" */
     double min, max;     /* of numbers, periods and list members; both 0: any */
     const char *help;    /* one line */
-    const char *refuse;  /* not NULL: any value but the default is refused with this text */
 };
 
 /* A parsed YAML node; keeps its place for messages. */
@@ -103,7 +103,7 @@ struct pl_job {
              int64_t history; double tolerance; } sync; /* 0 if not given and not sandblaster */
     struct { int transport, algorithm, two_level, compress; double compress_ratio; char *table, *interface; int64_t channels; double bucket_mb, timeout_ms; } exchange;
     struct { int64_t pipeline, tensor, microbatches; struct pl_texts at; int optimizer; } split;
-    struct { int kind; } device;
+    struct { int kind; double memory_limit; /* bytes; 0: none */ } device;
     struct { char *dir; struct pl_period every; int64_t keep; char *resume; bool keep_best, background; int on_error; struct pl_texts signals; } checkpoint;
     struct { char *dir; struct pl_period every; bool timeline; int64_t timeline_steps; } report;
     struct { char *fault; double compute_ms; struct { struct pl_ints rank; double ms, probability, shape; int distribution; } delay; } debug; /* rank: empty: all */

@@ -1,6 +1,4 @@
-/* The table of a job's keys: name, type, default, range, meaning. `paceline train --help-keys` prints
- * it. In choices, what stands behind "||" is known but not in this version, and refused as such; keys
- * of whole features that are still to come stand in pl_job_later. */
+/* The table of a job's keys: name, type, default, range, meaning. `paceline train --help-keys` prints it. */
 #include "job/node.h"
 
 #include <stdlib.h>
@@ -100,6 +98,7 @@ const struct pl_key pl_job_keys[] = {
     {.name = "split.at", .type = PL_KEY_TEXTS, .offset = AT(split.at), .help = "the first layer of each rank but the first; without it by what the layers compute"},
     CHOICE("split.optimizer", split.optimizer, "none", "none|node", "node: the ranks of a node hold parameters and optimizer state together, and each updates its share of them"),
     CHOICE("device.kind", device.kind, "auto", "auto|cpu|reference|cuda", "what computes; auto takes the processor"),
+    {.name = "device.memory_limit", .type = PL_KEY_BYTES, .offset = AT(device.memory_limit), .def = "none", .help = "a rank takes no more of the device's memory, of a processor the node's, and ends with 7 where that is too little; libraries' own comes on top"},
     TEXT("checkpoint.dir", checkpoint.dir, "directory of the run's checkpoints; none: no checkpoints"),
     PERIOD("checkpoint.every", checkpoint.every, "10 min", "how often one is written"),
     INT("checkpoint.keep", checkpoint.keep, "3", 1, 1e6, "the newest so many are kept"),
@@ -120,10 +119,6 @@ const struct pl_key pl_job_keys[] = {
     CHOICE("debug.delay.distribution", debug.delay.distribution, "fixed", "fixed|exponential|pareto", "of the sleep, drawn for each rank and step from train.seed"),
     DOUBLE("debug.delay.shape", debug.delay.shape, "1.5", 0.1, 100, "pareto: P(longer than x) = (ms / x) ^ shape"),
     {.name = NULL}};
-
-/* Keys of the design that no code acts on yet: refused by name. */
-const char *const pl_job_later[] = {
-    "device.memory_limit", NULL};
 
 /* In the order of the choices above. */
 const char *pl_job_sync_name(const struct pl_job *j)
@@ -159,18 +154,16 @@ const char *pl_job_compress_name(const struct pl_job *j)
 static const char *type_name(const struct pl_key *k)
 {
     static const char *const names[] = {[PL_KEY_INT] = "integer", [PL_KEY_DOUBLE] = "number", [PL_KEY_BOOL] = "true|false",
-                                        [PL_KEY_TEXT] = "text", [PL_KEY_PERIOD] = "period", [PL_KEY_MS] = "time",
+                                        [PL_KEY_TEXT] = "text", [PL_KEY_PERIOD] = "period", [PL_KEY_MS] = "time", [PL_KEY_BYTES] = "size",
                                         [PL_KEY_INTS] = "integers", [PL_KEY_DOUBLES] = "numbers", [PL_KEY_TEXTS] = "texts"};
     return k->type == PL_KEY_CHOICE ? k->choices : names[k->type];
 }
 
 void pl_job_print_keys(const char *prefix, const struct pl_key *keys)
 {
-    for (; keys->name; keys++) {
-        const char *type = type_name(keys), *later = strstr(type, "||");
-        printf("%s%-28s %-*.*s  %s%s%s%s\n", prefix, keys->name, 12, later ? (int)(later - type) : (int)strlen(type), type,
-               keys->help, keys->def ? " (" : "", keys->def ? keys->def : "", keys->def ? ")" : "");
-    }
+    for (; keys->name; keys++)
+        printf("%s%-28s %-12s  %s%s%s%s\n", prefix, keys->name, type_name(keys), keys->help, keys->def ? " (" : "", keys->def ? keys->def : "",
+               keys->def ? ")" : "");
 }
 
 pl_status pl_job_print_value(const struct pl_job *j, const char *key)

@@ -92,9 +92,6 @@ static bool is_group(const char *path)
     for (const struct pl_key *k = pl_job_keys; k->name; k++)
         if (strncmp(k->name, path, n) == 0 && k->name[n] == '.')
             return true;
-    for (int i = 0; pl_job_later[i]; i++)
-        if (strncmp(pl_job_later[i], path, n) == 0 && pl_job_later[i][n] == '.')
-            return true;
     return false;
 }
 
@@ -118,9 +115,6 @@ static const char *nearest_section(const char *path)
 
 static pl_status unknown(const struct pl_node *at, const char *path)
 {
-    for (int i = 0; pl_job_later[i]; i++)
-        if (strcmp(pl_job_later[i], path) == 0)
-            return pl_node_error(at, "%s is not in this version yet", path);
     const char *near = pl_key_nearest(pl_job_keys, path);
     if (!near)
         near = nearest_section(path);
@@ -142,8 +136,6 @@ static pl_status walk(struct pl_job *j, const struct pl_node *map, const char *p
         pl_status s;
         if (k) {
             s = pl_value_set(k, child, j);
-            if (s == PL_OK && k->refuse && child->kind == PL_SCALAR && strcmp(child->text, k->refuse) != 0)
-                s = pl_node_error(child, "%s: only %s in this version", path, k->refuse);
         } else if (is_group(path)) {
             s = child->kind == PL_MAP ? walk(j, child, path) : pl_node_error(child, "%s: wanted a map of keys, found \"%s\"", path, child->kind == PL_SCALAR ? child->text : "a list");
         } else {

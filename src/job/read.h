@@ -5,7 +5,6 @@
 #include "job/node.h"
 
 pl_status pl_job_read_model(struct pl_job *j, const struct pl_node *model);
-extern const char *const pl_job_later[]; /* NULL-terminated */
 /* Where a key stands, for messages; the root where it is not given. */
 const struct pl_node *pl_job_at(const struct pl_job *j, const char *key);
 /* check.c: all that is left to check once every key has its value. PL_ERR_USAGE */

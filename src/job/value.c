@@ -82,20 +82,36 @@ static bool to_ms(const char *s, double *v)
     return true;
 }
 
-/* Index of s in "a|b|c"; after "||" stand names that this version knows but has not got: -2. */
+/* "500 MB", "8 GB", "16 GiB"; a bare number says too little. */
+static bool to_bytes(const char *s, double *v)
+{
+    static const struct { const char *name; double factor; } units[] = {
+        {"MB", 1e6}, {"GB", 1e9}, {"TB", 1e12}, {"MiB", 1048576.0}, {"GiB", 1073741824.0}, {"TiB", 1099511627776.0}};
+    char *end;
+    *v = 0;
+    if (strcmp(s, "none") == 0)
+        return true;
+    double n = strtod(s, &end);
+    while (end != s && *end == ' ')
+        end++;
+    for (size_t i = 0; i < sizeof units / sizeof *units; i++)
+        if (end != s && n > 0 && !isinf(n) && strcmp(end, units[i].name) == 0) {
+            *v = n * units[i].factor;
+            return true;
+        }
+    return false;
+}
+
+/* Index of s in "a|b|c"; -1: it is none of them. */
 static int to_choice(const char *choices, const char *s)
 {
     int index = 0;
-    bool later = false;
     size_t n = strlen(s);
     for (const char *p = choices; *p;) {
         size_t len = strcspn(p, "|");
-        if (len == 0)
-            later = true;
-        else if (len == n && strncmp(p, s, n) == 0)
-            return later ? -2 : index;
-        else
-            index++;
+        if (len == n && strncmp(p, s, n) == 0)
+            return index;
+        index++;
         p += len + (p[len] ? 1 : 0);
     }
     return -1;
@@ -106,7 +122,7 @@ static const char *type_text(enum pl_key_type t)
     static const char *const names[] = {
         [PL_KEY_INT] = "an integer", [PL_KEY_DOUBLE] = "a number", [PL_KEY_BOOL] = "true or false", [PL_KEY_TEXT] = "a text that is not empty",
         [PL_KEY_CHOICE] = "one of", [PL_KEY_PERIOD] = "a period such as 50 steps, 1 epoch, 10 min or never",
-        [PL_KEY_MS] = "a time such as 60 s, 500 ms or 10 min", [PL_KEY_INTS] = "an integer or a list of integers",
+        [PL_KEY_MS] = "a time such as 60 s, 500 ms or 10 min", [PL_KEY_BYTES] = "a size such as 500 MB, 8 GB, 16 GiB or none", [PL_KEY_INTS] = "an integer or a list of integers",
         [PL_KEY_DOUBLES] = "a number or a list of numbers", [PL_KEY_TEXTS] = "a text or a list of texts"};
     return names[t];
 }
@@ -150,6 +166,7 @@ static bool set_scalar(const struct pl_key *k, const char *s, void *v, int index
         return true;
     case PL_KEY_PERIOD: return to_period(s, v) && (*number = ((struct pl_period *)v)->n, true);
     case PL_KEY_MS: return to_ms(s, v) && (*number = *(double *)v, true);
+    case PL_KEY_BYTES: return to_bytes(s, v);
     case PL_KEY_CHOICE: return (*(int *)v = to_choice(k->choices, s)) >= 0;
     }
     return false;
@@ -161,11 +178,7 @@ static int *list_count(void *v) { return v; } /* n is the first member of all th
 static pl_status refuse(const struct pl_key *k, const struct pl_node *n, const char *found)
 {
     char range[64];
-    if (k->type == PL_KEY_CHOICE && to_choice(k->choices, found) == -2)
-        return pl_node_error(n, "%s: %s is not in this version yet", k->name, found);
-    const char *later = k->type == PL_KEY_CHOICE ? strstr(k->choices, "||") : NULL;
-    return pl_node_error(n, "%s: wanted %s%s%.*s%s, found \"%s\"", k->name, type_text(k->type),
-                         k->choices ? " " : "", later ? (int)(later - k->choices) : k->choices ? (int)strlen(k->choices) : 0,
+    return pl_node_error(n, "%s: wanted %s%s%s%s, found \"%s\"", k->name, type_text(k->type), k->choices ? " " : "",
                          k->choices ? k->choices : "", range_text(k, found, range, sizeof range), found);
 }
 
@@ -270,6 +283,11 @@ static void add_one(struct pl_text *t, const struct pl_key *k, const void *v, in
     case PL_KEY_MS:
         add_number(t, *(const double *)v);
         pl_text_add(t, " ms");
+        break;
+    case PL_KEY_BYTES:
+        if (*(const double *)v > 0)
+            add_number(t, *(const double *)v / 1e6);
+        pl_text_add(t, "%s", *(const double *)v > 0 ? " MB" : "none");
         break;
     case PL_KEY_PERIOD:
         if (period->unit == PL_NEVER) {

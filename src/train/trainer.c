@@ -27,6 +27,10 @@ static pl_status open_device(struct pl_trainer *t)
     t->pooled = true;
     struct pl_device_options o = {.threads = t->threads, .local_rank = t->world->local_rank, .local_ranks = t->world->local_ranks,
                                   .tf32 = t->job->train.precision == PL_TF32, .bf16 = t->job->train.precision == PL_BF16};
+    if (t->table->far)
+        o.memory_limit = t->job->device.memory_limit;
+    else
+        pl_memory_limit(t->job->device.memory_limit, "device.memory_limit");
     return t->table->open(&o, &t->backend);
 }
 
@@ -419,6 +423,7 @@ void pl_trainer_close(struct pl_trainer *t)
         t->table->close(t->backend);
     if (t->pooled)
         pl_pool_stop();
+    pl_memory_limit(0, NULL);
     if (t->grid.pieces > 1) {
         pl_alloc_sharers(t->world->local_ranks);
         pl_grid_close(&t->grid);

@@ -11,7 +11,7 @@
 
 struct block { char *map, *at; size_t map_bytes, bytes; bool is_new; struct block *next; }; /* is_new: a device might still be zeroing it */
 
-struct pl_cuda_device { int unused; };
+struct pl_cuda_device { struct pl_cuda_ledger *ledger; };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* guards what follows */
 static struct block *blocks;
@@ -63,16 +63,17 @@ void pl_emulated_check(const void *p)
 
 pl_status pl_cuda_device_open(const struct pl_device_options *o, struct pl_cuda_device **out, pl_cuda_stream *stream)
 {
-    (void)o;
     *stream = NULL;
     *out = pl_alloc(sizeof **out, "an emulated device");
-    return *out ? PL_OK : PL_ERR_MEMORY;
+    return *out ? pl_cuda_ledger_create(o->memory_limit, &(*out)->ledger) : PL_ERR_MEMORY;
 }
 
 void pl_cuda_device_close(struct pl_cuda_device *d)
 {
     if (getenv("PL_EMULATED_PINNED"))
         fprintf(stderr, "emulated device: %d moves of what came ahead\n", pl_emulated_moves);
+    if (d)
+        pl_cuda_ledger_destroy(d->ledger);
     pl_free(d);
 }
 
@@ -85,8 +86,9 @@ void pl_cuda_device_describe(const struct pl_cuda_device *d, char *text, size_t 
 void *pl_cuda_alloc(struct pl_cuda_device *d, size_t bytes, const char *what)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE), room = (bytes + 15) / 16 * 16, pages = (room + page - 1) / page * page;
+    if (pl_cuda_ledger_ask(d->ledger, bytes, what) < 0)
+        return NULL;
     struct block *b = malloc(sizeof *b);
-    (void)d;
     char *map = mmap(NULL, pages + page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (!b || map == MAP_FAILED) {
         free(b);
@@ -99,6 +101,8 @@ void *pl_cuda_alloc(struct pl_cuda_device *d, size_t bytes, const char *what)
     if (inside)
         protect(b, PROT_READ | PROT_WRITE);
     pthread_mutex_unlock(&lock);
+    if (pl_cuda_ledger_enter(d->ledger, b->at, bytes) < 0)
+        abort();
     return b->at;
 }
 
@@ -115,9 +119,9 @@ size_t pl_cuda_memory_bytes(const struct pl_cuda_device *d) { (void)d; return (s
 
 void pl_cuda_free(struct pl_cuda_device *d, void *p)
 {
-    (void)d;
     if (!p)
         return;
+    pl_cuda_ledger_strike(d->ledger, p);
     pthread_mutex_lock(&lock);
     struct block **at = &blocks, *b;
     while (*at && (*at)->at != (char *)p)

@@ -85,6 +85,7 @@ expect 2 "train.stop needs data.test" 2 job.yaml train.stop.above=0.5 data.test.
 expect 6 "checkpoint.resume is never" 3 job.yaml checkpoint.resume=never
 sed 's/units: 24/units: 25/' net.yaml >other.yaml
 expect 6 "another model" 2 job.yaml model=other.yaml
+expect 7 ": device.memory_limit gives a rank 1.5 MB" 2 job.yaml checkpoint.dir=none train.batch=500 device.memory_limit="1.5 MB"
 expect 7 " MB, on each of 2 ranks: this node has" 2 job.yaml checkpoint.dir=none train.batch=50000000
 expect 2 "did you mean optimizer?" 2 job.yaml optimzer.lr=0.1
 say faults

@@ -39,6 +39,10 @@ compare twice-a twice-b 0 0 exact
 on cuda 1 resumed train.steps=10
 on cuda 1 resumed train.steps=20
 compare twice-a resumed 0 0 exact
+# Within a limit, or not: what it takes is not known before.
+on cuda 1 limited train.steps=20 device.memory_limit="4 GB"
+compare twice-a limited 0 0 exact
+expect 7 " MB on the device: device.memory_limit gives a rank 1.0 MB" 1 job.yaml device.kind=cuda checkpoint.dir=none report.dir=none train.batch=500 device.memory_limit="1 MB"
 # Batches go there ahead, from memory that is pinned.
 if [ -n "${PL_EMULATED:-}" ]; then
     PL_EMULATED_PINNED=1 on cuda 1 ahead train.steps=20

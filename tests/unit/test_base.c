@@ -205,11 +205,45 @@ static void test_shared_memory(void **state)
     pl_error_clear();
 }
 
+/* Of its own, small pieces too, and what is mapped together with others. */
+static void test_own_limit(void **state)
+{
+    (void)state;
+    assert_true(isinf(pl_memory_left()));
+    void *before = pl_alloc(1000000, "numbers");
+    pl_memory_limit(3e6, "the test");
+    assert_true(pl_memory_left() > 1.9e6 && pl_memory_left() <= 2e6);
+    void *one = pl_alloc(1000000, "numbers");
+    assert_non_null(one);
+    assert_null(pl_alloc(1000000, "more"));
+    assert_non_null(strstr(pl_error_text(), "no 1.0 MB for more, after 2.0 MB: the test gives a rank 3.0 MB"));
+    pl_error_clear();
+    assert_null(pl_alloc((size_t)1 << 50, "more"));
+    pl_error_clear();
+    assert_false(pl_memory_hold(1000000));
+    assert_true(pl_memory_hold(900000));
+    assert_null(pl_alloc(900000, "more"));
+    pl_error_clear();
+    pl_memory_release(900000);
+    pl_free(before);
+    void *two = pl_alloc(1000000, "numbers");
+    assert_non_null(two);
+    pl_memory_limit(1e6, "the test"); /* less than there is already */
+    assert_true(pl_memory_left() == 0);
+    assert_null(pl_alloc(1, "more"));
+    pl_error_clear();
+    pl_memory_limit(0, NULL);
+    assert_true(isinf(pl_memory_left()));
+    before = pl_alloc(1000000, "numbers");
+    assert_non_null(before);
+    pl_free(one), pl_free(two), pl_free(before);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_philox), cmocka_unit_test(test_crc_and_text),
                                        cmocka_unit_test(test_first_error_stands), cmocka_unit_test(test_queue),
                                        cmocka_unit_test(test_pool), cmocka_unit_test(test_hash_words),
-                                       cmocka_unit_test(test_faults), cmocka_unit_test(test_shared_memory)};
+                                       cmocka_unit_test(test_faults), cmocka_unit_test(test_shared_memory), cmocka_unit_test(test_own_limit)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

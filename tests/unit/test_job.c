@@ -88,7 +88,10 @@ static void test_choices(void **state)
     refused(MODEL DATA TRAIN "split: {optimizer: node}\nexchange: {two_level: never}\n", "split.optimizer needs memory that the ranks of a node share");
     refused(MODEL DATA TRAIN "split: {optimizer: node}\ndevice: {kind: cuda}\n", "split.optimizer with device.kind cuda");
     refused(MODEL DATA "train: {steps: 1, global_batch: 48, reproducible: true}\nsplit: {optimizer: node}\n", "split.optimizer with train.reproducible");
-    refused(MODEL DATA TRAIN "device: {memory_limit: 1}\n", "device.memory_limit is not in this version yet");
+    refused(MODEL DATA TRAIN "device: {memory_limit: 1}\n", "device.memory_limit: wanted a size such as 500 MB, 8 GB, 16 GiB or none, found \"1\"");
+    refused(MODEL DATA TRAIN "device: {memory_limit: 0 GB}\n", "device.memory_limit: wanted a size");
+    refused(MODEL DATA TRAIN "device: {memory_limit: 3 GBit}\n", "device.memory_limit: wanted a size");
+    refused(MODEL DATA TRAIN "device: {memory_limit: -3 GB}\n", "device.memory_limit: wanted a size");
     refused(MODEL DATA TRAIN "split: {tensor: 0}\n", "split.tensor: wanted an integer");
     refused(MODEL DATA TRAIN "split: {tensor: 2, pipeline: 2}\n", "split.pipeline and split.tensor together");
     refused(MODEL DATA TRAIN "split: {tensor: 2}\nsync: {kind: local_sgd}\n", "split.tensor with this sync.kind");

@@ -86,7 +86,7 @@ int pl_cuda_toolkit_version(void); /* 13000: 13.0 */
 void *pl_cuda_alloc(struct pl_cuda_device *d, size_t bytes, const char *what); /* zeroed */
 void pl_cuda_free(struct pl_cuda_device *d, void *p);
 pl_status pl_cuda_fill(struct pl_cuda_device *d, void *p, int byte, size_t bytes);
-size_t pl_cuda_memory_bytes(const struct pl_cuda_device *d); /* of the device */
+size_t pl_cuda_memory_bytes(const struct pl_cuda_device *d); /* of the device, or what a rank may take of it */
 /* In the stream's order. upload: `host` may be used again on return; download: waits. */
 pl_status pl_cuda_upload(struct pl_cuda_device *d, void *far, const void *host, size_t bytes);
 pl_status pl_cuda_download(struct pl_cuda_device *d, void *host, const void *far, size_t bytes);
@@ -111,6 +111,15 @@ pl_status pl_cuda_launched(struct pl_cuda_device *d, const char *what); /* after
  * faster only, so that two runs, whose measurements differ a little, choose the same. */
 pl_status pl_cuda_time(struct pl_cuda_device *d, pl_status (*work)(void *arg), void *arg, double *ms);
 static inline bool pl_cuda_is_faster(double ms, double best) { return best < 0 || (ms < 0.9 * best && best - ms > 0.02); }
+
+/* ledger.c: what has been allocated on the device, within `limit` bytes (0: any). ask: PL_ERR_MEMORY, with what was asked for and
+ * is held, beyond it. */
+struct pl_cuda_ledger;
+pl_status pl_cuda_ledger_create(double limit, struct pl_cuda_ledger **out);
+void pl_cuda_ledger_destroy(struct pl_cuda_ledger *l); /* NULL is fine */
+pl_status pl_cuda_ledger_ask(struct pl_cuda_ledger *l, size_t bytes, const char *what);
+pl_status pl_cuda_ledger_enter(struct pl_cuda_ledger *l, void *p, size_t bytes);
+void pl_cuda_ledger_strike(struct pl_cuda_ledger *l, const void *p);
 
 /* matmul.c: row-major C[m,n] = op(A) op(B) (+ C); with bias[n], of float, and a rectifier at the end where the plan says so.
  * bf16: A and B are, and bf16_out: C; all else, and the sums, are float. The algorithm is chosen by measurement when the plan is

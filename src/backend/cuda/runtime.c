@@ -35,6 +35,8 @@ struct pl_cuda_device {
     uint64_t fetches;
     pthread_mutex_t copying;           /* guards there, back, given */
     pid_t process;                     /* a child of fork must not touch the device */
+    struct pl_cuda_ledger *ledger;
+    double limit;                      /* of what it allocates, bytes; 0: none */
 };
 
 /* ---- errors ------------------------------------------------------------------------------------- */
@@ -156,6 +158,9 @@ pl_status pl_cuda_device_open(const struct pl_device_options *o, struct pl_cuda_
     pl_status s = o->bf16 && d->capability < 80 ? pl_error(PL_ERR_USAGE, "device", "train.precision bf16 needs a GPU of compute capability 8.0 or later: device %d, %s, has %d.%d",
                                                            d->ordinal, d->name, d->capability / 10, d->capability % 10)
                                                 : open_streams(d);
+    d->limit = o->memory_limit;
+    if (s == PL_OK)
+        s = pl_cuda_ledger_create(d->limit, &d->ledger);
     if (s < 0) {
         pl_cuda_device_close(d);
         return s;
@@ -210,6 +215,7 @@ void pl_cuda_device_close(struct pl_cuda_device *d)
         cudaGetLastError();
     }
     pthread_mutex_destroy(&d->copying);
+    pl_cuda_ledger_destroy(d->ledger);
     pl_free(d);
 }
 
@@ -252,6 +258,8 @@ void *pl_cuda_alloc(struct pl_cuda_device *d, size_t bytes, const char *what)
 {
     void *p = NULL;
     size_t take = bytes > 0 ? bytes : 1;
+    if (pl_cuda_ledger_ask(d->ledger, take, what) < 0)
+        return NULL;
     cudaSetDevice(d->ordinal); /* threads other than that of open start with device 0 */
     cudaError_t e = cudaMalloc(&p, take);
     if (e == cudaErrorMemoryAllocation) {
@@ -260,9 +268,10 @@ void *pl_cuda_alloc(struct pl_cuda_device *d, size_t bytes, const char *what)
     }
     if (e == cudaSuccess)
         e = cudaMemsetAsync(p, 0, take, d->stream);
-    if (e == cudaSuccess)
+    if (e == cudaSuccess && pl_cuda_ledger_enter(d->ledger, p, take) == PL_OK)
         return p;
-    failed(d, e, "cudaMalloc", what);
+    if (e != cudaSuccess)
+        failed(d, e, "cudaMalloc", what);
     pl_cuda_free(d, p);
     return NULL;
 }
@@ -274,6 +283,7 @@ void pl_cuda_free(struct pl_cuda_device *d, void *p)
     cudaSetDevice(d->ordinal);
     cudaStreamSynchronize(d->stream); /* what uses it; that cudaFree waits is not promised */
     cudaFree(p);
+    pl_cuda_ledger_strike(d->ledger, p);
     cudaGetLastError();
 }
 
@@ -283,7 +293,10 @@ pl_status pl_cuda_fill(struct pl_cuda_device *d, void *p, int byte, size_t bytes
     return PL_OK;
 }
 
-size_t pl_cuda_memory_bytes(const struct pl_cuda_device *d) { return d->memory_bytes; }
+size_t pl_cuda_memory_bytes(const struct pl_cuda_device *d)
+{
+    return d->limit > 0 && d->limit < (double)d->memory_bytes ? (size_t)d->limit : d->memory_bytes;
+}
 
 /* ---- copies ------------------------------------------------------------------------------------- */
 
