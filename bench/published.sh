@@ -7,13 +7,13 @@
 # one rank's, or what it wrote before as --local-sgd (SparkNet). backup: bench/stragglers.sh on 8 ranks and bench/simulate on
 # 50 + b, b from 0 to 5 (TensorFlow). nullstep: paceline bench nullstep (TensorFlow). DIR of --data holds mnist-train.h5,
 # mnist-test.h5, cifar10-train.h5, cifar10-test.h5 (data/scripts). An hour and a half on two cores; --quick some minutes, on data
-# that it makes up. Each table is printed when its part ends and written to PART.md in --out (.), with published.md and
+# that it makes up. Each table is printed when its part ends and written to PART.md in --out (runs/published), with published.md and
 # published.json of all. A part that fails does not stop the others. What has ended in --out with the same keys is taken as it is.
 # Their figures and where they are from: bench/published_figures.json.
 set -u
 die() { echo "bench/published.sh: $*" >&2; exit 2; }
 say() { echo "bench/published.sh: $*" >&2; }
-only=mnist,cifar10,tau,backup,nullstep data='' out=. quick=0 rounds=3 ranks="1 5" tau_ranks="1 2 4" taus="1 10 50" local_sgd=''
+only=mnist,cifar10,tau,backup,nullstep data='' out=runs/published quick=0 rounds=3 ranks="1 5" tau_ranks="1 2 4" taus="1 10 50" local_sgd=''
 while [ $# -gt 0 ]; do
     case $1 in
         --only|--data|--out|--rounds|--ranks|--taus) [ $# -gt 1 ] || die "$1 takes a value"; declare "${1#--}=$2"; shift ;;

@@ -35,6 +35,9 @@ if wrong:
 try:
     import h5py
 except ImportError:
+    if sys.executable != "/usr/bin/python3" and not os.environ.get("PACELINE_REEXEC"):
+        os.environ["PACELINE_REEXEC"] = "1"
+        os.execv("/usr/bin/python3", ["/usr/bin/python3"] + sys.argv)
     sys.exit("whole_batch.py: h5py is missing: apt-get install python3-h5py, and run it by /usr/bin/python3")
 passes = sorted(int(p) for p in a.passes.replace(",", " ").split())
 program = os.environ.get("PACELINE", os.path.join(home, "build/release/paceline"))

@@ -239,6 +239,7 @@ struct pl_h5_info {
     int64_t chunk[PL_MAX_DIMS];   /* extent of a chunk, if chunked */
     bool raw_chunks;              /* only shuffle, deflate, fletcher32: pl_h5_read_rows inflates outside the lock */
     int64_t bytes_stored;
+    bool elsewhere;               /* shows what is stored in other files, or other data sets of this one */
 };
 
 struct pl_h5;   /* an open file */

@@ -210,6 +210,7 @@ static bool look(struct pl_h5ds *d, char *wrong, size_t bytes)
     i->bytes_each = is_bytes_each(type);
     i->native = i->dtype != PL_OTHER && H5Tequal(type, pl_h5_type(i->dtype)) > 0;
     i->chunked = H5Pget_layout(plist) == H5D_CHUNKED;
+    i->elsewhere = H5Pget_layout(plist) == H5D_VIRTUAL;
     if (fine && i->chunked)
         fine = H5Pget_chunk(plist, i->dims, chunk) >= 0;
     d->row_bytes = pl_dtype_bytes(i->dtype);

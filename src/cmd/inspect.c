@@ -40,7 +40,9 @@ static void visit(void *arg, const char *path, bool is_dataset)
     print_dims(i);
     if (i->chunked)
         printf(", chunks of %lld rows", (long long)i->chunk[0]);
-    if (!i->bytes_each)
+    if (i->elsewhere)
+        puts(", stored in parts");
+    else if (!i->bytes_each)
         printf(", %.2f MB stored\n", (double)i->bytes_stored / 1e6);
     else
         print_encoding(f, path);
@@ -135,6 +137,15 @@ static pl_status inspect_dir(const char *path)
     return s;
 }
 
+static pl_status export_whole(const char *path, const char *file)
+{
+    struct stat st;
+    PL_TRY(pl_checkpoint_export(path, file));
+    if (stat(file, &st) == 0)
+        printf("%s: all of %s, %.2f MB\n", file, path, (double)st.st_size / 1e6);
+    return PL_OK;
+}
+
 static int run_inspect(int argc, char **argv)
 {
     struct stat st;
@@ -143,7 +154,7 @@ static int run_inspect(int argc, char **argv)
     pl_status s = pl_args_read(argc, argv, options, &args);
     const char *key = args.option_value[0], *export = args.option_value[1];
     if (s == PL_OK && !args.file)
-        s = pl_error(PL_ERR_USAGE, "paceline", "no file given\nusage: paceline inspect FILE");
+        s = pl_error(PL_ERR_USAGE, "paceline", "no file given\nusage: paceline inspect FILE|DIR");
     if (s == PL_OK && args.overrides > 0 && !key)
         s = pl_error(PL_ERR_USAGE, "paceline", "inspect takes key=value with --key only");
     if (s == PL_OK && stat(args.file, &st) != 0)
@@ -157,7 +168,7 @@ static int run_inspect(int argc, char **argv)
     if (s == PL_OK && key)
         s = inspect_key(&args, key);
     else if (s == PL_OK && export)
-        s = pl_checkpoint_export(args.file, export);
+        s = export_whole(args.file, export);
     else if (s == PL_OK)
         s = S_ISDIR(st.st_mode) ? inspect_dir(args.file) : yaml ? inspect_job(args.file) : inspect_h5(args.file);
     if (s < 0)
@@ -168,7 +179,7 @@ static int run_inspect(int argc, char **argv)
 
 const struct pl_command pl_cmd_inspect = {
     .name = "inspect",
-    .usage = "paceline inspect FILE",
+    .usage = "paceline inspect FILE|DIR [--export FILE] [--key NAME]",
     .help = "Shows what is in a job or model file, an HDF5 data set or model, or a checkpoint directory.\n"
             "  --export FILE  of a checkpoint, writes all of it to this new file, also where a split model's is in parts\n"
             "  --key NAME  of a job, the value of this key alone; key=value replaces keys first",

@@ -104,8 +104,11 @@ static pl_status open_node(struct pl_exchange *x)
     const struct pl_world *w = x->world;
     const struct pl_exchange_options *o = &x->options;
     if (!o->two_level || (w->nodes == 1 && (named(o->transport) || named(o->algorithm)))) {
-        snprintf(x->why, sizeof x->why, "no shared memory by the job's choice of exchange.%s",
-                 !o->two_level ? "two_level" : named(o->transport) ? "transport" : "algorithm");
+        if (o->by_rank)
+            snprintf(x->why, sizeof x->why, "no shared memory, as gradients are added up in the order of the ranks");
+        else
+            snprintf(x->why, sizeof x->why, "no shared memory by the job's choice of exchange.%s",
+                     !o->two_level ? "two_level" : named(o->transport) ? "transport" : "algorithm");
         return PL_END;
     }
     if (w->most_local == 1) {

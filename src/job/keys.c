@@ -40,7 +40,7 @@ const struct pl_key pl_job_keys[] = {
     INT("train.batch", train.batch, NULL, 1, MANY, "samples of a step on each replica (64); or train.global_batch"),
     INT("train.global_batch", train.global_batch, NULL, 1, MANY, "samples of a step over all replicas"),
     INT("train.seed", train.seed, "1", 0, MANY, "names every random number of the run"),
-    INT("train.accumulate", train.accumulate, "1", 1, 1e6, "micro-batches whose gradients make one step"),
+    INT("train.accumulate", train.accumulate, "1", 1, 1e6, "micro-batches of train.batch whose gradients are added up to one step; train.global_batch is shared out over them"),
     BOOL("train.reproducible", train.reproducible, "false", "the same bits on 1, 2, 4, ... ranks, and when the run goes on on others; slower"),
     INT("train.micro_shards", train.micro_shards, "8", 1, 4096, "reproducible: the global batch is computed in so many parts, a power of two"),
     BOOL("train.sync_bn", train.sync_bn, "false", "batch normalisation takes mean and variance over the samples of all ranks, not of each its own"),
@@ -79,7 +79,7 @@ const struct pl_key pl_job_keys[] = {
     INT("sync.history", sync.history, NULL, 1, 1000, "sandblaster: steps and changes of the gradient that a direction is made from (10)"),
     DOUBLE("sync.tolerance", sync.tolerance, NULL, 0, MANY, "sandblaster: the run is converged when the gradient's norm is at most this (1e-6)"),
     {.name = "sync.backup_workers", .type = PL_KEY_INT, .offset = AT(sync.backup_workers), .def = "0", .min = 0, .max = MANY, .help = "late gradients that a step goes without: it takes the first of them, and ranks that are slow, stopped or lost hold nobody up"},
-    {.name = "sync.grace", .type = PL_KEY_MS, .offset = AT(sync.grace_ms), .def = "0 ms", .min = 0, .max = MANY, .help = "backup workers: wait so long for late ones once enough are ready; without it a twentieth of a step"},
+    {.name = "sync.grace", .type = PL_KEY_MS, .offset = AT(sync.grace_ms), .min = 0, .max = MANY, .help = "backup workers: wait so long for late ones once enough are ready; without it a twentieth of a step"},
     {.name = "sync.suspect_after", .type = PL_KEY_MS, .offset = AT(sync.suspect_ms), .def = "1 s", .min = 20, .max = MANY, .help = "backup workers: a rank that is silent for so long is left out"},
     {.name = "sync.lost_after", .type = PL_KEY_MS, .offset = AT(sync.lost_ms), .def = "60 s", .min = 100, .max = MANY, .help = "backup workers: and for so long, struck off; its share of the data goes to the others"},
     CHOICE("exchange.transport", exchange.transport, "auto", "auto|mpi|tcp|verbs|nccl", "what carries the gradients between nodes; by name: also between the ranks of one; nccl: between GPUs, one a rank"),
@@ -94,7 +94,7 @@ const struct pl_key pl_job_keys[] = {
     {.name = "exchange.timeout", .type = PL_KEY_MS, .offset = AT(exchange.timeout_ms), .def = "60 s", .min = 1, .max = MANY, .help = "longest wait for other ranks"},
     INT("split.tensor", split.tensor, "1", 1, 256, "ranks that share a replica, each with an equal share of every layer's channels; their number divides that of the ranks"),
     INT("split.pipeline", split.pipeline, "1", 1, 256, "ranks that share a replica, each with some of its layers; their number divides that of the ranks"),
-    INT("split.microbatches", split.microbatches, "4", 1, 65536, "a replica's batch goes through its ranks in so many parts"),
+    INT("split.microbatches", split.microbatches, "4", 1, 65536, "a replica's batch goes through the stages of split.pipeline in so many parts, at most as many as it has samples"),
     {.name = "split.at", .type = PL_KEY_TEXTS, .offset = AT(split.at), .help = "the first layer of each rank but the first; without it by what the layers compute"},
     CHOICE("split.optimizer", split.optimizer, "none", "none|node", "node: the ranks of a node hold parameters and optimizer state together, and each updates its share of them"),
     CHOICE("device.kind", device.kind, "auto", "auto|cpu|reference|cuda", "what computes; auto takes the processor"),
@@ -197,7 +197,7 @@ static bool shapes_learning(const char *key)
 static void value_of(const struct pl_job *j, const struct pl_key *k, struct pl_text *t)
 {
     pl_value_text(k, j, t);
-    if (k->def || pl_job_given(j, k->name) || !t->s || strcmp(t->s, "0") != 0)
+    if (k->def || pl_job_given(j, k->name) || !t->s || strtod(t->s, NULL) > 0) /* a sync.kind may have a default of its own */
         return;
     pl_text_free(t);
     pl_text_add(t, "not given");

@@ -76,6 +76,10 @@ void pl_report_start(struct pl_report *r, const struct pl_report_start *s)
         pl_metrics_int(&t, "stages", s->stages);
         pl_metrics_int(&t, "microbatch", s->microbatch);
     }
+    pl_metrics_text(&t, "within_replica", s->within);
+    pl_metrics_text(&t, "split_optimizer", s->together ? "node" : NULL);
+    if (s->sync_bn)
+        pl_text_add(&t, ", \"sync_bn\": true");
     pl_metrics_int(&t, "parameters", s->parameters);
     pl_metrics_int(&t, "batch", s->batch);
     pl_metrics_int(&t, "global_batch", s->global_batch);

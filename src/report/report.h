@@ -11,7 +11,7 @@ pl_status pl_report_open(const char *dir, bool active, int64_t total_steps, doub
 void pl_report_close(struct pl_report *r);
 void pl_report_length(struct pl_report *r, int64_t total_steps, double total_epochs); /* where it has become another one */
 
-struct pl_report_start { int ranks, threads; const char *device, *backend, *precision, *transport, *algorithm, *why, *model, *trial, *sync; int64_t tau; /* 0: not local_sgd */ bool average_momentum; int64_t parameters, batch, global_batch, train_samples, test_samples; int stages; int64_t microbatch; /* of a split model; stages 0: it is whole */ int parts; /* of each layer; 0, 1: it is whole */ };
+struct pl_report_start { int ranks, threads; const char *device, *backend, *precision, *transport, *algorithm, *why, *model, *trial, *sync; int64_t tau; /* 0: not local_sgd */ bool average_momentum; int64_t parameters, batch, global_batch, train_samples, test_samples; int stages; int64_t microbatch; /* of a split model; stages 0: it is whole */ int parts; /* of each layer; 0, 1: it is whole */ const char *within; /* how its ranks exchange activations; NULL: whole */ bool together; /* split.optimizer */ bool sync_bn; };
 void pl_report_start(struct pl_report *r, const struct pl_report_start *s);
 struct pl_report_step { int64_t step, epoch, local_steps; /* that it is over, 0: not local_sgd */ double loss, total_loss, accuracy, lr, samples_per_s, step_ms, data_ms, compute_ms, exchange_ms, exchange_total_ms, update_ms, grad_norm, sent_mb, saved_mb; const char *late; int64_t passes; /* over the set so far, 0: not of sandblaster */ };
 void pl_report_step(struct pl_report *r, const struct pl_report_step *s); /* NAN fields are left out */

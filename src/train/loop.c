@@ -252,6 +252,8 @@ static void announce(struct run *r, const char *from)
                                 .sync = pl_job_sync_name(t->job), .tau = local_steps(t->job), .average_momentum = t->job->sync.average_momentum,
                                 .model = t->job->model_name, .trial = trial,
                                 .stages = t->pipeline ? t->grid.stages : 0, .microbatch = t->rows, .parts = t->grid.parts,
+                                .within = t->pipeline ? pl_pipeline_why(t->pipeline) : t->tensor ? pl_tensor_group_why(t->tensor) : NULL,
+                                .together = t->together, .sync_bn = t->statistics != NULL,
                                 .parameters = weights_of(t), .batch = t->batch,
                                 .global_batch = t->state.global_batch,
                                 .train_samples = pl_dataset_samples(r->train_data),
@@ -266,6 +268,8 @@ static void announce(struct run *r, const char *from)
         announce_parts(r);
     if (t->peers->ranks > 1 || t->sync_table->whole)
         announce_sync(r, &path);
+    if (t->statistics)
+        pl_report_say(r->report, "batch normalisation takes the statistics of all ranks' samples, %lld numbers a layer at most", (long long)pl_graph_sync_values(t->graph));
     if (!t->job->checkpoint.dir)
         pl_report_say(r->report, "no checkpoint.dir: the trained network is not kept");
     if (from[0]) {

@@ -220,6 +220,7 @@ pl_status pl_trainer_step(struct pl_trainer *t, struct pl_step_result *out)
     double begin = pl_now_ms();
 
     pl_log_step(out->step);
+    take_waited_ms(t); /* what was waited for between steps is none of this one's */
     pl_status s = t->sync_table->begin(t->sync, out->step);
     if (s == PL_OK && t->statistics)
         s = pl_exchange_begin(t->statistics, out->step);

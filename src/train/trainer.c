@@ -332,7 +332,7 @@ pl_status pl_trainer_open(struct pl_trainer *t, struct pl_world *w, const struct
     if (train && !job->train.reproducible && pl_job_given(job, "train.micro_shards"))
         pl_log_root("note: train.micro_shards is of train.reproducible and not used without");
     if (w->local_ranks * t->threads > w->node_cores)
-        pl_log_root("note: %d ranks of %d threads share %d cores of this node and wait for each other", w->local_ranks, t->threads, w->node_cores);
+        pl_log_root("note: %d ranks of %d thread%s share %d cores of this node and wait for each other", w->local_ranks, t->threads, t->threads == 1 ? "" : "s", w->node_cores);
     pl_status s = pl_world_agree(w, pl_fault_configure(job->debug.fault, w->rank));
     if (s == PL_OK)
         s = open_grid(t, train);
@@ -375,6 +375,8 @@ struct pl_path pl_trainer_path(const struct pl_trainer *t)
 {
     if (!t->exchange)
         return t->sync_table->meshed->path(t->sync);
+    if (t->grid.pieces > 1 && t->peers->ranks == 1)
+        return (struct pl_path){"none", "none", "one replica, whose gradients need no others"};
     return (struct pl_path){pl_exchange_transport(t->exchange), pl_exchange_algorithm(t->exchange), pl_exchange_why(t->exchange)};
 }
 

@@ -18,6 +18,7 @@ for kind in sgd momentum adagrad adam lars; do
     both 3 $kind "${few[@]}" "${rates[@]}" optimizer.kind=$kind
 done
 grep -q "parameters and optimizer state, 0.[0-9]* MB, are on a node once" adam-node.log || fail "$(head -n 8 adam-node.log)"
+grep -q '"split_optimizer": "node"' adam-node/metrics.jsonl || fail "$(head -n 1 adam-node/metrics.jsonl)"
 grep -q "are on a node once" adam.log && fail "$(head -n 8 adam.log)"
 both 2 micro "${few[@]}" train.accumulate=3 train.global_batch=63 optimizer.kind=adam
 both 2 threads "${few[@]}" train.threads=2 optimizer.kind=adam

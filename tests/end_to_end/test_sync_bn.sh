@@ -70,6 +70,12 @@ for how in auto tcp; do
     [ $took -lt 20 ] || fail "a killed rank, $how: the run ended after $took s"
 done
 
+run 2 tells model=net-bn.yaml train.steps=2
+grep -q "batch normalisation takes the statistics of all ranks' samples" tells.log && fail "$(head -n 5 tells.log)"
+run 2 tells-all model=net-bn.yaml train.steps=2 train.sync_bn=true
+grep -q "batch normalisation takes the statistics of all ranks' samples" tells-all.log || fail "$(head -n 5 tells-all.log)"
+grep -q '"sync_bn": true' tells-all/metrics.jsonl && ! grep -q sync_bn tells/metrics.jsonl || fail "$(head -n 1 tells-all/metrics.jsonl)"
+
 run 2 none model=net.yaml train.epochs=1 train.sync_bn=true
 grep -q "note: train.sync_bn is of batch normalisation, which this network has not" none.log || fail "no note: $(head -n 3 none.log)"
 finish

@@ -105,6 +105,14 @@ whole, *others = ({k: f[k][()] for k in ("output", "class")} for f in map(h5py.F
 assert len(whole["output"]) == 203 and abs(whole["output"]).max() > 0.1
 assert all(abs(o["output"] - whole["output"]).max() < 1e-6 and (o["class"] == whole["class"]).all() for o in others)' || fail "predict by parts gives something else"
 "$PACELINE" inspect straight --export alone.h5 >export.log 2>&1 || fail "export: $(cat export.log)"
+grep -qE '^alone.h5: all of straight, 0\.[0-9]+ MB$' export.log || fail "export: $(cat export.log)"
+"$PACELINE" inspect straight | grep -q 'params/conv1/weight .*, stored in parts$' && "$PACELINE" inspect alone.h5 | grep -q 'params/conv1/weight .* MB stored$' ||
+    fail "inspect: $("$PACELINE" inspect straight | grep weight)"
+grep -q '"why": "one replica, whose gradients need no others".*"within_replica": "transport mpi' straight/metrics.jsonl || fail "$(head -n 1 straight/metrics.jsonl)"
+# What ranks wait for between steps, in evaluations, is no part of a step.
+run 2 waits split.tensor=2 train.steps=20 train.eval_every="1 steps" report.every="1 steps" data.train.limit=200
+grep '"event": "step"' waits/metrics.jsonl | awk '{match($0, /"step_ms": [0-9.e+-]+/); s = substr($0, RSTART + 11, RLENGTH - 11); match($0, /"exchange_ms": [0-9.e+-]+/)
+    if (substr($0, RSTART + 15, RLENGTH - 15) + 0 > s + 0) bad++} END {exit bad > 0 || NR < 20}' || fail "more was waited than a step took: $(grep "step_ms" waits/metrics.jsonl | head -n 4)"
 "$tools/compare.py" "$(model straight)" alone.h5 0 0 exact || fail "what was exported differs"
 /usr/bin/python3 - "$(model straight)" <<'PY' || fail "parts hold too much, or model.h5 too little"
 import h5py, os, sys
