@@ -28,47 +28,6 @@ static void run_blocks(unsigned thread, const std::function<void()> &kernel)
         }
 }
 
-struct pl_recording { std::vector<std::function<void()>> work; };
-static pl_recording *recording;
-
-static void do_or_keep(const std::function<void()> &work)
-{
-    if (recording)
-        recording->work.push_back(work);
-    else
-        work();
-}
-
-extern "C" void pl_emulated_do(void (*run)(const void *arg), const void *arg, size_t bytes)
-{
-    std::vector<char> copy((const char *)arg, (const char *)arg + bytes);
-    do_or_keep([run, copy] {
-        pl_emulated_enter();
-        run(copy.data());
-        pl_emulated_leave();
-    });
-}
-
-extern "C" void pl_emulated_record(bool begin, pl_recording **out)
-{
-    if (!begin)
-        *out = recording;
-    recording = begin ? new pl_recording : nullptr;
-}
-
-extern "C" bool pl_emulated_records(void) { return recording; }
-
-int pl_emulated_replays;
-
-extern "C" void pl_emulated_replay(const pl_recording *r)
-{
-    pl_emulated_replays++;
-    for (const auto &work : r->work)
-        work();
-}
-
-extern "C" void pl_emulated_forget(pl_recording *r) { delete r; }
-
 static void run_grid(dim3 blocks, const std::function<void()> &kernel)
 {
     const char *threads = std::getenv("PL_EMULATED_THREADS");
@@ -92,7 +51,7 @@ static void run_grid(dim3 blocks, const std::function<void()> &kernel)
     pl_emulated_leave();
 }
 
-void pl_emulated_run(dim3 blocks, const std::function<void()> &kernel)
+void pl_emulated_run(void *stream, dim3 blocks, const std::function<void()> &kernel)
 {
-    do_or_keep([blocks, kernel] { run_grid(blocks, kernel); });
+    pl_emulated_submit(stream, [blocks, kernel] { run_grid(blocks, kernel); });
 }

@@ -57,6 +57,9 @@ static inline void pl_emulated_put(void *t, bool bf16, int64_t i, float v)
 
 #include <functional>
 
+void pl_emulated_submit(void *stream, const std::function<void()> &work); /* recorded.cc, or libraries/: at once, or when it is its turn */
+
+#ifndef PL_BESIDE_NVIDIA /* whose headers have these themselves */
 #define __global__
 #define __device__
 #define __host__
@@ -70,7 +73,7 @@ extern thread_local dim3 blockIdx, threadIdx;
 extern dim3 blockDim, gridDim;
 
 void pl_emulated_barrier();
-void pl_emulated_run(dim3 blocks, const std::function<void()> &kernel);
+void pl_emulated_run(void *stream, dim3 blocks, const std::function<void()> &kernel);
 
 static inline void __syncthreads() { pl_emulated_barrier(); }
 struct __nv_bfloat16 { uint16_t bits; };
@@ -83,14 +86,15 @@ static inline uint32_t __umulhi(uint32_t a, uint32_t b) { return (uint32_t)(((ui
 template <class T> static void pl_emulated_check_argument(const T &) {}
 template <class T> static void pl_emulated_check_argument(T *const &p) { pl_emulated_check((const void *)p); }
 
-template <class... P, class... A> static void pl_emulate(void (*kernel)(P...), dim3 blocks, A... a)
+template <class... P, class... A> static void pl_emulate(void *stream, void (*kernel)(P...), dim3 blocks, A... a)
 {
     int each[] = {(pl_emulated_check_argument(a), 0)...};
     (void)each;
-    pl_emulated_run(blocks, [=] { kernel(static_cast<P>(a)...); });
+    pl_emulated_run(stream, blocks, [=] { kernel(static_cast<P>(a)...); });
 }
 
 #define PL_LAUNCH(kernel, blocks, threads, stream, ...) \
-    ((void)(stream), (void)(threads), pl_emulate(kernel, dim3(blocks), __VA_ARGS__))
+    ((void)(threads), pl_emulate((void *)(stream), kernel, dim3(blocks), __VA_ARGS__))
+#endif
 #endif
 #endif

@@ -156,6 +156,7 @@ pl_status pl_cuda_reduced(struct pl_reducer *r, bool *done)
         return PL_OK;
     if (e != cudaErrorNotReady)
         return pl_cuda_failed(r->backend->device, (int)e, "an all-reduce");
+    cudaGetLastError(); /* the next start of a kernel would find it */
     ncclResult_t asked = nccl.ncclCommGetAsyncError(r->comm, &of_others);
     if (asked != ncclSuccess || (of_others != ncclSuccess && of_others != ncclInProgress))
         return failed(r, asked != ncclSuccess ? asked : of_others, "ncclAllReduce");

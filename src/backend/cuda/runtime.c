@@ -396,9 +396,11 @@ pl_status pl_cuda_fetched(struct pl_cuda_device *d, uint64_t ticket, bool wait, 
     cudaEvent_t e = d->fetched[ticket % FETCHES];
     cudaError_t is = wait ? cudaEventSynchronize(e) : cudaEventQuery(e);
     *done = is == cudaSuccess;
-    if (is == cudaSuccess || (is == cudaErrorNotReady && !wait))
+    if (is == cudaErrorNotReady && !wait) {
+        cudaGetLastError(); /* the next start of a kernel would find it */
         return PL_OK;
-    return failed(d, is, "a copy to the host", NULL);
+    }
+    return *done ? PL_OK : failed(d, is, "a copy to the host", NULL);
 }
 
 /* ---- copies to the device that go ahead ----------------------------------------------------------- */
