@@ -12,6 +12,8 @@
 
 /* Appends work to what is done in the stream, or in its recording; takes: on the stream's clock. False: the stream is none. */
 bool pl_fake_submit(cudaStream_t stream, double takes_ms, const std::function<void()> &work);
+/* Work that may have to be asked again and again until it is done. */
+bool pl_fake_submit_until(cudaStream_t stream, const std::function<bool()> &done);
 /* Whether [p, p + bytes) is in one allocation of device memory. */
 bool pl_fake_far(const void *p, size_t bytes);
 /* Ends the program: what a call was given would crash it, or corrupt memory, on a device. */

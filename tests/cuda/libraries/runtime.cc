@@ -27,7 +27,10 @@ struct Event {
 
 struct Work {
     std::function<void()> run;
+    std::function<bool()> until; /* in its place */
     double takes_ms = 0;
+    const char *host = nullptr; /* a copy from or to it */
+    size_t host_bytes = 0;
     std::shared_ptr<Event> marks, waits;
     uint64_t version = 0;
 };
@@ -36,6 +39,7 @@ struct Graph { std::vector<Work> work; };
 
 struct Stream {
     std::deque<Work> queue;
+    int device = 0;
     double clock_ms = 0;
     bool capturing = false, spoilt = false;
     std::thread::id captor;
@@ -53,6 +57,7 @@ std::map<cudaEvent_t, std::shared_ptr<Event>> events;
 size_t taken;
 int inside;
 thread_local cudaError_t last = cudaSuccess;
+thread_local int current; /* device */
 
 using Guard = std::lock_guard<std::recursive_mutex>;
 
@@ -91,13 +96,15 @@ void leave()
         protect_all(PROT_NONE);
 }
 
-bool is_pinned(const void *p, size_t bytes)
+/* 0: not at all; 1: in part, which no copy may be; 2: whole. */
+int is_pinned(const void *p, size_t bytes)
 {
-    auto next = pinned.upper_bound((const char *)p);
-    if (next == pinned.begin())
-        return false;
-    --next;
-    return (const char *)p + bytes <= next->first + next->second.bytes;
+    const char *from = (const char *)p, *to = from + bytes;
+    int how = 0;
+    for (auto &m : pinned)
+        if (from < m.first + m.second.bytes && m.first < to)
+            how = from >= m.first && to <= m.first + m.second.bytes ? 2 : 1;
+    return how;
 }
 
 size_t memory_bytes()
@@ -112,8 +119,16 @@ bool is_done(const Event &e, uint64_t version) { return e.done >= version; }
 
 bool runnable(const Stream &s) { return !s.queue.empty() && (!s.queue.front().waits || is_done(*s.queue.front().waits, s.queue.front().version)); }
 
-void run_one(Stream &s)
+/* False: it needs other processes, which are not there yet. */
+bool run_one(Stream &s)
 {
+    if (s.queue.front().until) {
+        enter();
+        bool done = s.queue.front().until();
+        leave();
+        if (!done)
+            return false;
+    }
     Work w = std::move(s.queue.front());
     s.queue.pop_front();
     if (w.waits && w.waits->at_ms > s.clock_ms)
@@ -129,17 +144,18 @@ void run_one(Stream &s)
         w.marks->where.erase(w.version);
         w.marks->at_ms = s.clock_ms;
     }
+    return true;
 }
 
 /* One piece of work of this stream, or of what it waits for. */
-void step(Stream &s, int depth)
+bool step(Stream &s, int depth)
 {
     if (runnable(s))
         return run_one(s);
     auto at = s.queue.empty() ? decltype(Event::where)::iterator() : s.queue.front().waits->where.find(s.queue.front().version);
     if (s.queue.empty() || depth > 100 || at == s.queue.front().waits->where.end())
         pl_fake_wrong("a wait", "for what never ends");
-    step(*at->second, depth + 1);
+    return step(*at->second, depth + 1);
 }
 
 /* In which order streams go where they are free to: "last" does only what is waited for, "first" all others' before, a number draws. */
@@ -150,14 +166,14 @@ void run_until(Stream &s, const std::function<bool()> &enough)
     bool first = order && strcmp(order, "first") == 0, drawn = order && !first && strcmp(order, "last") != 0;
     if (first)
         for (Stream *other : streams)
-            while (other != &s && runnable(*other))
-                run_one(*other);
+            while (other != &s && runnable(*other) && run_one(*other))
+                ;
     while (!enough()) {
         Stream *other = drawn ? streams[draw() % streams.size()] : nullptr;
         if (other && runnable(*other))
             run_one(*other);
-        else
-            step(s, 0);
+        else if (!step(s, 0))
+            usleep(100);
     }
 }
 
@@ -191,6 +207,15 @@ bool unsafe()
     return s;
 }
 
+/* Host memory that is unpinned while a copy is on its way. */
+void check_idle(const char *call, const char *p, size_t bytes)
+{
+    for (Stream *s : streams)
+        for (const Work &w : s->queue)
+            if (w.host && w.host < p + bytes && p < w.host + w.host_bytes)
+                pl_fake_wrong(call, "of memory that a copy is on its way from or to");
+}
+
 #define NOT_WHILE_RECORDING() \
     if (unsafe())             \
     return fail(cudaErrorStreamCaptureUnsupported)
@@ -206,6 +231,18 @@ void append(Stream &s, Work w)
 struct { std::string function; int calls; } to_fail;
 
 } // namespace
+
+bool pl_fake_submit_until(cudaStream_t stream, const std::function<bool()> &done)
+{
+    Guard guard(lock);
+    Stream *s = find(stream);
+    if (!s || s->device != current || recording())
+        return false;
+    Work w;
+    w.until = done;
+    s->queue.push_back(w);
+    return true;
+}
 
 bool pl_fake_fails(const char *function)
 {
@@ -237,17 +274,23 @@ bool pl_fake_far(const void *p, size_t bytes)
     return (const char *)p + bytes <= next->first + next->second.bytes;
 }
 
-bool pl_fake_submit(cudaStream_t stream, double takes_ms, const std::function<void()> &work)
+static bool submit(cudaStream_t stream, Work w)
 {
-    Guard guard(lock);
     Stream *s = find(stream);
     if (!s || (recording() && recording() != s)) /* work for another stream while one is recorded: never meant */
         return false;
+    append(*s, std::move(w));
+    return true;
+}
+
+/* Of kernels and libraries: the device that is current has to be the stream's. */
+bool pl_fake_submit(cudaStream_t stream, double takes_ms, const std::function<void()> &work)
+{
+    Guard guard(lock);
     Work w;
     w.run = work;
     w.takes_ms = takes_ms;
-    append(*s, w);
-    return true;
+    return find(stream) && find(stream)->device == current && submit(stream, w);
 }
 
 /* ---- kernels ------------------------------------------------------------------------------------ */
@@ -315,7 +358,13 @@ static cudaError_t is_device(int device)
     return fail(device >= 0 && device < devices ? cudaSuccess : cudaErrorInvalidDevice);
 }
 
-cudaError_t cudaSetDevice(int device) { return is_device(device); }
+cudaError_t cudaSetDevice(int device)
+{
+    cudaError_t e = is_device(device);
+    if (e == cudaSuccess)
+        current = device;
+    return e;
+}
 
 cudaError_t cudaInitDevice(int device, unsigned deviceFlags, unsigned flags)
 {
@@ -389,6 +438,7 @@ cudaError_t cudaFreeHost(void *p)
     auto at = pinned.find((const char *)p);
     if (at == pinned.end() || !at->second.ours)
         return fail(cudaErrorInvalidValue);
+    check_idle("cudaFreeHost", at->first, at->second.bytes);
     pinned.erase(at);
     free(p);
     return cudaSuccess;
@@ -416,9 +466,7 @@ cudaError_t cudaHostUnregister(void *p)
     auto at = pinned.find((const char *)p);
     if (at == pinned.end() || at->second.ours)
         return fail(cudaErrorHostMemoryNotRegistered);
-    for (Stream *s : streams) /* it may wait for what uses it, or not: as if it did not */
-        if (!s->queue.empty() && getenv("PL_FAKE_STRICT"))
-            pl_fake_wrong("cudaHostUnregister", "while work is under way");
+    check_idle("cudaHostUnregister", at->first, at->second.bytes);
     pinned.erase(at);
     return cudaSuccess;
 }
@@ -428,7 +476,9 @@ cudaError_t cudaMemsetAsync(void *p, int byte, size_t bytes, cudaStream_t stream
     FAKE(cudaMemsetAsync);
     if (!pl_fake_far(p, bytes))
         return fail(cudaErrorInvalidValue);
-    return fail(pl_fake_submit(stream, 0.01, [=] { memset(p, byte, bytes); }) ? cudaSuccess : cudaErrorInvalidResourceHandle);
+    Work w;
+    w.run = [=] { memset(p, byte, bytes); };
+    return fail(submit(stream, w) ? cudaSuccess : cudaErrorInvalidResourceHandle);
 }
 
 /* Pageable memory of the host is copied before the call returns: to the device by way of a copy, to the host when all before it is done. */
@@ -441,16 +491,23 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaM
         return fail(cudaErrorInvalidValue);
     if (pl_fake_far(to, bytes) != to_far || pl_fake_far(from, bytes) != from_far)
         return fail(cudaErrorInvalidValue);
-    bool pageable = !(to_far && from_far) && !is_pinned(to_far ? from : to, bytes);
-    if (pageable)
+    int how = to_far && from_far ? 2 : is_pinned(to_far ? from : to, bytes);
+    if (how == 1)
+        return fail(cudaErrorInvalidValue);
+    if (how == 0)
         NOT_WHILE_RECORDING();
-    if (pageable && to_far) {
+    Work w;
+    w.run = [=] { memcpy(to, from, bytes); };
+    if (how == 0 && to_far) {
         std::vector<char> copy((const char *)from, (const char *)from + bytes);
-        return fail(pl_fake_submit(stream, 0.01, [=] { memcpy(to, copy.data(), copy.size()); }) ? cudaSuccess : cudaErrorInvalidResourceHandle);
+        w.run = [=] { memcpy(to, copy.data(), copy.size()); };
+    } else if (!(to_far && from_far)) {
+        w.host = (const char *)(to_far ? from : to);
+        w.host_bytes = bytes;
     }
-    if (!pl_fake_submit(stream, 0.01, [=] { memcpy(to, from, bytes); }))
+    if (!submit(stream, w))
         return fail(cudaErrorInvalidResourceHandle);
-    if (pageable)
+    if (how == 0 && !to_far)
         drain(*s);
     return cudaSuccess;
 }
@@ -463,6 +520,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned flags)
     if (flags != cudaStreamNonBlocking) /* others wait for the stream that nobody here means to use */
         return fail(cudaErrorInvalidValue);
     streams.push_back(new Stream);
+    streams.back()->device = current;
     *out = (cudaStream_t)streams.back();
     return cudaSuccess;
 }
