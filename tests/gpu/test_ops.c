@@ -6,6 +6,7 @@ static int rounds = 40; /* of each kind; PL_TEST_ROUNDS, for a tool that makes t
 
 #define SKIPPED 77
 
+/* PL_TEST_LESS: networks' convolutions smaller by so much, where a processor computes them. */
 int main(void)
 {
     const char *given = getenv("PL_TEST_SEED"), *fewer = getenv("PL_TEST_ROUNDS");

@@ -158,12 +158,23 @@ bool step(Stream &s, int depth)
     return step(*at->second, depth + 1);
 }
 
-/* In which order streams go where they are free to: "last" does only what is waited for, "first" all others' before, a number draws. */
+/* In which order streams go where they are free to: only what is waited for, all others' work before, or as it is drawn. */
+enum class Order { LAST, FIRST, DRAWN };
+
+Order order_of_streams()
+{
+    const char *given = getenv("PL_FAKE_ORDER"), *seed = getenv("PL_TEST_SEED");
+    if (given)
+        return strcmp(given, "first") == 0 ? Order::FIRST : strcmp(given, "drawn") == 0 ? Order::DRAWN : Order::LAST;
+    return seed ? (Order)(atoi(seed) % 3) : Order::LAST;
+}
+
 void run_until(Stream &s, const std::function<bool()> &enough)
 {
-    static const char *const order = getenv("PL_FAKE_ORDER");
-    static std::mt19937 draw(order ? (unsigned)atoi(order) : 0);
-    bool first = order && strcmp(order, "first") == 0, drawn = order && !first && strcmp(order, "last") != 0;
+    static const Order order = order_of_streams();
+    static std::mt19937 draw(getenv("PL_TEST_SEED") ? (unsigned)atoi(getenv("PL_TEST_SEED")) : 0);
+    bool first = order == Order::FIRST, drawn = order == Order::DRAWN;
+    enter(); /* once for all of it */
     if (first)
         for (Stream *other : streams)
             while (other != &s && runnable(*other) && run_one(*other))
@@ -175,6 +186,7 @@ void run_until(Stream &s, const std::function<bool()> &enough)
         else if (!step(s, 0))
             usleep(100);
     }
+    leave();
 }
 
 void drain(Stream &s)
