@@ -559,13 +559,13 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream)
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 {
-    FAKE(cudaStreamSynchronize);
+    Guard guard(lock);
     Stream *s = find(stream);
     NOT_WHILE_RECORDING();
     if (!s)
         return fail(cudaErrorInvalidResourceHandle);
     drain(*s);
-    return cudaSuccess;
+    return pl_fake_fails("cudaStreamSynchronize") ? fail(cudaErrorUnknown) : cudaSuccess; /* what failed is the work */
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *out, unsigned flags)
@@ -618,7 +618,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event)
 {
-    FAKE(cudaEventSynchronize);
+    Guard guard(lock);
     if (!events.count(event))
         return fail(cudaErrorInvalidResourceHandle);
     NOT_WHILE_RECORDING();
@@ -626,7 +626,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event)
     uint64_t version = e.recorded;
     if (!is_done(e, version))
         run_until(*e.where[version], [&] { return is_done(e, version); });
-    return cudaSuccess;
+    return pl_fake_fails("cudaEventSynchronize") ? fail(cudaErrorUnknown) : cudaSuccess;
 }
 
 /* Never at the first question; that it is not yet done stays as the thread's last error. */

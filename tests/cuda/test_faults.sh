@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# The cuda backend where calls of NVIDIA's libraries fail, over the stand-ins for these: a call of each function, whose number is drawn,
+# ends a run with 7 and a message, or is one that it does without; nothing crashes or hangs. PL_TEST_ALL: many of each.
+# A device with little memory.
+. "$PL_SOURCE_DIR/tests/tools/lib.sh"
+cd "$PL_TMPDIR" || exit 1
+cp "$tools"/*.yaml .
+"$tools/make_set.py" train.h5 200 1 12 4 1 && "$tools/make_set.py" test.h5 50 1 12 4 2 || exit 1
+export OMPI_MCA_ess_singleton_isolated=1
+train() { timeout --kill-after=5 60 "$PACELINE" train job.yaml device.kind=cuda checkpoint.dir=none report.dir=none train.steps=4 train.eval_every="3 steps" "$@" >out 2>&1; }
+mapfile -t functions < <(grep -ohE 'FAKE\((cuda[A-Za-z]+)\)|fails\("[A-Za-z_0-9]+"\)|(run|workspace)\("cudnn[A-Za-z0-9_]+"|>\("cudnn[A-Za-z0-9_]+"' "$PL_SOURCE_DIR"/tests/cuda/libraries/*.cc |
+    grep -oE '(cuda|cublas|cudnn|kernel)[A-Za-z0-9_]*' | sort -u)
+[ ${#functions[@]} -gt 40 ] || fail "only ${#functions[@]} functions were found"
+RANDOM=$PL_TEST_SEED
+ended=0
+one() { # one FUNCTION N
+    PL_FAKE_FAIL=$1:$2 train model=net-bn.yaml; local code=$?
+    case $code in
+        0) ;;
+        2) grep -q 'cuDNN has no deterministic algorithm for it' out || fail "$1, call $2: $(tail -n 3 out)" ;; # those that fail are left out
+        7) ended=$((ended + 1)); grep -qE '^\[rank 0/1 .*\] (device|backend|memory): ' out || fail "$1, call $2: no message: $(tail -n 3 out)" ;;
+        *) fail "$1, call $2: exit $code: $(tail -n 3 out)" ;;
+    esac
+}
+for f in "${functions[@]}"; do
+    calls=$((RANDOM % 2 ? 1 + RANDOM % 3 : 4 + RANDOM % 40))
+    [ -z "${PL_TEST_ALL:-}" ] || calls="1 2 3 4 5 6 7 8 9 10 12 15 20 30 40 60 100"
+    for n in $calls; do one "$f" "$n"; done
+done
+[ $ended -gt 10 ] || fail "only $ended runs ended by what failed"
+for mb in 1 30 33 40; do
+    PL_FAKE_MEMORY_MB=$mb train; code=$?
+    [ $code = 0 ] || { [ $code = 7 ] && grep -qE "out of memory: [0-9.]+ MB asked for .*, [0-9.]+ MB of [0-9.]+ MB are free" out; } || fail "$mb MB of device memory: exit $code: $(tail -n 3 out)"
+    [ "$mb" != 30 ] || [ $code = 7 ] || fail "30 MB of device memory were enough"
+done
+finish
