@@ -303,9 +303,9 @@ pl_status pl_cuda_time(struct pl_cuda_device *d, pl_status (*work)(void *arg), v
 {
     double begin = pl_now_ms();
     (void)d;
-    PL_TRY(work(arg));
+    pl_status s = work(arg);
     *ms = pl_now_ms() - begin;
-    return PL_OK;
+    return s;
 }
 
 /* For export.c */

@@ -205,11 +205,11 @@ struct trial {
     void *workspace;
 };
 
-/* A candidate that does not run is none: no message. */
+/* A candidate that does not run is none. */
 static pl_status try(void *arg)
 {
     struct trial *t = arg;
-    return start(t->convolve, t->product, t->way, t->workspace, t->operands, 0.0f) == CUDNN_STATUS_SUCCESS ? PL_OK : PL_ERR_MEMORY;
+    return start(t->convolve, t->product, t->way, t->workspace, t->operands, 0.0f) == CUDNN_STATUS_SUCCESS ? PL_OK : PL_END;
 }
 
 static pl_status list_ways(struct pl_cuda_convolve *c, int product, struct way *way, int *ways)
@@ -241,20 +241,19 @@ static bool ask_workspace(struct pl_cuda_convolve *c, int product, struct way *w
 }
 
 /* cuDNN's bf16 has given what is no number elsewhere (oneDNN's issue 1583): whether the first of what a way wrote is one. */
-static bool is_finite(const struct trial *t)
+static pl_status is_finite(const struct trial *t, bool *finite)
 {
     enum { LOOK = 4096 };
     const void *written = t->product == FORWARD ? t->operands.y : t->product == DATA ? t->operands.x : t->operands.w;
     uint16_t v[LOOK];
     int64_t n = t->written < LOOK ? t->written : LOOK;
+    *finite = true;
     if (!t->convolve->bf16)
-        return true;
-    if (pl_cuda_download(t->convolve->backend->device, v, written, (size_t)n * sizeof *v) < 0)
-        return false;
+        return PL_OK;
+    PL_TRY(pl_cuda_download(t->convolve->backend->device, v, written, (size_t)n * sizeof *v));
     for (int64_t i = 0; i < n; i++)
-        if ((v[i] & 0x7f80) == 0x7f80)
-            return false;
-    return true;
+        *finite = *finite && (v[i] & 0x7f80) != 0x7f80;
+    return PL_OK;
 }
 
 /* Weights are added to as well, of float at once. */
@@ -263,19 +262,22 @@ static bool accumulates(struct trial *t)
     return t->product != WEIGHTS || t->convolve->bf16 || start(t->convolve, t->product, t->way, t->workspace, t->operands, 1.0f) == CUDNN_STATUS_SUCCESS;
 }
 
-static bool measure(struct trial *t, const struct way *way, int ways)
+static pl_status measure(struct trial *t, const struct way *way, int ways, bool *found)
 {
     struct pl_cuda_convolve *c = t->convolve;
-    double best = -1, ms;
-    for (int i = 0; i < ways; i++) {
+    double best = -1, ms = 0;
+    pl_status s = PL_OK;
+    for (int i = 0; s >= 0 && i < ways; i++) {
+        bool finite = true;
         t->way = &way[i];
-        if (cudnnSetConvolutionMathType(c->how[t->product], way[i].math) != CUDNN_STATUS_SUCCESS || pl_cuda_time(c->backend->device, try, t, &ms) < 0 ||
-            !pl_cuda_is_faster(ms, best) || !is_finite(t) || !accumulates(t))
+        s = cudnnSetConvolutionMathType(c->how[t->product], way[i].math) == CUDNN_STATUS_SUCCESS ? pl_cuda_time(c->backend->device, try, t, &ms) : PL_END;
+        if (s != PL_OK || !pl_cuda_is_faster(ms, best) || (s = is_finite(t, &finite)) != PL_OK || !finite || !accumulates(t))
             continue;
         best = ms;
         c->way[t->product] = way[i];
     }
-    return best >= 0;
+    *found = best >= 0;
+    return s < 0 ? s : PL_OK;
 }
 
 /* Leaves those that need at most so much; the most of what these do. */
@@ -310,11 +312,12 @@ static pl_status measure_all(struct trial *t, struct way *way, int ways, bool *f
             return PL_ERR_MEMORY;
         pl_error_clear();
     }
+    pl_status s = PL_OK;
     if (ways > 0) {
-        *found = measure(t, way, ways);
+        s = measure(t, way, ways, found);
         pl_cuda_free(d, t->workspace);
     }
-    return PL_OK;
+    return s;
 }
 
 /* Where no rounded product is to be had, one of plain floats. */

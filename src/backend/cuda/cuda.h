@@ -107,7 +107,7 @@ pl_status pl_cuda_replay(struct pl_cuda_device *d, struct pl_recording *r);
 void pl_cuda_recording_destroy(struct pl_cuda_device *d, struct pl_recording *r);
 pl_status pl_cuda_failed(const struct pl_cuda_device *d, int error, const char *call); /* of a call that was not its own */
 pl_status pl_cuda_launched(struct pl_cuda_device *d, const char *what); /* after launches of kernels.h: whether they could be */
-/* Median ms of work(arg), for choosing algorithms at set-up. The best so far, negative: none, is left for one that is clearly
+/* Median ms of work(arg), for choosing algorithms at set-up; PL_END where work gives that: it does not run. The best so far, negative: none, is left for one that is clearly
  * faster only, so that two runs, whose measurements differ a little, choose the same. */
 pl_status pl_cuda_time(struct pl_cuda_device *d, pl_status (*work)(void *arg), void *arg, double *ms);
 static inline bool pl_cuda_is_faster(double ms, double best) { return best < 0 || (ms < 0.9 * best && best - ms > 0.02); }

@@ -104,11 +104,11 @@ static cublasStatus_t start(struct pl_cuda_matmul *m, const cublasLtMatmulAlgo_t
                           workspace_bytes, (cudaStream_t)m->backend->stream);
 }
 
-/* A candidate that does not run is none: no message. */
+/* A candidate that does not run is none. */
 static pl_status try(void *arg)
 {
     struct trial *t = arg;
-    return start(t->matmul, &t->candidate->algo, t->candidate->workspaceSize, t->a, t->b, t->c) == CUBLAS_STATUS_SUCCESS ? PL_OK : PL_ERR_MEMORY;
+    return start(t->matmul, &t->candidate->algo, t->candidate->workspaceSize, t->a, t->b, t->c) == CUBLAS_STATUS_SUCCESS ? PL_OK : PL_END;
 }
 
 /* Partial sums are float, also of an output of bf16. */
@@ -155,18 +155,21 @@ static pl_status list_some(struct pl_cuda_matmul *m, cublasLtMatmulHeuristicResu
     return list(m, candidate, candidates);
 }
 
-static void choose(struct trial *t, const cublasLtMatmulHeuristicResult_t *candidate, int candidates)
+static pl_status choose(struct trial *t, const cublasLtMatmulHeuristicResult_t *candidate, int candidates)
 {
     struct pl_cuda_matmul *m = t->matmul;
-    double best = -1, ms;
-    for (int i = 0; i < candidates; i++) {
+    double best = -1, ms = 0;
+    pl_status s = PL_OK;
+    for (int i = 0; s >= 0 && i < candidates; i++) {
         t->candidate = &candidate[i];
-        if (candidate[i].state != CUBLAS_STATUS_SUCCESS || pl_cuda_time(m->backend->device, try, t, &ms) < 0 || !pl_cuda_is_faster(ms, best))
+        s = candidate[i].state == CUBLAS_STATUS_SUCCESS ? pl_cuda_time(m->backend->device, try, t, &ms) : PL_END;
+        if (s != PL_OK || !pl_cuda_is_faster(ms, best))
             continue;
         best = ms;
         m->algorithm = candidate[i].algo;
         m->workspace_bytes = candidate[i].workspaceSize;
     }
+    return s < 0 ? s : PL_OK;
 }
 
 static pl_status open_trial(struct trial *t)
@@ -200,7 +203,7 @@ static pl_status measure(struct pl_cuda_matmul *m)
     m->algorithm = candidate[0].algo; /* where none could be measured its first run says why */
     m->workspace_bytes = candidate[0].workspaceSize;
     if (status == PL_OK)
-        choose(&t, candidate, candidates);
+        status = choose(&t, candidate, candidates);
     close_trial(&t);
     return status;
 }

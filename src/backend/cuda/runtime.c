@@ -527,8 +527,11 @@ static pl_status sample(struct pl_cuda_device *d, int times, pl_status (*work)(v
 {
     float took = 0;
     CUDA(d, cudaEventRecord(d->begin, d->stream));
-    for (int i = 0; i < times; i++)
-        PL_TRY(work(arg));
+    pl_status s = PL_OK;
+    for (int i = 0; i < times && s == PL_OK; i++)
+        s = work(arg);
+    if (s != PL_OK)
+        return s;
     CUDA(d, cudaEventRecord(d->end, d->stream));
     CUDA(d, cudaEventSynchronize(d->end));
     CUDA(d, cudaEventElapsedTime(&took, d->begin, d->end));
@@ -542,13 +545,17 @@ pl_status pl_cuda_time(struct pl_cuda_device *d, pl_status (*work)(void *arg), v
 {
     double took[SAMPLES], all = 0;
     int n = 0;
-    PL_TRY(sample(d, 1, work, arg, &took[0]));
-    PL_TRY(sample(d, 1, work, arg, &took[0]));
-    int times = took[0] < 1 ? 1 + (int)(1 / (took[0] + 0.02)) : 1;
-    do {
-        PL_TRY(sample(d, times, work, arg, &took[n]));
-        all += times * took[n++];
-    } while (n < SAMPLES && (n < 3 || all < ENOUGH_MS));
+    pl_status s = sample(d, 1, work, arg, &took[0]);
+    if (s == PL_OK)
+        s = sample(d, 1, work, arg, &took[0]);
+    int times = s == PL_OK && took[0] < 1 ? 1 + (int)(1 / (took[0] + 0.02)) : 1;
+    while (s == PL_OK && n < SAMPLES && (n < 3 || all < ENOUGH_MS))
+        if ((s = sample(d, times, work, arg, &took[n])) == PL_OK)
+            all += times * took[n++];
+    if (s == PL_END)
+        cudaGetLastError(); /* of what did not run */
+    if (s != PL_OK)
+        return s;
     qsort(took, (size_t)n, sizeof *took, by_time);
     *ms = took[n / 2];
     return PL_OK;
