@@ -68,6 +68,8 @@ cudaError_t fail(cudaError_t e)
     return e;
 }
 
+/* What ends something does so, and may then tell what failed before. */
+#define ENDED(function) return pl_fake_fails(#function) ? fail(cudaErrorUnknown) : cudaSuccess
 #define FAKE(function)                        \
     Guard guard(lock);                        \
     if (pl_fake_fails(#function))             \
@@ -420,7 +422,7 @@ cudaError_t cudaMalloc(void **out, size_t bytes)
 /* Without a wait: work that still uses it finds nothing there. */
 cudaError_t cudaFree(void *p)
 {
-    FAKE(cudaFree);
+    Guard guard(lock);
     NOT_WHILE_RECORDING();
     auto at = blocks.find((char *)p);
     if (!p)
@@ -430,7 +432,7 @@ cudaError_t cudaFree(void *p)
     taken -= (at->second.bytes + 255) / 256 * 256;
     munmap(at->second.map, at->second.mapped + page());
     blocks.erase(at);
-    return cudaSuccess;
+    ENDED(cudaFree);
 }
 
 cudaError_t cudaHostAlloc(void **out, size_t bytes, unsigned flags)
@@ -446,14 +448,14 @@ cudaError_t cudaHostAlloc(void **out, size_t bytes, unsigned flags)
 
 cudaError_t cudaFreeHost(void *p)
 {
-    FAKE(cudaFreeHost);
+    Guard guard(lock);
     auto at = pinned.find((const char *)p);
     if (at == pinned.end() || !at->second.ours)
         return fail(cudaErrorInvalidValue);
     check_idle("cudaFreeHost", at->first, at->second.bytes);
     pinned.erase(at);
     free(p);
-    return cudaSuccess;
+    ENDED(cudaFreeHost);
 }
 
 cudaError_t cudaHostRegister(void *p, size_t bytes, unsigned flags)
@@ -545,7 +547,7 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t *out, unsigned flags, int 
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream)
 {
-    FAKE(cudaStreamDestroy);
+    Guard guard(lock);
     Stream *s = find(stream);
     if (!s)
         return fail(cudaErrorInvalidResourceHandle);
@@ -554,7 +556,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream)
         if (streams[i] == s)
             streams.erase(streams.begin() + (long)i);
     delete s;
-    return cudaSuccess;
+    ENDED(cudaStreamDestroy);
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream)
@@ -582,8 +584,10 @@ cudaError_t cudaEventCreate(cudaEvent_t *out) { return cudaEventCreateWithFlags(
 
 cudaError_t cudaEventDestroy(cudaEvent_t event)
 {
-    FAKE(cudaEventDestroy);
-    return fail(events.erase(event) ? cudaSuccess : cudaErrorInvalidResourceHandle);
+    Guard guard(lock);
+    if (!events.erase(event))
+        return fail(cudaErrorInvalidResourceHandle);
+    ENDED(cudaEventDestroy);
 }
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
