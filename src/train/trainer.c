@@ -27,10 +27,8 @@ static pl_status open_device(struct pl_trainer *t)
     t->pooled = true;
     struct pl_device_options o = {.threads = t->threads, .local_rank = t->world->local_rank, .local_ranks = t->world->local_ranks,
                                   .tf32 = t->job->train.precision == PL_TF32, .bf16 = t->job->train.precision == PL_BF16};
-    if (t->table->far)
-        o.memory_limit = t->job->device.memory_limit;
-    else
-        pl_memory_limit(t->job->device.memory_limit, "device.memory_limit");
+    o.memory_limit = t->table->far ? t->job->device.memory_limit : 0;
+    pl_memory_limit(t->table->far ? 0 : t->job->device.memory_limit, "device.memory_limit");
     return t->table->open(&o, &t->backend);
 }
 
