@@ -82,7 +82,7 @@ static bool to_ms(const char *s, double *v)
     return true;
 }
 
-/* "500 MB", "8 GB", "16 GiB"; a bare number says too little. */
+/* "500 MB", "8 GB", "16 GiB", from 1 MB to 10^18 bytes; a bare number says too little. */
 static bool to_bytes(const char *s, double *v)
 {
     static const struct { const char *name; double factor; } units[] = {
@@ -95,11 +95,9 @@ static bool to_bytes(const char *s, double *v)
     while (end != s && *end == ' ')
         end++;
     for (size_t i = 0; i < sizeof units / sizeof *units; i++)
-        if (end != s && n > 0 && !isinf(n) && strcmp(end, units[i].name) == 0) {
+        if (end != s && strcmp(end, units[i].name) == 0)
             *v = n * units[i].factor;
-            return true;
-        }
-    return false;
+    return *v >= 1e6 && *v <= 1e18;
 }
 
 /* Index of s in "a|b|c"; -1: it is none of them. */

@@ -1,6 +1,6 @@
 /* emulated: kernels on the host. The .cu files compiled as C++ find here what CUDA gives a kernel. Blocks run one after the
  * other, at most two in each direction so that loops over the grid go round; a block is one thread, or with
- * PL_EMULATED_THREADS=n so many real ones, whose barriers then are real too. Device memory (runtime.c) can be touched while a
+ * PL_EMULATED_THREADS=n so many real ones, whose barriers then are real too. Device memory (libraries/) can be touched while a
  * kernel runs only; a pointer to anything else that a kernel is given ends the program. */
 #ifndef PL_TESTS_CUDA_EMULATED_H
 #define PL_TESTS_CUDA_EMULATED_H
@@ -13,19 +13,12 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
-/* runtime.c: device memory may be touched between them; nested calls are fine. */
+/* libraries/runtime.cc: device memory may be touched between them; nested calls are fine. */
 void pl_emulated_enter(void);
 void pl_emulated_leave(void);
 void pl_emulated_check(const void *p); /* in device memory, or NULL */
-extern int pl_emulated_moves; /* within device memory: of what came ahead */
-/* emulated.cc: runs work with a copy of arg, and device memory to touch; or while a pass is recorded keeps it for replays. */
-void pl_emulated_do(void (*run)(const void *arg), const void *arg, size_t bytes);
-struct pl_recording;
-void pl_emulated_record(bool begin, struct pl_recording **out); /* out: at the end */
-bool pl_emulated_records(void);
-void pl_emulated_replay(const struct pl_recording *r);
-extern int pl_emulated_replays;
-void pl_emulated_forget(struct pl_recording *r);
+extern int pl_emulated_moves;   /* copies within device memory so far: of what came ahead */
+extern int pl_emulated_replays; /* graphs that were launched */
 
 /* Elements of float or of bf16, to the nearest, of equals the even one. */
 static inline uint16_t pl_emulated_round(float v)
@@ -57,7 +50,7 @@ static inline void pl_emulated_put(void *t, bool bf16, int64_t i, float v)
 
 #include <functional>
 
-void pl_emulated_submit(void *stream, const std::function<void()> &work); /* recorded.cc, or libraries/: at once, or when it is its turn */
+void pl_emulated_submit(void *stream, const std::function<void()> &work); /* libraries/runtime.cc: when it is its turn */
 
 #ifndef PL_BESIDE_NVIDIA /* whose headers have these themselves */
 #define __global__

@@ -1,6 +1,7 @@
-/* The cuda backend over kernels that run on the host (emulated.h), against `reference`: random operations canonical and
- * channels last, large enough ones for every loop over tiles, slices and blocks, the kernels that others call, and that the
- * emulation itself faults where a device would. tests/gpu has what of it needs no emulation, for the module on a GPU. */
+/* The cuda backend over kernels that run on the host (emulated.h) and stand-ins for the libraries (libraries/), against
+ * `reference`: random operations canonical and channels last, large enough ones for every loop over tiles, slices and blocks,
+ * the kernels that others call, and that the emulation itself faults where a device would. tests/gpu has what of it needs no
+ * emulation, for the module on a GPU. */
 #ifndef PL_ON_GPU
 #include "backend/cuda/cuda.h"
 #include "cuda/emulated.h"
@@ -516,9 +517,13 @@ static void host_reads(float *far) { *(volatile float *)far += 1; }
 static void kernel_reads_host(float *far)
 {
     float here[4] = {0};
-    pl_cuda_relu_mask(NULL, here, far, view(1, 4, 1, 1, false));
+    pl_cuda_relu_mask(cuda_backend->stream, here, far, view(1, 4, 1, 1, false));
 }
-static void kernel_overruns(float *far) { pl_cuda_relu_mask(NULL, far, far, view(1, 64 / sizeof(float) + 1, 1, 1, false)); }
+static void kernel_overruns(float *far)
+{
+    pl_cuda_relu_mask(cuda_backend->stream, far, far, view(1, 64 / sizeof(float) + 1, 1, 1, false));
+    cuda->finish(cuda_backend); /* what it was started for is done at the latest now */
+}
 
 static void test_faults(void **state)
 {

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Training with device.kind cuda against the cpu backend: a step, many steps, every optimizer, accumulation, clipping,
 # evaluation and prediction, the same bits twice and after a resume, several ranks, and every kind of sync. On a GPU, or over
-# the stand-in of the CUDA runtime that computes on the host (PL_EMULATED).
+# stand-ins for NVIDIA's libraries that compute on the host (tests/cuda/libraries).
 . "$PL_SOURCE_DIR/tests/tools/lib.sh"
 cd "$PL_TMPDIR" || exit 1
 why=$("$PACELINE" doctor 2>/dev/null | sed -n 's/^cuda *//p')
-[ -n "${PL_EMULATED:-}" ] || grep -q 'device 0' <<<"$why" || { echo "skipped: no GPU (${why:-doctor says nothing})"; exit 77; }
+grep -q 'device 0' <<<"$why" || { echo "skipped: no GPU (${why:-doctor says nothing})"; exit 77; }
 several=1
 command -v "${PL_MPIRUN[0]}" >/dev/null || { several=0; ranks() { shift; timeout --kill-after=5 120 "$@"; }; }
 cp "$tools"/*.yaml .
@@ -44,9 +44,9 @@ on cuda 1 limited train.steps=20 device.memory_limit="4 GB"
 compare twice-a limited 0 0 exact
 expect 7 " MB on the device: device.memory_limit gives a rank 1.0 MB" 1 job.yaml device.kind=cuda checkpoint.dir=none report.dir=none train.batch=500 device.memory_limit="1 MB"
 # Batches go there ahead, from memory that is pinned.
-if [ -n "${PL_EMULATED:-}" ]; then
-    PL_EMULATED_PINNED=1 on cuda 1 ahead train.steps=20
-    grep -q 'emulated device: [1-9][0-9]* moves of what came ahead' ahead.log || fail "nothing came ahead: $(tail -n 2 ahead.log)"
+if grep -q "device of the host's" <<<"$why"; then
+    PL_FAKE_TELL=1 on cuda 1 ahead train.steps=20
+    grep -q 'stand-ins: [1-9][0-9]* copies within a device, 0 of pageable memory' ahead.log || fail "nothing came ahead: $(tail -n 2 ahead.log)"
     compare twice-a ahead 0 0 exact
 fi
 accuracy() { grep '"eval"' "$1/metrics.jsonl" | tail -n 1 | sed -E 's/.*"accuracy": ([0-9.]+).*/\1/'; }
@@ -87,9 +87,9 @@ if [ $several -eq 1 ]; then
     compare ranks-2-cuda ranks-3-cuda 1e-5 1e-4
     for n in 1 2; do on cuda $n bf16-ranks-$n train.precision=bf16 train.steps=3 train.global_batch=190 train.eval_every=never; done
     compare bf16-ranks-1 bf16-ranks-2 1e-2 1
-    # Added up by NCCL, or its stand-in: one GPU a rank.
+    # Added up by NCCL: one GPU a rank.
     devices=$(grep -oE 'device [0-9]+:' <<<"$why" | wc -l)
-    if [ -n "${PL_EMULATED:-}" ] || { [ "$devices" -gt 2 ] && grep -q ' NCCL [0-9]' <<<"$why"; }; then
+    if [ "$devices" -gt 2 ] && grep -q ' NCCL [0-9]' <<<"$why"; then
         nccl=(exchange.transport=nccl exchange.bucket_mb=0.01)
         for n in 2 3; do
             on cuda $n nccl-$n "${nccl[@]}" train.steps=3 train.global_batch=190 train.eval_every=never
@@ -104,7 +104,7 @@ if [ $several -eq 1 ]; then
         compare nccl-a nccl-b 0 0 exact
         compare nccl-a nccl-resumed 0 0 exact
         expect 5 "missing: rank 1" 2 job.yaml device.kind=cuda "${nccl[@]}" checkpoint.dir=no report.dir=no exchange.timeout="2 s" debug.fault=step@rank=1@step=3:hang
-        grep -qE 'gradients are added up by (an emulated NCCL|NCCL [0-9.]+); where they lie; counts by transport mpi' nccl-a.log || fail "nccl: $(head -n 5 nccl-a.log)"
+        grep -qE 'gradients are added up by NCCL [0-9.]+; where they lie; counts by transport mpi' nccl-a.log || fail "nccl: $(head -n 5 nccl-a.log)"
     fi
     both 2 local 1e-3 1e-2 sync.kind=local_sgd sync.tau=4 "${short[@]}"
     on cuda 3 late exchange.transport=tcp sync.backup_workers=1 train.steps=20 train.eval_every="10 steps" debug.delay.rank=1 debug.delay.ms=30

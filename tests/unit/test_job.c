@@ -90,6 +90,9 @@ static void test_choices(void **state)
     refused(MODEL DATA "train: {steps: 1, global_batch: 48, reproducible: true}\nsplit: {optimizer: node}\n", "split.optimizer with train.reproducible");
     refused(MODEL DATA TRAIN "device: {memory_limit: 1}\n", "device.memory_limit: wanted a size such as 500 MB, 8 GB, 16 GiB or none, found \"1\"");
     refused(MODEL DATA TRAIN "device: {memory_limit: 0 GB}\n", "device.memory_limit: wanted a size");
+    refused(MODEL DATA TRAIN "device: {memory_limit: 0.9 MB}\n", "device.memory_limit: wanted a size");
+    refused(MODEL DATA TRAIN "device: {memory_limit: 1e12 GB}\n", "device.memory_limit: wanted a size");
+    refused(MODEL DATA TRAIN "device: {memory_limit: nan GB}\n", "device.memory_limit: wanted a size");
     refused(MODEL DATA TRAIN "device: {memory_limit: 3 GBit}\n", "device.memory_limit: wanted a size");
     refused(MODEL DATA TRAIN "device: {memory_limit: -3 GB}\n", "device.memory_limit: wanted a size");
     refused(MODEL DATA TRAIN "split: {tensor: 0}\n", "split.tensor: wanted an integer");

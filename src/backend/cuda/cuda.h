@@ -2,14 +2,14 @@
  *
  * It is a module of its own, opened at run time (backend/module.c), so that one binary also starts where CUDA's libraries
  * are missing. NVIDIA's headers are included by runtime.c (CUDA runtime), matmul.c (cuBLASLt), convolve.c (cuDNN) and
- * reduce.c (NCCL) alone; *.cu hold kernels behind the plain functions of kernels.h; everything else is C over those. The tests build the
- * same plans and kernels over stand-ins of these four files that compute on the host (tests/cuda), with device memory that
- * faults when the host touches it.
+ * reduce.c (NCCL) alone; *.cu hold kernels behind the plain functions of kernels.h; everything else is C over those. The tests
+ * build all of it for the host, over stand-ins for NVIDIA's libraries (tests/cuda), with device memory that faults when the
+ * host touches it.
  *
  * All work goes to one stream in the order of the calls, copies of results to the host to a second one, those of the batch
- * after the present one to a third. A plan's forward and
- * backward only start work: they neither wait for it nor allocate, so that a pass can be captured in a CUDA graph. What
- * changes from pass to pass without a change of shapes (rows, seeds) kernels read from device memory (struct pl_cuda_pass). */
+ * after the present one to a third. A plan's forward and backward only start work: they neither wait for it nor allocate, so
+ * that a pass can be captured in a CUDA graph. What changes from pass to pass without a change of shapes (rows, seeds) kernels
+ * read from device memory (struct pl_cuda_pass). */
 #ifndef PL_BACKEND_CUDA_H
 #define PL_BACKEND_CUDA_H
 
@@ -107,8 +107,9 @@ pl_status pl_cuda_replay(struct pl_cuda_device *d, struct pl_recording *r);
 void pl_cuda_recording_destroy(struct pl_cuda_device *d, struct pl_recording *r);
 pl_status pl_cuda_failed(const struct pl_cuda_device *d, int error, const char *call); /* of a call that was not its own */
 pl_status pl_cuda_launched(struct pl_cuda_device *d, const char *what); /* after launches of kernels.h: whether they could be */
-/* Median ms of work(arg), for choosing algorithms at set-up; PL_END where work gives that: it does not run. The best so far, negative: none, is left for one that is clearly
- * faster only, so that two runs, whose measurements differ a little, choose the same. */
+/* Median ms of work(arg), for choosing algorithms at set-up; PL_END where work gives that: it does not run. The best so far,
+ * negative: none, is left for one that is clearly faster only, so that two runs, whose measurements differ a little, choose the
+ * same. */
 pl_status pl_cuda_time(struct pl_cuda_device *d, pl_status (*work)(void *arg), void *arg, double *ms);
 static inline bool pl_cuda_is_faster(double ms, double best) { return best < 0 || (ms < 0.9 * best && best - ms > 0.02); }
 
@@ -117,6 +118,7 @@ static inline bool pl_cuda_is_faster(double ms, double best) { return best < 0 |
 struct pl_cuda_ledger;
 pl_status pl_cuda_ledger_create(double limit, struct pl_cuda_ledger **out);
 void pl_cuda_ledger_destroy(struct pl_cuda_ledger *l); /* NULL is fine */
+double pl_cuda_ledger_limit(const struct pl_cuda_ledger *l);
 pl_status pl_cuda_ledger_ask(struct pl_cuda_ledger *l, size_t bytes, const char *what);
 pl_status pl_cuda_ledger_enter(struct pl_cuda_ledger *l, void *p, size_t bytes);
 void pl_cuda_ledger_strike(struct pl_cuda_ledger *l, const void *p);

@@ -32,6 +32,8 @@ void pl_cuda_ledger_destroy(struct pl_cuda_ledger *l)
     pl_free(l);
 }
 
+double pl_cuda_ledger_limit(const struct pl_cuda_ledger *l) { return l->limit; }
+
 static pl_status make_room(struct pl_cuda_ledger *l)
 {
     if (l->entries < l->room)
@@ -48,12 +50,12 @@ static pl_status make_room(struct pl_cuda_ledger *l)
 pl_status pl_cuda_ledger_ask(struct pl_cuda_ledger *l, size_t bytes, const char *what)
 {
     pthread_mutex_lock(&l->lock);
-    double held = l->held, limit = l->limit;
+    double held = l->held;
     pthread_mutex_unlock(&l->lock);
-    if (limit > 0 && held + (double)bytes > limit)
+    if (l->limit > 0 && held + (double)bytes > l->limit)
         return pl_error(PL_ERR_MEMORY, "device", "no %.1f MB for %s, after %.1f MB on the device: device.memory_limit gives a rank %.1f MB\n"
                                                  "a smaller train.batch needs less (train.accumulate keeps the batch of a step)",
-                        (double)bytes / 1e6, what, held / 1e6, limit / 1e6);
+                        (double)bytes / 1e6, what, held / 1e6, l->limit / 1e6);
     return PL_OK;
 }
 

@@ -36,7 +36,6 @@ struct pl_cuda_device {
     pthread_mutex_t copying;           /* guards there, back, given */
     pid_t process;                     /* a child of fork must not touch the device */
     struct pl_cuda_ledger *ledger;
-    double limit;                      /* of what it allocates, bytes; 0: none */
 };
 
 /* ---- errors ------------------------------------------------------------------------------------- */
@@ -158,9 +157,8 @@ pl_status pl_cuda_device_open(const struct pl_device_options *o, struct pl_cuda_
     pl_status s = o->bf16 && d->capability < 80 ? pl_error(PL_ERR_USAGE, "device", "train.precision bf16 needs a GPU of compute capability 8.0 or later: device %d, %s, has %d.%d",
                                                            d->ordinal, d->name, d->capability / 10, d->capability % 10)
                                                 : open_streams(d);
-    d->limit = o->memory_limit;
     if (s == PL_OK)
-        s = pl_cuda_ledger_create(d->limit, &d->ledger);
+        s = pl_cuda_ledger_create(o->memory_limit, &d->ledger);
     if (s < 0) {
         pl_cuda_device_close(d);
         return s;
@@ -282,8 +280,8 @@ void pl_cuda_free(struct pl_cuda_device *d, void *p)
         return;
     cudaSetDevice(d->ordinal);
     cudaStreamSynchronize(d->stream); /* what uses it; that cudaFree waits is not promised */
+    pl_cuda_ledger_strike(d->ledger, p); /* before another may be given the same */
     cudaFree(p);
-    pl_cuda_ledger_strike(d->ledger, p);
     cudaGetLastError();
 }
 
@@ -295,7 +293,8 @@ pl_status pl_cuda_fill(struct pl_cuda_device *d, void *p, int byte, size_t bytes
 
 size_t pl_cuda_memory_bytes(const struct pl_cuda_device *d)
 {
-    return d->limit > 0 && d->limit < (double)d->memory_bytes ? (size_t)d->limit : d->memory_bytes;
+    double limit = pl_cuda_ledger_limit(d->ledger);
+    return limit > 0 && limit < (double)d->memory_bytes ? (size_t)limit : d->memory_bytes;
 }
 
 /* ---- copies ------------------------------------------------------------------------------------- */

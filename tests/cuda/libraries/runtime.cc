@@ -46,7 +46,7 @@ struct Stream {
     std::shared_ptr<Graph> graph;
 };
 
-struct Block { char *map; size_t mapped, bytes; };
+struct Block { char *map; size_t mapped, bytes; bool open; };
 struct Pinned { size_t bytes; bool ours; };
 
 std::recursive_mutex lock;
@@ -55,7 +55,7 @@ std::map<const char *, Pinned> pinned;
 std::vector<Stream *> streams;
 std::map<cudaEvent_t, std::shared_ptr<Event>> events;
 size_t taken;
-int inside;
+int inside, pageable; /* pageable: copies from or to such memory */
 thread_local cudaError_t last = cudaSuccess;
 thread_local int current; /* device */
 
@@ -75,27 +75,33 @@ cudaError_t fail(cudaError_t e)
     if (pl_fake_fails(#function))             \
         return fail(cudaErrorUnknown)
 
+size_t rounded(size_t bytes) { return (bytes + 63) / 64 * 64; } /* on a device to 256; the less, the sooner an overrun is seen */
 size_t page() { return (size_t)sysconf(_SC_PAGESIZE); }
 
 /* ---- memory ------------------------------------------------------------------------------------- */
 
-void protect_all(int how)
+void let_all(bool open)
 {
-    for (auto &b : blocks)
-        if (mprotect(b.second.map, b.second.mapped, how) != 0)
+    for (auto &at : blocks) {
+        Block &b = at.second;
+        if (b.open != open && mprotect(b.map, b.mapped, open ? PROT_READ | PROT_WRITE : PROT_NONE) != 0)
             abort();
+        b.open = open;
+    }
 }
 
 void enter()
 {
     if (inside++ == 0)
-        protect_all(PROT_READ | PROT_WRITE);
+        let_all(true);
 }
 
+/* The host finds it closed after every eighth time, which takes long, and new memory at once. */
 void leave()
 {
-    if (--inside == 0)
-        protect_all(PROT_NONE);
+    static int times;
+    if (--inside == 0 && ++times % 8 == 0)
+        let_all(false);
 }
 
 /* 0: not at all; 1: in part, which no copy may be; 2: whole. */
@@ -307,6 +313,14 @@ bool pl_fake_submit(cudaStream_t stream, double takes_ms, const std::function<vo
     return find(stream) && find(stream)->device == current && submit(stream, w);
 }
 
+int pl_emulated_moves, pl_emulated_replays;
+
+static void __attribute__((destructor)) tell(void)
+{
+    if (getenv("PL_FAKE_TELL"))
+        fprintf(stderr, "stand-ins: %d copies within a device, %d of pageable memory\n", pl_emulated_moves, pageable);
+}
+
 /* ---- kernels ------------------------------------------------------------------------------------ */
 
 extern "C" {
@@ -401,7 +415,7 @@ cudaError_t cudaMalloc(void **out, size_t bytes)
 {
     FAKE(cudaMalloc);
     NOT_WHILE_RECORDING();
-    size_t room = (bytes + 255) / 256 * 256, pages = (room + page() - 1) / page() * page();
+    size_t room = rounded(bytes), pages = (room + page() - 1) / page() * page();
     *out = nullptr;
     if (bytes == 0)
         return cudaSuccess; /* and no memory */
@@ -413,7 +427,7 @@ cudaError_t cudaMalloc(void **out, size_t bytes)
     pl_fake_spoil(map, pages);
     if (mprotect(map + pages, page(), PROT_NONE) != 0 || (!inside && mprotect(map, pages, PROT_NONE) != 0))
         abort();
-    blocks[map + pages - room] = {map, pages, bytes};
+    blocks[map + pages - room] = {map, pages, bytes, inside > 0};
     taken += room;
     *out = map + pages - room;
     return cudaSuccess;
@@ -429,7 +443,7 @@ cudaError_t cudaFree(void *p)
         return cudaSuccess;
     if (at == blocks.end())
         return fail(cudaErrorInvalidValue);
-    taken -= (at->second.bytes + 255) / 256 * 256;
+    taken -= rounded(at->second.bytes);
     munmap(at->second.map, at->second.mapped + page());
     blocks.erase(at);
     ENDED(cudaFree);
@@ -505,11 +519,13 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaM
         return fail(cudaErrorInvalidValue);
     if (pl_fake_far(to, bytes) != to_far || pl_fake_far(from, bytes) != from_far)
         return fail(cudaErrorInvalidValue);
+    pl_emulated_moves += to_far && from_far;
     int how = to_far && from_far ? 2 : is_pinned(to_far ? from : to, bytes);
     if (how == 1)
         return fail(cudaErrorInvalidValue);
     if (how == 0)
         NOT_WHILE_RECORDING();
+    pageable += how == 0;
     Work w;
     w.run = [=] { memcpy(to, from, bytes); };
     if (how == 0 && to_far) {
@@ -708,6 +724,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream)
     if (!s || !graph)
         return fail(cudaErrorInvalidResourceHandle);
     NOT_WHILE_RECORDING();
+    pl_emulated_replays++;
     for (const Work &w : (*(std::shared_ptr<Graph> *)graph)->work)
         append(*s, w);
     return cudaSuccess;
