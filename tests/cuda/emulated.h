@@ -19,6 +19,7 @@ void pl_emulated_leave(void);
 void pl_emulated_check(const void *p); /* in device memory, or NULL */
 extern int pl_emulated_moves;   /* copies within device memory so far: of what came ahead */
 extern int pl_emulated_replays; /* graphs that were launched */
+int pl_emulated_waiting(void);  /* pieces of work that were started and not done yet */
 
 /* Elements of float or of bf16, to the nearest, of equals the even one. */
 static inline uint16_t pl_emulated_round(float v)

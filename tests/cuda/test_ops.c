@@ -525,6 +525,17 @@ static void kernel_overruns(float *far)
     cuda->finish(cuda_backend); /* what it was started for is done at the latest now */
 }
 
+static void test_finish(void **state)
+{
+    (void)state;
+    float *far = cuda->alloc(cuda_backend, 64, "test");
+    pl_cuda_relu_mask(cuda_backend->stream, far, far, view(1, 16, 1, 1, false));
+    assert_true(pl_emulated_waiting() > 0);
+    assert_int_equal(cuda->finish(cuda_backend), PL_OK);
+    assert_int_equal(pl_emulated_waiting(), 0);
+    cuda->free(cuda_backend, far);
+}
+
 static void test_faults(void **state)
 {
     (void)state;
@@ -544,7 +555,7 @@ int main(void)
     rng = pl_rng_make(seed, 0, 0, 0);
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_canonical), cmocka_unit_test(test_channels_last), cmocka_unit_test(test_large), cmocka_unit_test(test_few),
                                        cmocka_unit_test(test_flattened), cmocka_unit_test(test_networks), cmocka_unit_test(test_helpers), cmocka_unit_test(test_wrong_label), cmocka_unit_test(test_over_ranks),
-                                       cmocka_unit_test(test_ahead), cmocka_unit_test(test_reducer), cmocka_unit_test(test_faults)};
+                                       cmocka_unit_test(test_ahead), cmocka_unit_test(test_reducer), cmocka_unit_test(test_finish), cmocka_unit_test(test_faults)};
     const struct CMUnitTest in_bf16[] = {cmocka_unit_test(test_bf16), cmocka_unit_test(test_networks)};
     cmocka_set_test_filter(getenv("PL_TEST_ONLY"));
     int failures = cmocka_run_group_tests(tests, open_all, close_all);

@@ -40,7 +40,7 @@ run 2 bf16 train.precision=bf16
 says bf16 '"precision": "bf16"'
 run 2 again train.precision=bf16
 compare bf16 again 0 0 exact
-stopped 2 stopped '[5-9]' train.precision=bf16 debug.delay.ms=20
+stopped 2 stopped 5 train.precision=bf16 debug.fault=step@step=5:delay=2000
 run 2 stopped train.precision=bf16
 compare bf16 stopped 0 0 exact
 for n in 1 2 3; do run $n one-$n train.precision=bf16 train.steps=1 train.global_batch=96 train.eval_every=never; done

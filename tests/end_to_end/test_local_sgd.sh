@@ -113,7 +113,7 @@ done
 [ ! -e straight-true/step-00000030/parts ] || fail "parts for momentum that is the same on all ranks"
 # A stop asked for at any time comes with an averaging.
 run 3 unstopped $local train.steps=60 sync.tau=7
-stopped 3 stopped 14 $local train.steps=60 sync.tau=7 debug.delay.ms=20
+stopped 3 stopped 14 $local train.steps=60 sync.tau=7 debug.delay.ms=60
 step=$(sed 's/step-0*//' stopped/latest)
 [ $((step % 7)) -eq 0 ] && [ "$step" -lt 60 ] || fail "stopped after step $step"
 run 3 stopped $local train.steps=60 sync.tau=7

@@ -70,7 +70,7 @@ run 1 replicas-0 "${one[@]}" train.global_batch=67 train.steps=4
 holds "($(number replicas-0 eval samples) - $(number replicas-3 eval samples))^2 == 0" "samples of an evaluation"
 
 # ---- stopped, and on other stages -----------------------------------------------------------------------------------------
-stopped 2 stopped '[3-6]' "${one[@]}" train.batch=64 split.pipeline=2 debug.delay.ms=30
+stopped 2 stopped 4 "${one[@]}" train.batch=64 split.pipeline=2 debug.fault=step@step=4:delay=2000
 split stopped 2 2
 compare whole stopped 0 0 exact
 split moved 3 3 train.steps=5

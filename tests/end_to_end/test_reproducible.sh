@@ -29,7 +29,7 @@ if ! "$PACELINE" doctor | grep -q '^cpu backend.*no bf16'; then
 fi
 
 # stopped on four ranks, on with one, on with eight
-stopped 4 moved '[3-5]' "${same[@]}" debug.delay.ms=30
+stopped 4 moved 4 "${same[@]}" debug.fault=step@step=4:delay=2000
 run 1 moved "${same[@]}" train.steps=9
 run 8 moved "${same[@]}"
 compare on-1 moved 0 0 exact

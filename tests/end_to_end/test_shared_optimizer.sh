@@ -36,7 +36,7 @@ grep -q "note: split.optimizer is for several ranks of one node, here each has o
 # stopped and on again; with, without and with; by a directory; on other ranks; from weights
 long=(train.threads=1 model=net-norms.yaml train.batch=16 train.epochs=3 optimizer.kind=adam optimizer.lr=0.003)
 run 3 straight "${long[@]}"
-stopped 3 parts '[3-9]' "${long[@]}" "${node[@]}" debug.delay.ms=30
+stopped 3 parts 5 "${long[@]}" "${node[@]}" debug.fault=step@step=5:delay=2000
 run 3 parts "${long[@]}" "${node[@]}"
 compare straight parts 0 0 exact
 run 3 kept "${long[@]}" train.epochs=1

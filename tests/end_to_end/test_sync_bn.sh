@@ -33,7 +33,7 @@ compare shared-3 again 0 0 exact
 run 3 tcp-again "${sync[@]}" exchange.transport=tcp
 compare tcp-3 tcp-again 0 0 exact
 run 3 long "${sync[@]}" train.epochs=3
-stopped 3 parts '[3-9]' "${sync[@]}" train.epochs=3 debug.delay.ms=30
+stopped 3 parts 5 "${sync[@]}" train.epochs=3 debug.fault=step@step=5:delay=2000
 run 3 parts "${sync[@]}" train.epochs=3
 compare long parts 0 0 exact
 # on another number of ranks it goes on with the same statistics

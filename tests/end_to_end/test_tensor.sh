@@ -80,7 +80,7 @@ same sync-1 sync-4
 
 # ---- stopped, and split otherwise ------------------------------------------------------------------------------------------------
 run 2 straight "${one[@]}" train.batch=64 split.tensor=2
-stopped 2 stopped '[3-6]' "${one[@]}" train.batch=64 split.tensor=2 debug.delay.ms=30
+stopped 2 stopped 4 "${one[@]}" train.batch=64 split.tensor=2 debug.fault=step@step=4:delay=2000
 run 2 stopped "${one[@]}" train.batch=64 split.tensor=2
 compare straight stopped 0 0 exact
 run 1 whole "${one[@]}" train.batch=64 train.steps=6 train.eval_every=never

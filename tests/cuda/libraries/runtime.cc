@@ -315,10 +315,20 @@ bool pl_fake_submit(cudaStream_t stream, double takes_ms, const std::function<vo
 
 int pl_emulated_moves, pl_emulated_replays;
 
+int pl_emulated_waiting(void)
+{
+    Guard guard(lock);
+    size_t waiting = 0;
+    for (Stream *s : streams)
+        waiting += s->queue.size();
+    return (int)waiting;
+}
+
 static void __attribute__((destructor)) tell(void)
 {
     if (getenv("PL_FAKE_TELL"))
-        fprintf(stderr, "stand-ins: %d copies within a device, %d of pageable memory\n", pl_emulated_moves, pageable);
+        fprintf(stderr, "stand-ins: %d copies within a device, %d of pageable memory; left: %d in device memory, %d pinned\n", pl_emulated_moves, pageable, (int)blocks.size(),
+                (int)pinned.size());
 }
 
 /* ---- kernels ------------------------------------------------------------------------------------ */
