@@ -16,12 +16,15 @@ static void print_own_error(pl_status s)
     pl_log("%s", text ? text : "failed without a message");
 }
 
+/* Who lost a peer, or only heard of it, comes after what may have been the cause. */
+static int weight(int code) { return code == 0 ? 0 : code == PL_ERR_ECHO ? -1 : code == PL_ERR_PEER ? -2 : -3; }
+
 pl_status pl_world_first(struct pl_world *w, int mine, int *rank, int *code)
 {
-    struct { int failed, rank; } in = {mine != 0 ? -1 : 0, w->rank}, out = {0, 0};
+    struct { int failed, rank; } in = {weight(mine), w->rank}, out = {0, 0};
     *rank = -1;
     *code = mine;
-    /* MINLOC: the lowest rank among those that failed. */
+    /* MINLOC: the lowest rank among the heaviest. */
     PL_MPI(MPI_Allreduce(&in, &out, 1, MPI_2INT, MPI_MINLOC, pl_world_comm(w)));
     if (!out.failed)
         return PL_OK;

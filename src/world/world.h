@@ -40,13 +40,13 @@ void pl_world_leave(struct pl_world *w);
 pl_status pl_world_part(struct pl_world *w, int colour, struct pl_world *out);
 void pl_world_part_leave(struct pl_world *part);
 
-/* Set-up, open, load and save: every rank brings its status, every rank leaves with the worst one.
- * The lowest failing rank prints its recorded message, once. Collective. Returns the status of that rank
- * on all ranks, so that all exit with the same code. */
+/* Set-up, open, load and save: every rank brings its status, every rank leaves with the worst one: a cause before what may
+ * follow from it, PL_ERR_PEER before PL_ERR_ECHO, and among the same the lowest rank's, which prints its recorded message, once.
+ * Collective. */
 pl_status pl_world_agree(struct pl_world *w, pl_status mine);
 
-/* The same in silence, for what may fail: the code, not 0, of the lowest rank that brings one; rank -1
- * where none does. Collective. */
+/* The same in silence, for what may fail, with other codes too: the code, not 0, of the rank that would speak; rank -1 where
+ * none brings one. Collective. */
 pl_status pl_world_first(struct pl_world *w, int mine, int *rank, int *code);
 
 /* Prints the recorded message, unless it has been: before what may record or clear others. */

@@ -35,6 +35,21 @@ loss=$(grep -o 'test loss .*' out)
 for f in cudaStreamBeginCapture cudaStreamEndCapture cudaGraphInstantiate; do
     PL_FAKE_FAIL=$f:1 train model=net-bn.yaml && [ -n "$loss" ] && [ "$(grep -o 'test loss .*' out)" = "$loss" ] || fail "$f: $(tail -n 3 out), wanted $loss"
 done
+# So do sums that NCCL makes, of one rank or of all.
+if "$PACELINE" doctor | grep -q 'NCCL [0-9]'; then
+    while read -r f who; do
+        # shellcheck disable=SC2016
+        ranks 2 bash -c '[ "$1" != "all" ] && [ "$1" != "$OMPI_COMM_WORLD_RANK" ] || export PL_FAKE_FAIL=$2; exec "${@:3}"' - "$who" "$f" \
+            "$PACELINE" train job.yaml device.kind=cuda checkpoint.dir=none report.dir=none train.steps=4 exchange.transport=nccl exchange.timeout="5 s" >out 2>&1 </dev/null
+        code=$?
+        [ $code = 5 ] && grep -qE '^\[rank ./2 .*\] transport nccl: nccl' out || fail "$f on $who: exit $code: $(tail -n 3 out)"
+    done <<L
+ncclGetUniqueId:1 0
+ncclCommInitRankConfig:1 1
+ncclAllReduce:$((1 + RANDOM % 4)) 1
+ncclCommGetAsyncError:$((1 + RANDOM % 10)) all
+L
+fi
 for mb in 1 30 33 40; do
     PL_FAKE_MEMORY_MB=$mb train; code=$?
     [ $code = 0 ] || { [ $code = 7 ] && grep -qE "out of memory: [0-9.]+ MB asked for .*, [0-9.]+ MB of [0-9.]+ MB are free" out; } || fail "$mb MB of device memory: exit $code: $(tail -n 3 out)"

@@ -27,6 +27,11 @@ static void check_agreement(struct pl_grid *g)
     CHECK(pl_world_broadcast(&g->row, &said, sizeof said, g->stages - 1) == PL_OK && said == g->stages - 1, "broadcast in a row: %d", said);
     CHECK(pl_world_first(&g->column, g->stage == 1 && g->replica == 0 ? 7 : 0, &rank, &code) == PL_OK, "first");
     CHECK(g->stage == 1 ? rank == 0 && code == 7 : rank == -1, "stage %d: rank %d, code %d", g->stage, rank, code);
+    const int last = g->stages - 1, follow[] = {PL_ERR_ECHO, PL_ERR_PEER}, cause[] = {PL_ERR_PEER, PL_ERR_MEMORY};
+    for (int i = 0; i < 2; i++) {
+        CHECK(pl_world_first(&g->row, g->row.rank == last ? cause[i] : follow[i], &rank, &code) == PL_OK, "first");
+        CHECK(rank == last && code == cause[i], "the cause is rank %d's, %d: rank %d, code %d", last, cause[i], rank, code);
+    }
 }
 
 static float value(int from, int round, int k, int64_t i) { return (float)((i * 3 + from * 101 + round * 11 + k) % 4093); }

@@ -96,11 +96,11 @@ void enter()
         let_all(true);
 }
 
-/* The host finds it closed after every eighth time, which takes long, and new memory at once. */
+/* The host finds it closed after every 32nd time, as closing takes long, and new memory at once. */
 void leave()
 {
     static int times;
-    if (--inside == 0 && ++times % 8 == 0)
+    if (--inside == 0 && ++times % 32 == 0)
         let_all(false);
 }
 
