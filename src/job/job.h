@@ -140,6 +140,9 @@ void pl_job_print_keys(const char *prefix, const struct pl_key *keys);
 /* Adds "optimizer.lr 0.1 (was 0.01), ..." of the keys that shape what is learnt, where the two jobs differ. Nothing of the
  * model, of what has notes of its own (precision, seed), and of how a run is carried out. */
 void pl_job_changes(const struct pl_job *was, const struct pl_job *is, struct pl_text *out);
+/* Adds what all ranks of a run need alike: key=VALUE, a line each, then the model. Of paths only whether there is one; nothing of what
+ * a node may need otherwise (threads, an interface, memory), and of faults for trials. */
+void pl_job_common(const struct pl_job *j, struct pl_text *out);
 /* The value of a key in this job, a line, to stdout. PL_ERR_USAGE: there is no such key. */
 pl_status pl_job_print_value(const struct pl_job *j, const char *key);
 

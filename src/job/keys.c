@@ -215,3 +215,29 @@ void pl_job_changes(const struct pl_job *was, const struct pl_job *is, struct pl
         pl_text_free(&now);
     }
 }
+
+static bool is_one_of(const char *const *names, size_t n, const char *key)
+{
+    for (size_t i = 0; i < n; i++)
+        if (strcmp(key, names[i]) == 0)
+            return true;
+    return false;
+}
+
+void pl_job_common(const struct pl_job *j, struct pl_text *out)
+{
+    static const char *const own[] = {"data.threads", "data.train.cache", "data.test.cache", "train.threads", "exchange.interface", "device.memory_limit",
+                                      "debug.fault", "debug.delay.ms", "debug.delay.rank", "debug.delay.probability", "debug.delay.distribution", "debug.delay.shape"};
+    static const char *const paths[] = {"data.train.file", "data.train.files", "data.test.file", "data.test.files", "data.stage", "train.init",
+                                        "exchange.table", "checkpoint.dir", "checkpoint.resume", "report.dir"};
+    for (const struct pl_key *k = pl_job_keys; k->name; k++) {
+        struct pl_text value = {0};
+        if (is_one_of(own, sizeof own / sizeof *own, k->name))
+            continue;
+        pl_value_text(k, j, &value);
+        bool none = !value.s || strcmp(value.s, "none") == 0 || strcmp(value.s, "[]") == 0;
+        pl_text_add(out, "%s=%s\n", k->name, none ? "none" : is_one_of(paths, sizeof paths / sizeof *paths, k->name) ? "(a path)" : value.s);
+        pl_text_free(&value);
+    }
+    pl_node_emit(pl_node_get(j->root, "model"), 0, out);
+}

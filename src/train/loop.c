@@ -724,7 +724,7 @@ pl_status pl_train(struct pl_world *w, const struct pl_job *job, struct pl_train
 {
     struct run r = {.watch = watch};
     char path[4096] = "";
-    pl_status s = job->checkpoint.dir ? pl_world_agree(w, pl_signals_catch(&job->checkpoint.signals)) : PL_OK;
+    pl_status s = pl_world_agree(w, job->checkpoint.dir ? pl_signals_catch(&job->checkpoint.signals) : PL_OK);
     if (s == PL_OK)
         s = set_up(&r, w, job, path, sizeof path);
     if (s < 0) {

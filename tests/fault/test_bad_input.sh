@@ -26,6 +26,28 @@ expect 3 "$PWD/nan.h5:/data: is float32 [N, 1, 12, 12], in $PWD/train.h5 it is u
 expect 3 "$PWD/label.h5:/label: sample 300 has label 7, wanted 0..3" 3 job.yaml "$(files 'train.h5, label.h5')" data.train.shuffle=false
 expect 3 "train.h5: is twice in files" 3 job.yaml "$(files 'train.h5, ./train.h5')"
 expect 2 "data.train.file and data.train.files are both given" 3 job.yaml "$(data train.h5)" "$(files train.h5)"
+say "jobs that differ by rank"
+cat >by_rank.sh <<S
+#!/bin/sh
+[ "\${OMPI_COMM_WORLD_RANK:-\$PMI_RANK}" = 1 ] || unset OTHER
+exec "$PACELINE" "\$@" \$OTHER
+S
+chmod +x by_rank.sh
+sed 's/filters: 6/filters: 7/' net.yaml >seven.yaml
+differ() { # differ KEY=VALUE TEXT: rank 1 alone is given it
+    local mine=$PACELINE
+    PACELINE=$PWD/by_rank.sh
+    export OTHER=$1
+    expect 2 "[rank 1/3 $(hostname)] train: this rank was given another job than rank 0: here $2" 3 job.yaml checkpoint.dir=none report.dir=none
+    PACELINE=$mine
+}
+differ optimizer.lr=0.25 "optimizer.lr=0.25, there optimizer.lr=0.05"
+differ train.eval_every=never "train.eval_every=never, there train.eval_every=1 epochs"
+differ model=seven.yaml "- {name: conv1, kind: conv, filters: 7, kernel: 3}, there - {name: conv1, kind: conv, filters: 6, kernel: 3}"
+differ checkpoint.dir=there "checkpoint.dir=(a path), there checkpoint.dir=none"
+ln -s "$PWD" there
+OTHER="data.train.file=there/train.h5 train.threads=2" ranks 3 ./by_rank.sh train job.yaml checkpoint.dir=none report.dir=none train.steps=2 >out 2>&1 || fail "what a node may need otherwise: exit $?: $(tail -n 3 out)"
+
 say staging
 touch blocked
 expect 3 "blocked/stage: cannot be made" 3 job.yaml data.stage=blocked/stage

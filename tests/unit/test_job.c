@@ -307,6 +307,36 @@ static void test_tables(void **state)
 }
 
 /* Damaged text never crashes: every prefix of a job, and every job with one byte changed. */
+static bool have_in_common(const char *a, const char *b)
+{
+    struct pl_text of_a = {0}, of_b = {0};
+    struct pl_job *first = parsed(a), *second = parsed(b);
+    pl_job_common(first, &of_a);
+    pl_job_common(second, &of_b);
+    bool same = strcmp(of_a.s, of_b.s) == 0;
+    pl_text_free(&of_a);
+    pl_text_free(&of_b);
+    pl_job_destroy(first);
+    pl_job_destroy(second);
+    return same;
+}
+
+static void test_common(void **state)
+{
+    (void)state;
+    static const char first[] = MODEL DATA TRAIN;
+    assert_true(have_in_common(first, "# a comment\n" TRAIN MODEL "data: {train: {file: b/a.h5, cache: none}}\n"));
+    assert_true(have_in_common(first, MODEL DATA "train: {steps: 10, threads: 3, seed: 1}\nexchange: {interface: lo}\n"));
+    assert_true(have_in_common(MODEL DATA TRAIN "checkpoint: {dir: a}\n", MODEL DATA TRAIN "checkpoint: {dir: b}\n"));
+    assert_false(have_in_common(first, MODEL DATA TRAIN "checkpoint: {dir: b}\n"));
+    assert_false(have_in_common(first, MODEL "data: {train: {files: [a.h5]}}\n" TRAIN));
+    assert_false(have_in_common(first, MODEL DATA "train: {steps: 11}\n"));
+    assert_false(have_in_common(first, MODEL DATA TRAIN "optimizer: {lr: 0.0100001}\n"));
+    assert_false(have_in_common(first, MODEL DATA TRAIN "exchange: {bucket_mb: 5}\n"));
+    assert_false(have_in_common(first, "model:\n  name: m\n  input: {data: [3], label: int}\n  layers:\n    - {name: d, kind: dense, units: 3}\n"
+                                       "    - {name: loss, kind: softmax_loss}\n" DATA TRAIN));
+}
+
 static void test_damaged(void **state)
 {
     (void)state;
@@ -338,6 +368,6 @@ static void test_damaged(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_places), cmocka_unit_test(test_choices), cmocka_unit_test(test_values),
-                                       cmocka_unit_test(test_overrides), cmocka_unit_test(test_tables), cmocka_unit_test(test_damaged)};
+                                       cmocka_unit_test(test_overrides), cmocka_unit_test(test_tables), cmocka_unit_test(test_common), cmocka_unit_test(test_damaged)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
