@@ -14,8 +14,8 @@ static void first_difference(const char **a, const char **b)
         *a += n + ((*a)[n] == '\n' ? 1 : 0);
         *b += n + ((*b)[n] == '\n' ? 1 : 0);
     }
-    *a += strspn(*a, " ");
-    *b += strspn(*b, " ");
+    *a += strspn(*a, " -");
+    *b += strspn(*b, " -");
 }
 
 static pl_status compare(const char *here, const char *first)

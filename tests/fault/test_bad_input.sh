@@ -43,7 +43,7 @@ differ() { # differ KEY=VALUE TEXT: rank 1 alone is given it
 }
 differ optimizer.lr=0.25 "optimizer.lr=0.25, there optimizer.lr=0.05"
 differ train.eval_every=never "train.eval_every=never, there train.eval_every=1 epochs"
-differ model=seven.yaml "- {name: conv1, kind: conv, filters: 7, kernel: 3}, there - {name: conv1, kind: conv, filters: 6, kernel: 3}"
+differ model=seven.yaml "{name: conv1, kind: conv, filters: 7, kernel: 3}, there {name: conv1, kind: conv, filters: 6, kernel: 3}"
 differ checkpoint.dir=there "checkpoint.dir=(a path), there checkpoint.dir=none"
 ln -s "$PWD" there
 OTHER="data.train.file=there/train.h5 train.threads=2" ranks 3 ./by_rank.sh train job.yaml checkpoint.dir=none report.dir=none train.steps=2 >out 2>&1 || fail "what a node may need otherwise: exit $?: $(tail -n 3 out)"
