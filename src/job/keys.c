@@ -180,6 +180,14 @@ pl_status pl_job_print_value(const struct pl_job *j, const char *key)
     return pl_error(PL_ERR_USAGE, "job", "there is no key %s%s%s%s", key, near ? "\ndid you mean " : "", near ? near : "", near ? "?" : "");
 }
 
+static bool is_one_of(const char *const *names, size_t n, const char *key)
+{
+    for (size_t i = 0; i < n; i++)
+        if (strcmp(key, names[i]) == 0)
+            return true;
+    return false;
+}
+
 /* What a run learns depends on it, and nothing else tells of it when it changes, as of the global batch. */
 static bool shapes_learning(const char *key)
 {
@@ -189,9 +197,7 @@ static bool shapes_learning(const char *key)
     bool yes = false;
     for (size_t i = 0; i < sizeof rooms / sizeof *rooms; i++)
         yes = yes || strncmp(key, rooms[i], strlen(rooms[i])) == 0;
-    for (size_t i = 0; i < sizeof not / sizeof *not; i++)
-        yes = yes && strcmp(key, not[i]) != 0;
-    return yes;
+    return yes && !is_one_of(not, sizeof not / sizeof *not, key);
 }
 
 static void value_of(const struct pl_job *j, const struct pl_key *k, struct pl_text *t)
@@ -214,14 +220,6 @@ void pl_job_changes(const struct pl_job *was, const struct pl_job *is, struct pl
         pl_text_free(&before);
         pl_text_free(&now);
     }
-}
-
-static bool is_one_of(const char *const *names, size_t n, const char *key)
-{
-    for (size_t i = 0; i < n; i++)
-        if (strcmp(key, names[i]) == 0)
-            return true;
-    return false;
 }
 
 void pl_job_common(const struct pl_job *j, struct pl_text *out)

@@ -28,7 +28,7 @@ static pl_status compare(const char *here, const char *first)
                     m > 0 ? m : 7, m > 0 ? first : "nothing");
 }
 
-pl_status pl_trainer_same_job(struct pl_world *w, const struct pl_job *job)
+pl_status pl_train_same_job(struct pl_world *w, const struct pl_job *job)
 {
     struct pl_text mine = {0};
     char *first = NULL;
@@ -36,7 +36,7 @@ pl_status pl_trainer_same_job(struct pl_world *w, const struct pl_job *job)
         return PL_OK;
     pl_text_add(&mine, "Paceline %s\n", PL_VERSION);
     pl_job_common(job, &mine);
-    uint64_t bytes = mine.len + 1;
+    uint64_t bytes = mine.len + 1; /* then rank 0's */
     pl_status s = pl_world_agree(w, mine.s ? PL_OK : PL_ERR_MEMORY);
     if (s == PL_OK)
         s = pl_world_agree(w, pl_world_broadcast(w, &bytes, sizeof bytes, 0));

@@ -113,7 +113,7 @@ int pl_trainer_parts(struct pl_trainer *t, struct pl_part *part);
 bool pl_trainer_differs(struct pl_trainer *t); /* anything of it does: a checkpoint has parts */
 
 /* train/same_job.c: whether all ranks were given the same job and run the same version. Collective; PL_ERR_USAGE on all. */
-pl_status pl_trainer_same_job(struct pl_world *w, const struct pl_job *job);
+pl_status pl_train_same_job(struct pl_world *w, const struct pl_job *job);
 
 /* train/deal.c */
 /* Samples of a micro-batch over so many members, as the job says. */

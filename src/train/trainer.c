@@ -331,7 +331,7 @@ pl_status pl_trainer_open(struct pl_trainer *t, struct pl_world *w, const struct
         pl_log_root("note: train.micro_shards is of train.reproducible and not used without");
     if (w->local_ranks * t->threads > w->node_cores)
         pl_log_root("note: %d ranks of %d thread%s share %d cores of this node and wait for each other", w->local_ranks, t->threads, t->threads == 1 ? "" : "s", w->node_cores);
-    pl_status s = pl_trainer_same_job(w, job);
+    pl_status s = pl_train_same_job(w, job);
     if (s == PL_OK)
         s = pl_world_agree(w, pl_fault_configure(job->debug.fault, w->rank));
     if (s == PL_OK)

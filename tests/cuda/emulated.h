@@ -1,7 +1,7 @@
 /* emulated: kernels on the host. The .cu files compiled as C++ find here what CUDA gives a kernel. Blocks run one after the
  * other, at most two in each direction so that loops over the grid go round; a block is one thread, or with
- * PL_EMULATED_THREADS=n so many real ones, whose barriers then are real too. Device memory (libraries/) can be touched while a
- * kernel runs only; a pointer to anything else that a kernel is given ends the program. */
+ * PL_EMULATED_THREADS=n so many real ones, whose barriers then are real too. Device memory (libraries/) is open while a kernel runs,
+ * and closed to the host now and then; a pointer to anything else that a kernel is given ends the program. */
 #ifndef PL_TESTS_CUDA_EMULATED_H
 #define PL_TESTS_CUDA_EMULATED_H
 

@@ -2,7 +2,6 @@
 # The cuda backend where calls of NVIDIA's libraries fail, over the stand-ins for these: a call of each function, whose number is drawn,
 # ends a run with 7 and a message, or is one that it does without; nothing crashes or hangs. PL_TEST_FAULTS draws others,
 # PL_TEST_ALL takes many of each.
-# A device with little memory.
 . "$PL_SOURCE_DIR/tests/tools/lib.sh"
 cd "$PL_TMPDIR" || exit 1
 cp "$tools"/*.yaml .
@@ -50,6 +49,7 @@ ncclAllReduce:$((1 + RANDOM % 4)) 1
 ncclCommGetAsyncError:$((1 + RANDOM % 10)) all
 L
 fi
+# A device with little memory.
 for mb in 1 30 33 40; do
     PL_FAKE_MEMORY_MB=$mb train; code=$?
     [ $code = 0 ] || { [ $code = 7 ] && grep -qE "out of memory: [0-9.]+ MB asked for .*, [0-9.]+ MB of [0-9.]+ MB are free" out; } || fail "$mb MB of device memory: exit $code: $(tail -n 3 out)"

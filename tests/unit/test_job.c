@@ -306,7 +306,6 @@ static void test_tables(void **state)
         check_table((*l)->keys, (*l)->name);
 }
 
-/* Damaged text never crashes: every prefix of a job, and every job with one byte changed. */
 static bool have_in_common(const char *a, const char *b)
 {
     struct pl_text of_a = {0}, of_b = {0};
@@ -337,6 +336,7 @@ static void test_common(void **state)
                                        "    - {name: loss, kind: softmax_loss}\n" DATA TRAIN));
 }
 
+/* Damaged text never crashes: every prefix of a job, and every job with one byte changed. */
 static void test_damaged(void **state)
 {
     (void)state;

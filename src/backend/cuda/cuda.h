@@ -3,8 +3,8 @@
  * It is a module of its own, opened at run time (backend/module.c), so that one binary also starts where CUDA's libraries
  * are missing. NVIDIA's headers are included by runtime.c (CUDA runtime), matmul.c (cuBLASLt), convolve.c (cuDNN) and
  * reduce.c (NCCL) alone; *.cu hold kernels behind the plain functions of kernels.h; everything else is C over those. The tests
- * build all of it for the host, over stand-ins for NVIDIA's libraries (tests/cuda), with device memory that faults when the
- * host touches it.
+ * build all of it for the host, over stand-ins for NVIDIA's libraries (tests/cuda), whose device memory is closed to the host
+ * now and then.
  *
  * All work goes to one stream in the order of the calls, copies of results to the host to a second one, those of the batch
  * after the present one to a third. A plan's forward and backward only start work: they neither wait for it nor allocate, so

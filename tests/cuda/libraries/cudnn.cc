@@ -45,7 +45,8 @@ struct Way { int algorithm; bool deterministic, supported, transforms; size_t wo
 std::vector<Way> ways(int product, const Tensor &w)
 {
     if (product == FORWARD)
-        return {{CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM, true, true, false, w.dim[2] == 5 ? (size_t)40 << 20 : 65536}, {CUDNN_CONVOLUTION_FWD_ALGO_WINOGRAD_NONFUSED, true, true, true, 1 << 20},
+        return {{CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM, true, true, false, w.dim[2] == 5 ? (size_t)40 << 20 : 65536},
+                {CUDNN_CONVOLUTION_FWD_ALGO_WINOGRAD_NONFUSED, true, true, true, 1 << 20},
                 {CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM, true, true, false, 0}, {CUDNN_CONVOLUTION_FWD_ALGO_FFT, true, false, true, 0}};
     if (product == DATA)
         return {{CUDNN_CONVOLUTION_BWD_DATA_ALGO_0, false, true, false, 0}, {CUDNN_CONVOLUTION_BWD_DATA_ALGO_1, true, true, false, 32768},

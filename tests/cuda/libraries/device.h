@@ -1,6 +1,7 @@
 /* device: what the stand-ins for NVIDIA's libraries have in common. Work that is given to a stream is kept and runs as late as it
- * may, or by PL_FAKE_ORDER (last, first, drawn; without it PL_TEST_SEED says) in another order that streams and events leave open: what is missing of them shows as wrong numbers. The
- * host can touch device memory only while work runs; what is given of it must lie in one allocation. Where the documentation
+ * may, or by PL_FAKE_ORDER (last, first, drawn; without it PL_TEST_SEED says) in another order that streams and events leave open:
+ * what is missing of them shows as wrong numbers. Device memory is closed to the host, new memory at once, the rest now and then,
+ * as that takes long: who touches it again and again faults. What is given of it must lie in one allocation. Where the documentation
  * says that a call is refused, it is. */
 #ifndef PL_TESTS_CUDA_LIBRARIES_DEVICE_H
 #define PL_TESTS_CUDA_LIBRARIES_DEVICE_H
