@@ -27,6 +27,11 @@ enum pl_op_kind {
     PL_OP_CONV,           /* params W [O, C/groups, kh, kw], b [O] (if bias) */
     PL_OP_MAXPOOL, PL_OP_AVGPOOL, /* padding counts in neither, but in an average with count_pad as zeros */
     PL_OP_RELU, PL_OP_SIGMOID, PL_OP_TANH,
+    PL_OP_EMBEDDING,      /* y[N,T,D]: rows of the param W [entries, D], by x[N,T] (any shape of T numbers), integers below entries */
+    /* Recurrent cells over the positions of x[N,T,I]; h and c begin with 0. Params W [G*H, I], U [G*H, H] and, if bias, b and bu
+     * [G*H], with the gates one below the other as in cuDNN and PyTorch. y[N,T,H] is h at each position; last: y[N,H] at the last one. */
+    PL_OP_LSTM,           /* G = 4: i f g o (Hochreiter and Schmidhuber 1997, Gers et al. 2000) */
+    PL_OP_GRU,            /* G = 3: r z n, n = tanh(W x + b + r * (U h + bu)) (Cho et al. 2014) */
     PL_OP_DROPOUT,        /* keeps with 1 - rate, scales by 1 / (1 - rate) in training; identity in evaluation */
     PL_OP_BATCHNORM,      /* over N, H, W of the real rows, with sync those of all ranks; params scale, shift, running mean, running variance [C] */
     PL_OP_LRN,            /* across channels: y = x / (k + alpha/size * sum x^2)^beta (Krizhevsky 2012, Caffe's form) */
@@ -49,11 +54,14 @@ struct pl_op {
     int64_t kernel[2], stride[2], pad_begin[2], pad_end[2], dilation[2], groups; /* h, w */
     bool count_pad;                /* avgpool */
     double rate;                   /* dropout */
+    bool last;                     /* recurrent cells */
+    /* Where not 0: every sample is so many rows of this operation, which dim[0] of x and y counts, and so does io.rows. */
+    int64_t positions;
     int64_t first;                 /* dropout: the place of y's first number among a sample's, where only a part of them is here */
     double epsilon, momentum;      /* batchnorm: running = momentum * running + (1 - momentum) * batch */
     bool sync;                     /* batchnorm: in training statistics are those of all ranks' rows (io.sum) */
     int64_t size; double alpha, beta, k; /* lrn */
-    int64_t label_floats;          /* losses: 0 = int32 classes */
+    int64_t label_floats;          /* losses: 0 = int32 classes, one a row */
     double weight;                 /* losses: times the loss in what is trained on */
     double smoothing;              /* softmax_loss: this part of the target is shared by all classes (Szegedy 2016) */
     bool need_dx[PL_MAX_INPUTS];   /* backward must write dx[i] */
@@ -61,6 +69,8 @@ struct pl_op {
     bool p_bf16;                   /* p[0] comes in bf16 too, only where wants_bf16 says so */
     bool relu;                     /* y = max(y, 0) at the end, only where fuses_relu says so; backward may overwrite dy */
 };
+
+static inline int64_t pl_op_positions(const struct pl_op *op) { return op->positions > 0 ? op->positions : 1; }
 
 /* Two sums a channel, and the rows that they are over. 0: the operation sums nothing over ranks. */
 static inline int64_t pl_op_sync_values(const struct pl_op *op) { return op->sync ? 2 * op->x[0].dim[1] + 1 : 0; }

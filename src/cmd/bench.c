@@ -35,13 +35,16 @@ static void made_up_release(void *arg, struct pl_batch *b) { (void)arg, (void)b;
 static pl_status made_up_make(struct made_up *m, const struct pl_trainer *t)
 {
     const struct pl_job_input *in = &t->job->input;
-    int64_t row = 1, classes = pl_graph_classes(t->graph), wide = classes > 0 ? 1 : in->label_floats;
+    int64_t row = 1, classes = pl_graph_classes(t->graph), entries = pl_graph_entries(t->graph), wide = pl_input_labels(in);
     struct pl_rng r = pl_rng_make(1, (uint64_t)t->world->rank, 0, 0);
     for (int d = 0; d < in->dims; d++)
         row *= in->dim[d];
     PL_TRY(pl_batch_make(&m->batch, t->batch, row, (size_t)wide * sizeof(float), NULL));
     m->batch.rows = t->batch;
-    pl_rng_normals(&r, m->batch.data, t->batch * row);
+    if (entries == 0)
+        pl_rng_normals(&r, m->batch.data, t->batch * row);
+    for (int64_t i = 0; i < t->batch * row && entries > 0; i++)
+        m->batch.data[i] = (float)pl_rng_below(&r, (uint64_t)entries);
     for (int64_t i = 0; i < t->batch * wide && classes > 0; i++)
         ((int32_t *)m->batch.label)[i] = (int32_t)pl_rng_below(&r, (uint64_t)classes);
     for (int64_t i = 0; i < t->batch; i++)

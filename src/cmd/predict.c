@@ -1,5 +1,6 @@
 /* paceline predict JOB.yaml --out FILE.h5: the network's output for every sample of a set, in the
- * set's order: /output [N, ...] and, where the output is one row of classes, /class [N]. */
+ * set's order: /output [N, ...] and, where the output is one row of classes, /class [N]; where it is one
+ * at each position, [N, positions, classes], /class [N, positions]. */
 #include "cmd/cmd.h"
 
 #include <errno.h>
@@ -13,8 +14,17 @@ struct prediction {
     struct pl_h5 *file;
     struct pl_h5ds *output, *class;
     char *part;    /* what it is called while it is written */
-    int32_t *best; /* [batch] */
+    int64_t rows;  /* of classes, of a sample; 0: the output is none */
+    int32_t *best; /* [batch, rows] */
 };
+
+static int64_t rows_of_classes(const struct prediction *p)
+{
+    const struct pl_shape *y = pl_graph_output_shape(p->t.graph);
+    if (y->dims == 3 && pl_graph_classes(p->t.graph) > 0)
+        return y->dim[1];
+    return pl_shape_row_elems(y) == y->dim[1] ? 1 : 0;
+}
 
 static pl_status make_file(struct prediction *p, const char *out)
 {
@@ -29,22 +39,23 @@ static pl_status make_file(struct prediction *p, const char *out)
     dim[0] = pl_dataset_samples(p->data);
     PL_TRY(pl_h5_create(p->part, "predict", PL_ERR_CHECKPOINT, &p->file));
     PL_TRY(pl_h5_make_dataset(p->file, "/output", PL_F32, y->dims, dim, 0, 0, &p->output));
-    if (pl_shape_row_elems(y) != y->dim[1])
+    p->rows = rows_of_classes(p);
+    if (p->rows == 0)
         return PL_OK;
-    p->best = pl_alloc((size_t)p->t.batch * sizeof *p->best, "predicted classes");
+    p->best = pl_alloc((size_t)(p->t.batch * p->rows) * sizeof *p->best, "predicted classes");
     if (!p->best)
         return PL_ERR_MEMORY;
-    return pl_h5_make_dataset(p->file, "/class", PL_I32, 1, dim, 0, 0, &p->class);
+    return pl_h5_make_dataset(p->file, "/class", PL_I32, y->dims == 3 ? 2 : 1, dim, 0, 0, &p->class);
 }
 
 static pl_status write_rows(void *arg, int64_t first, int64_t rows, const float *y)
 {
     struct prediction *p = arg;
-    int64_t width = pl_shape_row_elems(pl_graph_output_shape(p->t.graph));
     PL_TRY(pl_h5_write_rows(p->output, first, rows, PL_F32, y));
     if (!p->class)
         return PL_OK;
-    for (int64_t r = 0; r < rows; r++) {
+    int64_t width = pl_shape_row_elems(pl_graph_output_shape(p->t.graph)) / p->rows;
+    for (int64_t r = 0; r < rows * p->rows; r++) {
         p->best[r] = 0;
         for (int64_t c = 1; c < width; c++)
             if (y[r * width + c] > y[r * width + p->best[r]])

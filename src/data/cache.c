@@ -20,7 +20,8 @@ struct pl_cache {
     struct pl_dataset *d;
     bool labels_only, encoded;   /* encoded: images of differing lengths are read */
     size_t row_bytes;            /* 0: of those, or labels only */
-    int64_t classes, slots, clock, released; /* released: blocks used later are still borrowed */
+    int64_t classes, entries;    /* as in the loader's options */
+    int64_t slots, clock, released; /* released: blocks used later are still borrowed */
     struct slot *slot;
     int64_t *slot_of;            /* [blocks], -1: not here */
     unsigned char *data, *label; /* behind the slots */
@@ -43,7 +44,7 @@ static pl_status make_slots(struct pl_cache *c)
 {
     struct pl_dataset *d = c->d;
     size_t rows = (size_t)d->samples, row = c->row_bytes, data_bytes, label_bytes;
-    int64_t label_elems = d->want.label_floats ? d->want.label_floats : 1;
+    int64_t label_elems = pl_input_labels(&d->want);
     if ((!one_each(c) && !pl_mul_size((size_t)c->slots, (size_t)d->block_rows, &rows)) ||
         !pl_mul_size(rows, row, &data_bytes) ||
         !pl_mul_size(rows, d->label_bytes, &label_bytes))
@@ -70,18 +71,18 @@ static pl_status make_slots(struct pl_cache *c)
     return PL_OK;
 }
 
-pl_status pl_cache_create(struct pl_dataset *d, int64_t classes, bool shuffled, bool labels_only,
-                          struct pl_cache **out)
+pl_status pl_cache_create(struct pl_dataset *d, const struct pl_loader_options *o, struct pl_cache **out)
 {
     struct pl_cache *c = pl_alloc(sizeof *c, "a cache");
     if (!c)
         return PL_ERR_MEMORY;
     c->d = d;
-    c->encoded = d->encoded && !labels_only;
-    c->row_bytes = d->encoded || labels_only ? 0 : d->row_bytes;
-    c->labels_only = labels_only;
-    c->classes = classes;
-    c->slots = slots_needed(d, shuffled);
+    c->encoded = d->encoded && !o->labels_only;
+    c->row_bytes = d->encoded || o->labels_only ? 0 : d->row_bytes;
+    c->labels_only = o->labels_only;
+    c->classes = o->classes;
+    c->entries = o->entries;
+    c->slots = slots_needed(d, o->shuffle);
     pl_status s = make_slots(c);
     if (s < 0)
         pl_cache_destroy(c);
@@ -187,19 +188,48 @@ static pl_status check_numbers(const char *path, const char *name, enum pl_dtype
     return bad ? name_bad(path, name, t, p, first, rows, width) : PL_OK;
 }
 
+/* The place of a value among several of its sample; a class of its own so that it can stand in a message. */
+struct place {
+    char s[40];
+};
+
+static struct place place_of(int64_t i, int64_t width)
+{
+    struct place p = {{0}};
+    if (width > 1)
+        snprintf(p.s, sizeof p.s, " at element %lld", (long long)(i % width));
+    return p;
+}
+
 static pl_status take_classes(const struct pl_cache *c, const char *path, enum pl_dtype t,
                               int64_t first, int64_t rows, int32_t *out)
 {
-    int64_t most = c->classes > 0 ? c->classes - 1 : INT32_MAX;
-    for (int64_t i = 0; i < rows; i++) {
+    int64_t most = c->classes > 0 ? c->classes - 1 : INT32_MAX, width = pl_input_labels(&c->d->want);
+    for (int64_t i = 0; i < rows * width; i++) {
         int64_t v = integer_at(t, c->stored_label, i);
         if (v < 0 || v > most)
             return pl_error(PL_ERR_DATA, "data",
-                            "%s:/%s: sample %lld has label %lld, wanted 0..%lld"
+                            "%s:/%s: sample %lld has label %lld%s, wanted 0..%lld"
                             "\nthe model's last layer says how many classes there are",
-                            path, pl_dataset_plain(c->d->set->label),
-                            (long long)(first + i), (long long)v, (long long)most);
+                            path, pl_dataset_plain(c->d->set->label), (long long)(first + i / width), (long long)v,
+                            place_of(i, width).s, (long long)most);
         out[i] = (int32_t)v;
+    }
+    return PL_OK;
+}
+
+/* Rows of a table of parameters, by their number. */
+static pl_status check_entries(const struct pl_cache *c, const char *path, const void *data, int64_t first, int64_t rows)
+{
+    const struct pl_dataset *d = c->d;
+    for (int64_t i = 0; i < rows * d->row_elems; i++) {
+        double v = number_at(d->type, data, i);
+        if (!(v >= 0 && v < (double)c->entries && v == floor(v)))
+            return pl_error(PL_ERR_DATA, "data",
+                            "%s:/%s: sample %lld has %.17g%s, wanted an integer of 0..%lld"
+                            "\nthe model's embedding says how many entries there are",
+                            path, pl_dataset_plain(d->set->data), (long long)(first + i / d->row_elems), v,
+                            place_of(i, d->row_elems).s, (long long)(c->entries - 1));
     }
     return PL_OK;
 }
@@ -210,9 +240,9 @@ static pl_status read_labels(struct pl_cache *c, const struct pl_set_file *p, st
 {
     struct pl_dataset *d = c->d;
     enum pl_dtype t = pl_h5_dataset_info(p->label)->dtype;
-    int64_t width = d->want.label_floats;
+    int64_t width = pl_input_labels(&d->want);
     PL_TRY(pl_h5_read_rows(p->label, first, rows, t, c->stored_label));
-    if (width == 0)
+    if (d->want.label_floats == 0)
         return take_classes(c, p->path, t, first, rows, (int32_t *)(void *)s->label);
     PL_TRY(check_numbers(p->path, d->set->label, t, c->stored_label, first, rows, width));
     float *out = (float *)(void *)s->label;
@@ -234,6 +264,8 @@ static pl_status read_block(struct pl_cache *c, struct slot *s, int64_t block)
         PL_TRY(pl_h5_read_rows(p->data, first, rows, d->type, s->data));
         c->read_bytes += rows * (int64_t)d->row_bytes;
         PL_TRY(check_numbers(p->path, d->set->data, d->type, s->data, first, rows, d->row_elems));
+        if (c->entries > 0)
+            PL_TRY(check_entries(c, p->path, s->data, first, rows));
     }
     return p->label ? read_labels(c, p, s, first, rows) : PL_OK;
 }

@@ -76,7 +76,7 @@ struct pl_batch {
     int64_t rows, capacity;  /* real rows; the rest is zero */
     float *data;             /* [capacity, ...] scaled, normalised, augmented; NULL where it comes as pixels */
     struct pl_pixels *pixels; /* or NULL */
-    void *label;             /* int32_t[capacity] or float[capacity, K] */
+    void *label;             /* int32_t[capacity, K] or float[capacity, K] */
     int64_t *index;          /* [capacity] sample index, -1 for padding */
     double read_ms, decode_ms; /* what the thread spent on it: blocks read and inflated; values, crops, copies */
     int64_t read_bytes;      /* of those blocks, inflated */
@@ -96,6 +96,7 @@ struct pl_loader_options {
     uint64_t seed;
     bool shuffle, augment;   /* random crop and flip; otherwise the centre crop */
     int64_t classes;         /* labels must be below this; 0: floats */
+    int64_t entries;         /* data must be integers below this, and are taken as they are; 0: any numbers */
     bool labels_only;        /* the samples themselves are neither read nor in the batches */
     bool pixels;             /* sets of uint8, but of JPEG images, come as pixels */
     int depth;               /* batches read ahead */

@@ -155,12 +155,12 @@ static pl_status check_inputs(struct pl_dataset *d, const struct pl_set_file *p)
 static pl_status check_labels(const struct pl_dataset *d, const struct pl_set_file *p)
 {
     const struct pl_h5_info *i = pl_h5_dataset_info(p->label), *x = pl_h5_dataset_info(p->data);
-    int64_t k = d->want.label_floats;
-    bool integer = i->dtype != PL_F32 && i->dtype != PL_F64;
-    if (i->dtype == PL_OTHER || (k == 0 && !integer))
-        return bad_type(p, d->set->label, k ? "floats" : "integers (classes)", i->dtype);
+    int64_t k = pl_input_labels(&d->want);
+    bool classes = d->want.label_floats == 0, integer = i->dtype != PL_F32 && i->dtype != PL_F64;
+    if (i->dtype == PL_OTHER || (classes && !integer))
+        return bad_type(p, d->set->label, classes ? "integers (classes)" : "floats", i->dtype);
     bool one = i->dims == 1 || (i->dims == 2 && i->dim[1] == 1);
-    if (k <= 1 ? !one : (i->dims != 2 || i->dim[1] != k))
+    if (k == 1 ? !one : (i->dims != 2 || i->dim[1] != k))
         return bad_shape(p, d->set->label, i, &k, k > 1 ? 1 : 0,
                          "change the model's input.label, or write the labels in this shape");
     if (i->dim[0] != x->dim[0])
@@ -435,7 +435,7 @@ pl_status pl_dataset_open(const struct pl_job_set *set, const struct pl_job_inpu
     if (d) {
         d->set = set;
         d->want = *want;
-        d->label_bytes = want->label_floats == 0 ? sizeof(int32_t) : (size_t)want->label_floats * sizeof(float);
+        d->label_bytes = (size_t)pl_input_labels(want) * sizeof(int32_t); /* floats are as long */
         s = open_set(d, &files, labels);
     }
     pl_files_free(&files);

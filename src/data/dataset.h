@@ -27,7 +27,7 @@ struct pl_dataset {
     int64_t raw[3];     /* channels, height, width as stored (1 where there are fewer); encoded: as wanted */
     int64_t row_elems;  /* as stored */
     size_t row_bytes;   /* encoded: the mean of the files */
-    size_t label_bytes; /* of one label in a batch: int32_t or float[K] */
+    size_t label_bytes; /* of one sample's label in a batch: int32_t[K] or float[K] */
     /* What is read at once: runs of rows of one file, whole chunks where there are chunks. */
     int64_t blocks, *block_first; /* [blocks + 1] */
     int64_t block_rows;           /* of the longest */
@@ -58,11 +58,10 @@ struct pl_memory_set { /* datasets /data and /label */
 /* stage.c: where the copy of a file is; owner: the caller. */
 char *pl_stage_path(const char *dir, const char *path);
 
-/* cache.c. `shuffled` says whether rows come window by window or one after the other; labels_only: rows are of no bytes. One
- * thread. */
+/* cache.c. Of the loader's options: shuffle says whether rows come window by window or one after the other; with labels_only rows
+ * are of no bytes. One thread. */
 struct pl_cache;
-pl_status pl_cache_create(struct pl_dataset *d, int64_t classes, bool shuffled, bool labels_only,
-                          struct pl_cache **out);
+pl_status pl_cache_create(struct pl_dataset *d, const struct pl_loader_options *o, struct pl_cache **out);
 void pl_cache_destroy(struct pl_cache *c);
 /* What reading cost since the last call: time, and bytes when inflated. */
 void pl_cache_cost(struct pl_cache *c, double *ms, int64_t *bytes);

@@ -78,9 +78,21 @@ static pl_status make_team(struct pl_loader *l)
 
 static int64_t rows_a_rank(int64_t global_batch, int ranks) { return (global_batch + ranks - 1) / ranks; }
 
+/* What names entries of a table is taken as it is. */
+static pl_status check_plain(const struct pl_dataset *d, const struct pl_loader_options *o)
+{
+    const struct pl_job_set *s = d->set;
+    bool plain = s->scale == 1 && s->mean.n == 0 && s->std.n == 0 && s->crop == 0 && !s->flip && s->pad == 0 && !d->encoded;
+    if (o->entries == 0 || o->labels_only || plain)
+        return PL_OK;
+    return pl_error(PL_ERR_DATA, "data", "%s: the model's embedding takes what is stored as numbers of entries\nleave out scale, mean, std and augment",
+                    pl_dataset_name(d));
+}
+
 static pl_status create(struct pl_loader *l)
 {
     struct pl_dataset *d = l->d;
+    PL_TRY(check_plain(d, &l->o));
     l->capacity = rows_a_rank(l->o.global_batch, l->o.ranks);
     l->label_bytes = d->label_bytes;
     l->sampler =
@@ -91,7 +103,7 @@ static pl_status create(struct pl_loader *l)
     l->augment = pl_augment_make(d, l->o.augment, l->o.seed);
     l->pixels = l->o.pixels && d->type == PL_U8 && !d->encoded && !l->o.labels_only;
     l->out_elems = l->o.labels_only ? 0 : l->augment.channels * l->augment.out_height * l->augment.out_width;
-    PL_TRY(pl_cache_create(d, l->o.classes, l->o.shuffle, l->o.labels_only, &l->cache));
+    PL_TRY(pl_cache_create(d, &l->o, &l->cache));
     PL_TRY(make_team(l));
     return make_batches(l);
 }

@@ -34,7 +34,8 @@ static size_t label_bytes(const struct pl_graph *g)
         return 0;
     const struct pl_layer *l = &g->layer[g->output];
     l->kind->op(l, &op);
-    return (size_t)g->batch * (op.label_floats > 0 ? (size_t)op.label_floats * sizeof(float) : sizeof(int32_t));
+    int64_t of_sample = op.label_floats > 0 ? op.label_floats : pl_op_positions(&op);
+    return (size_t)(g->batch * of_sample) * sizeof(int32_t); /* floats are as long */
 }
 
 static pl_status take(struct pl_graph *g, size_t bytes, const char *what, void **out)

@@ -34,7 +34,11 @@ static bool can_fold(const struct pl_graph *g, int i, const int *users)
     int from = g->layer[i].input[0];
     if (!pl_is_op(&g->layer[i], PL_OP_BATCHNORM) || from == PL_DATA || users[from] != 1)
         return false;
-    return pl_is_op(&g->layer[from], PL_OP_CONV) || pl_is_op(&g->layer[from], PL_OP_DENSE);
+    struct pl_op op = {0};
+    if (!g->layer[from].kind->op)
+        return false;
+    g->layer[from].kind->op(&g->layer[from], &op);
+    return (op.kind == PL_OP_CONV || op.kind == PL_OP_DENSE) && pl_op_positions(&op) == 1;
 }
 
 void pl_graph_find_folds(struct pl_graph *g, const int *users)

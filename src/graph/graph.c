@@ -7,7 +7,7 @@
 /* ---- plans ----------------------------------------------------------------------------------- */
 
 /* Layouts as far as they are chosen. */
-static struct pl_op operation(const struct pl_graph *g, int i)
+static struct pl_op operation(struct pl_graph *g, int i)
 {
     const struct pl_layer *l = &g->layer[i];
     const struct pl_node *n = &g->node[i];
@@ -32,6 +32,7 @@ static struct pl_op operation(const struct pl_graph *g, int i)
     l->kind->op(l, &op);
     op.sync = op.kind == PL_OP_BATCHNORM && g->sync_bn;
     pl_graph_fold_op(n, &op);
+    g->node[i].positions = pl_op_positions(&op);
     return op;
 }
 
@@ -140,7 +141,7 @@ static int64_t classes_of(const struct pl_layer *loss)
     loss->kind->op(loss, &op);
     if (op.label_floats > 0)
         return 0;
-    int64_t outputs = pl_shape_row_elems(&loss->x[0]);
+    int64_t outputs = pl_shape_row_elems(&op.x[0]);
     return outputs == 1 ? 2 : outputs; /* one output tells two classes apart */
 }
 
@@ -155,6 +156,16 @@ static pl_status check_labels(const struct pl_graph *g)
                                       l->name, (long long)classes_of(l), last->name, (long long)classes_of(last));
     }
     return PL_OK;
+}
+
+/* The least number of entries among the embeddings. */
+static int64_t entries_of(const struct pl_graph *g)
+{
+    int64_t entries = 0;
+    for (int i = 0; i < g->layers; i++)
+        if (pl_is_op(&g->layer[i], PL_OP_EMBEDDING) && (entries == 0 || g->layer[i].param[0].shape.dim[0] < entries))
+            entries = g->layer[i].param[0].shape.dim[0];
+    return entries;
 }
 
 /* ---- the whole network ----------------------------------------------------------------------- */
@@ -188,6 +199,7 @@ static void note_whole(struct pl_graph *g)
     w->signature = signature(g);
     w->output = g->layer[g->output].y;
     w->classes = g->has_loss ? classes_of(&g->layer[g->output]) : 0;
+    w->entries = entries_of(g);
     for (int i = 0; i < g->layers; i++) {
         w->losses += g->layer[i].kind->loss;
         w->flops += pl_layer_flops(&g->layer[i], 1);
@@ -346,6 +358,7 @@ int64_t pl_graph_elems(const struct pl_graph *g) { return g->elems; }
 int64_t pl_graph_weights(const struct pl_graph *g) { return g->weights; }
 int pl_graph_losses(const struct pl_graph *g) { return g->whole.losses; }
 int64_t pl_graph_classes(const struct pl_graph *g) { return g->whole.classes; }
+int64_t pl_graph_entries(const struct pl_graph *g) { return g->whole.entries; }
 uint64_t pl_graph_signature(const struct pl_graph *g) { return g->whole.signature; }
 double pl_graph_flops(const struct pl_graph *g, int64_t rows) { return g->whole.flops * (double)rows; }
 size_t pl_graph_arena_bytes(const struct pl_graph *g) { return g->arena_bytes; }

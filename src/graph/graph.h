@@ -98,7 +98,7 @@ typedef pl_status pl_sync_fn(void *arg, double *v, int64_t n);
 void pl_graph_set_sync(struct pl_graph *g, pl_sync_fn *sum, void *arg);
 int64_t pl_graph_sync_values(const struct pl_graph *g);
 size_t pl_graph_arena_bytes(const struct pl_graph *g);
-/* From here to pl_graph_classes: of the whole network, the same on every stage. */
+/* From here to pl_graph_entries: of the whole network, the same on every stage. */
 double pl_graph_flops(const struct pl_graph *g, int64_t rows); /* forward */
 /* Of names, kinds, shapes and who takes what from whom: "the same model", of graphs made alike. */
 uint64_t pl_graph_signature(const struct pl_graph *g);
@@ -108,6 +108,8 @@ const struct pl_shape *pl_graph_output_shape(const struct pl_graph *g);
 int pl_graph_losses(const struct pl_graph *g); /* with the main one */
 /* Labels are integers below this; 0: labels are floats, or there is no loss. */
 int64_t pl_graph_classes(const struct pl_graph *g);
+/* The data are integers below this, numbers of an embedding's entries; 0: any numbers. */
+int64_t pl_graph_entries(const struct pl_graph *g);
 
 /* Fills the parameters with their initial values. */
 void pl_graph_init(struct pl_graph *g, uint64_t seed);

@@ -32,13 +32,14 @@ struct pl_node {
     struct pl_plan *add;      /* y = x0 + x1 in place, for a root whose gradient is a sum */
     struct pl_layout layout;  /* of a root's output and gradient */
     void *weight_bf16;        /* its first parameter in bf16, in memory of the graph that has the parameters; or NULL */
+    int64_t positions;        /* rows of its operation for each sample */
     uint32_t key;             /* names dropout's random stream */
 };
 
 /* What everybody asks of the whole network, whichever stage of it is here. */
 struct pl_whole {
     uint64_t signature;
-    int64_t classes;
+    int64_t classes, entries;
     int losses;
     double flops; /* forward, of a sample */
     struct pl_shape output;

@@ -36,7 +36,7 @@ struct choice {
 
 static bool can_share(const struct pl_graph *g, int i, const struct pl_op *op)
 {
-    bool weights = op->kind == PL_OP_DENSE || (op->kind == PL_OP_CONV && op->groups == 1);
+    bool weights = (op->kind == PL_OP_DENSE && pl_op_positions(op) == 1) || (op->kind == PL_OP_CONV && op->groups == 1);
     return weights && i != g->output && g->layer[i].y.dim[1] % g->parts == 0;
 }
 

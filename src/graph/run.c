@@ -11,7 +11,7 @@ static const float *value(const struct pl_graph *g, const struct pl_graph_batch 
 static struct pl_io make_io(struct pl_graph *g, const struct pl_graph_batch *b, int i, bool train)
 {
     const struct pl_layer *l = &g->layer[i];
-    struct pl_io io = {.rows = b->rows,
+    struct pl_io io = {.rows = b->rows * g->node[i].positions,
                        .train = train,
                        .y = pl_span_memory(g, g->node[i].y),
                        .p_bf16 = g->node[i].weight_bf16,
@@ -58,22 +58,29 @@ static pl_status note_time(struct pl_graph *g, int k, double begin)
 /* A device's layers are only started here. */
 static double begin_trace(const struct pl_graph *g) { return g->far ? 0 : pl_trace_begin(); }
 
-static struct pl_loss_sums *sums_of(const struct pl_graph *g, int i, struct pl_loss_sums *sums, struct pl_loss_sums *auxiliary)
+/* What the loss of layer i adds up to. Of a loss at every position the mean over those counts for the sample; its weight has that already. */
+static void add_sums(const struct pl_graph *g, int i, const struct pl_loss_sums *found, struct pl_loss_sums *sums)
 {
-    return !g->layer[i].kind->loss ? NULL : i == g->output ? sums : auxiliary;
+    double share = 1 / (double)g->node[i].positions;
+    sums->total += found->total;
+    if (i != g->output)
+        return;
+    sums->loss += found->loss * share;
+    sums->correct += found->correct * share;
+    sums->correct5 += found->correct5 * share;
+    sums->rows += found->rows / g->node[i].positions;
 }
 
 /* Of losses that can leave their sums where they are. */
 static pl_status collect(struct pl_graph *g, const struct pl_graph_batch *b, struct pl_loss_sums *sums)
 {
     for (int i = 0; i < g->layers && b->label && g->table->loss_sums; i++) {
-        struct pl_loss_sums auxiliary = {0}, *to = sums_of(g, i, sums, &auxiliary);
-        if (!to || !g->node[i].plan)
+        struct pl_loss_sums found = {0};
+        if (!g->layer[i].kind->loss || !g->node[i].plan)
             continue;
-        const struct pl_io io = {.rows = b->rows, .label = b->label, .sums = to};
+        const struct pl_io io = {.rows = b->rows * g->node[i].positions, .label = b->label, .sums = &found};
         PL_TRY(g->table->loss_sums(g->node[i].plan, &io));
-        if (to == &auxiliary)
-            sums->total += auxiliary.total;
+        add_sums(g, i, &found, sums);
     }
     return PL_OK;
 }
@@ -89,15 +96,15 @@ static pl_status forward_layers(struct pl_graph *g, const struct pl_graph_batch 
         if (b->abandoned && b->abandoned(b->arg))
             return PL_END;
         struct pl_io io = make_io(g, b, i, train);
-        struct pl_loss_sums auxiliary = {0};
+        struct pl_loss_sums found = {0};
         if (io.label && !g->table->loss_sums)
-            io.sums = sums_of(g, i, sums, &auxiliary);
+            io.sums = &found;
         double begin = g->layer_ms ? pl_now_ms() : 0, traced = begin_trace(g);
         PL_TRY(g->table->forward(g->node[i].plan, &io));
         pl_trace_end(traced, "forward", g->layer[i].name, -1);
         PL_TRY(note_time(g, 2 * i, begin));
-        if (io.sums == &auxiliary)
-            sums->total += auxiliary.total;
+        if (io.sums)
+            add_sums(g, i, &found, sums);
     }
     return PL_OK;
 }
@@ -271,7 +278,7 @@ size_t pl_graph_data_bytes(const struct pl_job_input *input)
 
 size_t pl_graph_label_bytes(const struct pl_job_input *input)
 {
-    return input->label_floats > 0 ? (size_t)input->label_floats * sizeof(float) : sizeof(int32_t);
+    return (size_t)pl_input_labels(input) * sizeof(int32_t); /* floats are as long */
 }
 
 static const void *advanced(const void *p, int64_t first, size_t bytes) { return p ? (const char *)p + (size_t)first * bytes : NULL; }

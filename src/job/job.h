@@ -45,10 +45,16 @@ struct pl_job_layer {
     struct pl_texts from;      /* empty: the layer above, or `data` for the first */
     struct pl_node *node;      /* its own keys; owned by the job */
 };
-struct pl_job_input { /* input: {data: [1, 28, 28], label: int}; label: int (a class) or a number K of floats */
+struct pl_job_input { /* input: {data: [1, 28, 28], label: int}; label: int (a class), [int, K] (K of them), or a number K of floats */
     int dims; int64_t dim[PL_MAX_DIMS]; /* of one sample */
-    int64_t label_floats; /* 0: an integer class */
+    int64_t label_floats;  /* 0: integer classes */
+    int64_t label_classes; /* so many of them; 0: one */
 };
+/* Values of a sample's label. */
+static inline int64_t pl_input_labels(const struct pl_job_input *in)
+{
+    return in->label_floats > 0 ? in->label_floats : in->label_classes > 0 ? in->label_classes : 1;
+}
 struct pl_memory_set; /* data/ */
 struct pl_job_set { /* one of data.train, data.test */
     char *file;              /* resolved path; NULL: none, or files */

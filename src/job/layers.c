@@ -36,10 +36,14 @@ static pl_status read_layer(struct pl_job *j, const struct pl_node *n, struct pl
     return pl_node_get(n, "from") ? pl_value_set(&from, pl_node_get(n, "from"), l) : PL_OK;
 }
 
+#define LABEL_FORMS "input.label: int for a class, [int, K] for K classes, or the number of floats of a sample"
+
+static bool is_int(const struct pl_node *n) { return n->kind == PL_SCALAR && strcmp(n->text, "int") == 0; }
+
 static pl_status read_input(struct pl_job *j, const struct pl_node *model)
 {
     static const struct pl_key dims = {.name = "input.data", .type = PL_KEY_INTS, .offset = 0, .min = 1, .max = 1e9};
-    static const struct pl_key floats = {.name = "input.label: int for a class, or the number of floats of a sample", .type = PL_KEY_INTS, .offset = 0, .min = 1, .max = 1e9};
+    static const struct pl_key count = {.name = LABEL_FORMS, .type = PL_KEY_INTS, .offset = 0, .min = 1, .max = 1e9};
     const struct pl_node *n = pl_node_get(model, "input"), *data = pl_node_get(n, "data"), *label = pl_node_get(n, "label");
     struct pl_ints list = {0};
     if (!n || n->kind != PL_MAP || !data)
@@ -52,12 +56,13 @@ static pl_status read_input(struct pl_job *j, const struct pl_node *model)
         return pl_node_error(data, "input.data: 1 to %d dimensions", PL_MAX_DIMS - 1);
     j->input.dims = list.n;
     memcpy(j->input.dim, list.v, sizeof(int64_t) * (size_t)list.n);
-    if (!label || (label->kind == PL_SCALAR && strcmp(label->text, "int") == 0))
+    if (!label || is_int(label))
         return PL_OK;
-    PL_TRY(pl_value_set(&floats, label, &list));
+    bool classes = label->kind == PL_LIST && label->n == 2 && is_int(label->child[0]);
+    PL_TRY(pl_value_set(&count, classes ? label->child[1] : label, &list));
     if (list.n != 1)
-        return pl_node_error(label, "input.label: int for a class, or the number of floats of a sample");
-    j->input.label_floats = list.v[0];
+        return pl_node_error(label, LABEL_FORMS);
+    *(classes ? &j->input.label_classes : &j->input.label_floats) = list.v[0];
     return PL_OK;
 }
 

@@ -100,22 +100,30 @@ static pl_status weight_init(const struct pl_layer *l, const struct pl_weight_co
     return PL_OK;
 }
 
-pl_status pl_layer_weights(struct pl_layer *l, const struct pl_weight_config *c,
-                           const struct pl_shape *w, int64_t fan_in)
+pl_status pl_layer_weight(const struct pl_layer *l, const struct pl_weight_config *c, const char *name, const struct pl_shape *w,
+                          int64_t fan_in, struct pl_param *p)
 {
     struct pl_init init;
     PL_TRY(weight_init(l, c, fan_in, &init));
-    l->param[0] = (struct pl_param){.name = "weight",
-                                    .shape = *w,
-                                    .init = init,
-                                    .lr_mult = c->lr_mult,
-                                    .decay_mult = c->decay_mult};
+    *p = (struct pl_param){.name = name, .shape = *w, .init = init, .lr_mult = c->lr_mult, .decay_mult = c->decay_mult};
+    return PL_OK;
+}
+
+void pl_layer_bias(const struct pl_weight_config *c, const char *name, int64_t elems, struct pl_param *p)
+{
+    *p = (struct pl_param){.name = name,
+                           .shape = {1, {elems}},
+                           .init = {PL_INIT_CONSTANT, c->bias_init, 0},
+                           .lr_mult = c->bias_lr_mult,
+                           .decay_mult = c->bias_decay_mult};
+}
+
+pl_status pl_layer_weights(struct pl_layer *l, const struct pl_weight_config *c,
+                           const struct pl_shape *w, int64_t fan_in)
+{
+    PL_TRY(pl_layer_weight(l, c, "weight", w, fan_in, &l->param[0]));
     l->params = 1;
     if (c->bias)
-        l->param[l->params++] = (struct pl_param){.name = "bias",
-                                                  .shape = {1, {w->dim[0]}},
-                                                  .init = {PL_INIT_CONSTANT, c->bias_init, 0},
-                                                  .lr_mult = c->bias_lr_mult,
-                                                  .decay_mult = c->bias_decay_mult};
+        pl_layer_bias(c, "bias", w->dim[0], &l->param[l->params++]);
     return PL_OK;
 }

@@ -12,6 +12,9 @@ static const struct pl_layer_kind *const kinds[] = {
     &pl_layer_relu,
     &pl_layer_sigmoid,
     &pl_layer_tanh,
+    &pl_layer_embedding,
+    &pl_layer_lstm,
+    &pl_layer_gru,
     &pl_layer_dropout,
     &pl_layer_batchnorm,
     &pl_layer_lrn,
@@ -50,6 +53,8 @@ const char *pl_layer_nearest(const char *name)
 
 double pl_layer_flops(const struct pl_layer *l, int64_t rows)
 {
+    if (l->kind == &pl_layer_lstm || l->kind == &pl_layer_gru) /* every weight once at every position */
+        return 2.0 * (double)rows * (double)l->x[0].dim[1] * (double)(pl_shape_elems(&l->param[0].shape) + pl_shape_elems(&l->param[1].shape));
     if (l->kind != &pl_layer_dense && l->kind != &pl_layer_conv)
         return 0;
     /* each output number is a dot product over the weight's fan-in */
@@ -69,6 +74,19 @@ struct pl_shape_text pl_layer_shape_text(const struct pl_shape *s)
 struct pl_shape pl_layer_flat(const struct pl_shape *s)
 {
     return (struct pl_shape){2, {s->dim[0], pl_shape_row_elems(s)}};
+}
+
+struct pl_shape pl_layer_rows(const struct pl_shape *s)
+{
+    return (struct pl_shape){2, {s->dim[0] * s->dim[1], s->dim[2]}};
+}
+
+pl_status pl_layer_need_sequence(const struct pl_layer *l)
+{
+    if (l->x[0].dims == 3)
+        return PL_OK;
+    return pl_job_layer_error(l->source, "%s: %s needs an input of positions x features, but gets %s",
+                              l->name, l->kind->name, pl_layer_shape_text(&l->x[0]).s);
 }
 
 pl_status pl_layer_need_image(const struct pl_layer *l)

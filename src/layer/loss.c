@@ -5,7 +5,7 @@
 #include "layer/kinds.h"
 
 struct config {
-    int64_t label_floats; /* of the input, by shape() */
+    int64_t label_floats, positions; /* of the input, by shape(); positions: rows of a sample */
     double weight, smoothing;
 };
 
@@ -17,13 +17,24 @@ static pl_status softmax_shape(struct pl_layer *l, const struct pl_job_input *in
                                   "%s: softmax_loss needs a class as label (label: int), but the "
                                   "input's label is %lld floats",
                                   l->name, (long long)input->label_floats);
-    l->y = pl_layer_flat(&l->x[0]);
-    if (l->y.dim[1] != l->x[0].dim[1] || l->y.dim[1] < 2)
+    int64_t labels = pl_input_labels(input);
+    const struct pl_shape *x = &l->x[0];
+    bool sequence = x->dims == 3 && x->dim[1] == labels && x->dim[2] >= 2;
+    c->label_floats = 0;
+    c->positions = labels;
+    l->y = sequence ? *x : pl_layer_flat(x);
+    if (sequence)
+        return PL_OK;
+    if (labels > 1 || (x->dims == 3 && x->dim[2] > 1))
+        return pl_job_layer_error(l->source,
+                                  "%s: softmax_loss of input %s, but the input's label is %lld class%s\n"
+                                  "of positions x classes it needs label: [int, POSITIONS]",
+                                  l->name, pl_layer_shape_text(x).s, (long long)labels, labels == 1 ? "" : "es");
+    if (l->y.dim[1] != x->dim[1] || l->y.dim[1] < 2)
         return pl_job_layer_error(l->source,
                                   "%s: softmax_loss needs one number for each of two or more "
                                   "classes, but gets %s",
-                                  l->name, pl_layer_shape_text(&l->x[0]).s);
-    c->label_floats = 0;
+                                  l->name, pl_layer_shape_text(x).s);
     return PL_OK;
 }
 
@@ -32,7 +43,8 @@ static pl_status float_shape(struct pl_layer *l, const struct pl_job_input *inpu
     struct config *c = l->config;
     l->y = pl_layer_flat(&l->x[0]);
     c->label_floats = input->label_floats;
-    bool class_of_two = l->kind == &pl_layer_sigmoid_loss && c->label_floats == 0;
+    bool class_of_two = l->kind == &pl_layer_sigmoid_loss && c->label_floats == 0 && pl_input_labels(input) == 1;
+    c->positions = 1;
     if (class_of_two ? l->y.dim[1] == 1 : l->y.dim[1] == c->label_floats)
         return PL_OK;
     if (c->label_floats == 0)
@@ -56,6 +68,12 @@ static void op(const struct pl_layer *l, struct pl_op *op)
     op->weight = c->weight;
     op->smoothing = c->smoothing;
     op->x[0] = pl_layer_flat(&l->x[0]);
+    if (l->y.dims != 3)
+        return;
+    /* A row for each position, which count for their sample with their mean. */
+    op->positions = c->positions;
+    op->weight = c->weight / (double)c->positions;
+    op->x[0] = op->y = pl_layer_rows(&l->x[0]);
 }
 
 #define WEIGHT_KEY                                                                                 \

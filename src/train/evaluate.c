@@ -10,7 +10,7 @@ pl_status pl_trainer_eval_loader(struct pl_trainer *t, struct pl_dataset *d, str
     bool parts = t->sync_table && t->sync_table->meshed;
     int ranks = parts ? 1 : t->peers->ranks;
     struct pl_loader_options o = {.global_batch = t->batch * ranks, .rank = parts ? 0 : t->peers->rank, .ranks = ranks, .seed = (uint64_t)t->job->train.seed,
-                                  .classes = pl_graph_classes(t->graph), .labels_only = t->grid.stage > 0, .pixels = t->table->pixels != NULL, .depth = 2, .threads = (int)t->job->data.threads};
+                                  .classes = pl_graph_classes(t->graph), .entries = pl_graph_entries(t->graph), .labels_only = t->grid.stage > 0, .pixels = t->table->pixels != NULL, .depth = 2, .threads = (int)t->job->data.threads};
     return pl_loader_create(d, &o, out);
 }
 

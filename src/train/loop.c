@@ -82,7 +82,7 @@ static pl_status open_loaders(struct run *r)
     struct pl_loader_options o = {.global_batch = t->micro_global, .rank = t->peers->rank,
                                   .ranks = t->peers->ranks, .seed = (uint64_t)t->job->train.seed,
                                   .shuffle = t->job->train_set.shuffle && !t->sync_table->whole, .augment = true,
-                                  .classes = pl_graph_classes(t->graph), .labels_only = t->grid.stage > 0, .pixels = t->table->pixels != NULL, .depth = 4,
+                                  .classes = pl_graph_classes(t->graph), .entries = pl_graph_entries(t->graph), .labels_only = t->grid.stage > 0, .pixels = t->table->pixels != NULL, .depth = 4,
                                   .threads = (int)t->job->data.threads};
     PL_TRY(pl_loader_create(r->train_data, &o, &r->loader));
     struct pl_source source = {.deal = loader_deal, .next = loader_next, .next_ready = loader_next_ready, .release = loader_release, .feed = loader_feed,

@@ -80,14 +80,14 @@ static void test_channels_last(void **state)
             struct pl_op op = t.op;
             op.relu = cuda->fuses_relu(op.kind) && round % 3 != 1;
             for (int k = 0; k < op.inputs; k++)
-                if (round % 7 != 6 || k != 1) /* some sums and concatenations are of both kinds */
+                if ((round % 7 != 6 || k != 1) && op.x[k].dims == 4) /* some sums and concatenations are of both kinds */
                     op.lx[k] = channels_last(&op.x[k]);
             op.ly = round % 5 == 4 ? (struct pl_layout){0} : cuda->layout(cuda_backend, &op);
             stayed[kind] += op.ly.block > 1;
             check(&t, &op, round % 4 != 3);
             free_trial(&t);
         }
-    assert_true(!(tf32 || bf16) || stayed[PL_OP_CONV] > 0);
+    assert_true(!(tf32 || bf16) || stayed[PL_OP_CONV] > 0 || ROUNDS < 20);
     static const enum pl_op_kind through[] = {PL_OP_MAXPOOL, PL_OP_AVGPOOL, PL_OP_RELU, PL_OP_SIGMOID, PL_OP_TANH, PL_OP_DROPOUT, PL_OP_BATCHNORM, PL_OP_LRN, PL_OP_CONCAT, PL_OP_ADD};
     for (size_t i = 0; i < sizeof through / sizeof *through; i++)
         if (stayed[through[i]] < ROUNDS / 4)
@@ -113,9 +113,9 @@ static void test_bf16(void **state)
             allowed = BF16_ALLOWED * (op.bias ? 4 : 1); /* rounded twice */
             op.relu = cuda->fuses_relu(op.kind) && round % 3 != 1;
             for (int k = 0; k < op.inputs; k++) {
-                if (round % 9 < 5 && !is_loss(op.kind))
+                if (round % 9 < 5 && !is_loss(op.kind) && op.x[k].dims == 4)
                     op.lx[k] = channels_last(&op.x[k]);
-                op.lx[k].bf16 = round % 7 != k;
+                op.lx[k].bf16 = round % 7 != k && op.kind != PL_OP_EMBEDDING;
             }
             op.ly = round % 5 == 4 ? (struct pl_layout){0} : cuda->layout(cuda_backend, &op);
             stayed[kind] += op.ly.bf16;
@@ -125,7 +125,7 @@ static void test_bf16(void **state)
     allowed = allowed_before;
     kink = kink_before;
     for (int kind = 0; kind < PL_OP_SOFTMAX_LOSS; kind++)
-        if (stayed[kind] < ROUNDS / 2)
+        if (stayed[kind] < ROUNDS / 2 && kind != PL_OP_EMBEDDING && kind != PL_OP_LSTM && kind != PL_OP_GRU)
             fail_msg("op %d: only %d of %d outputs were of bf16", kind, stayed[kind], 2 * ROUNDS);
 }
 
@@ -143,6 +143,7 @@ static void check_sizes(const struct sizes *s, bool full)
     for (int i = 0; i < (s->h > 0 ? 3 : 1); i++) {
         struct trial t = {0};
         make_op(&t.op, s->kind, 1);
+        t.op.positions = 0;
         t.op.x[0] = t.op.y = shape(s->h > 0 ? 4 : 2, s->n, s->c, s->h, s->w);
         for (int k = 0; k < t.op.params; k++)
             t.op.p[k] = shape(1, s->c, 0, 0, 0);

@@ -125,8 +125,29 @@ static inline void make_op(struct pl_op *op, enum pl_op_kind kind, int64_t unit)
         op->inputs = (int)between(2, 3);
         op->x[1] = op->x[2] = op->x[0];
         break;
+    case PL_OP_EMBEDDING:
+        op->params = 1;
+        op->p[0] = shape(2, between(1, 9), between(1, 40), 0, 0);
+        op->x[0] = shape(2, n, between(1, 9), 0, 0);
+        op->y = shape(3, n, op->x[0].dim[1], op->p[0].dim[1], 0);
+        break;
+    case PL_OP_LSTM:
+    case PL_OP_GRU: {
+        int64_t t = between(1, 6), i = between(1, 9), units = between(1, 20), gates = kind == PL_OP_LSTM ? 4 : 3;
+        n = between(1, 12);
+        op->bias = between(0, 1);
+        op->last = between(0, 1);
+        op->params = op->bias ? 4 : 2;
+        op->p[0] = shape(2, gates * units, i, 0, 0);
+        op->p[1] = shape(2, gates * units, units, 0, 0);
+        op->p[2] = op->p[3] = shape(1, gates * units, 0, 0, 0);
+        op->x[0] = shape(3, n, t, i, 0);
+        op->y = op->last ? shape(2, n, units, 0, 0) : shape(3, n, t, units, 0);
+        break;
+    }
     case PL_OP_SOFTMAX_LOSS:
-        op->x[0] = op->y = shape(2, n, between(2, 9), 0, 0);
+        op->positions = between(0, 3);
+        op->x[0] = op->y = shape(2, n * pl_op_positions(op), between(2, 9), 0, 0);
         op->smoothing = between(0, 1) ? 0.1 : 0;
         break;
     case PL_OP_SIGMOID_LOSS:
@@ -137,7 +158,7 @@ static inline void make_op(struct pl_op *op, enum pl_op_kind kind, int64_t unit)
     default: break;
     }
     for (int k = 0; k < op->inputs; k++)
-        op->need_dx[k] = true;
+        op->need_dx[k] = kind != PL_OP_EMBEDDING;
 }
 
 static inline bool is_loss(enum pl_op_kind k) { return k >= PL_OP_SOFTMAX_LOSS; }
@@ -146,7 +167,7 @@ static inline bool is_loss(enum pl_op_kind k) { return k >= PL_OP_SOFTMAX_LOSS; 
 static inline void fill_trial(struct trial *t, bool full)
 {
     enum pl_op_kind kind = t->op.kind;
-    int64_t n = t->op.x[0].dim[0];
+    int64_t n = t->op.x[0].dim[0], positions = pl_op_positions(&t->op);
     for (int k = 0; k < t->op.inputs; k++) {
         t->x[k] = noise(&t->op.x[k]);
         t->dx[k] = noise(&t->op.x[k]);
@@ -163,6 +184,8 @@ static inline void fill_trial(struct trial *t, bool full)
         t->x[0][i] += t->x[0][i] > 0 ? 0.05f : -0.05f;
     for (int64_t i = 0; kind == PL_OP_BATCHNORM && i < t->op.p[3].dim[0]; i++)
         t->p[3][i] = fabsf(t->p[3][i]) + 0.1f;
+    for (int64_t i = 0; kind == PL_OP_EMBEDDING && i < elems; i++)
+        t->x[0][i] = (float)between(0, t->op.p[0].dim[0] - 1);
     t->in_place = kind == PL_OP_ADD && between(0, 1);
     t->y = noise(&t->op.y);
     t->dy = noise(&t->op.y);
@@ -175,7 +198,7 @@ static inline void fill_trial(struct trial *t, bool full)
     }
     for (int64_t i = 0; i < pl_shape_elems(&t->op.x[0]); i++)
         t->target[i] = (float)pl_rng_uniform(&rng);
-    t->io = (struct pl_io){.rows = full ? n : between(0, n), .train = true, .y = t->y, .seed = 3, .step_key = 4, .layer_key = 5, .row_key = t->row_key};
+    t->io = (struct pl_io){.rows = full ? n : between(0, n / positions) * positions, .train = true, .y = t->y, .seed = 3, .step_key = 4, .layer_key = 5, .row_key = t->row_key};
     t->io.label = kind == PL_OP_SOFTMAX_LOSS ? (void *)t->label : is_loss(kind) ? (void *)t->target : NULL;
     t->io.dy = is_loss(kind) ? NULL : t->dy;
     int64_t row = pl_shape_row_elems(&t->op.y);

@@ -10,6 +10,9 @@ static const struct pl_cuda_kind *const kinds[PL_OP_EUCLIDEAN_LOSS + 1] = {
     [PL_OP_RELU] = &pl_cuda_relu,
     [PL_OP_SIGMOID] = &pl_cuda_sigmoid,
     [PL_OP_TANH] = &pl_cuda_tanh,
+    [PL_OP_EMBEDDING] = &pl_cuda_embedding,
+    [PL_OP_LSTM] = &pl_cuda_recurrent,
+    [PL_OP_GRU] = &pl_cuda_recurrent,
     [PL_OP_DROPOUT] = &pl_cuda_dropout,
     [PL_OP_BATCHNORM] = &pl_cuda_batchnorm,
     [PL_OP_LRN] = &pl_cuda_lrn,
@@ -92,7 +95,7 @@ static pl_status cuda_pixels(struct pl_backend *b, const struct pl_pixels *p, fl
 
 static pl_status cuda_record(struct pl_backend *b, const struct pl_io *io, pl_status (*work)(void *arg), void *arg, struct pl_recording **out)
 {
-    PL_TRY(pl_cuda_begin(b, io)); /* so that none of the work has to bring it */
+    PL_TRY(pl_cuda_begin(b, io, 1)); /* so that none of the work has to bring it */
     PL_TRY(pl_cuda_record(b->device, work, arg, out));
     b->recordings++;
     return PL_OK;
@@ -100,7 +103,7 @@ static pl_status cuda_record(struct pl_backend *b, const struct pl_io *io, pl_st
 
 static pl_status cuda_replay(struct pl_backend *b, struct pl_recording *r, const struct pl_io *io)
 {
-    PL_TRY(pl_cuda_begin(b, io));
+    PL_TRY(pl_cuda_begin(b, io, 1));
     return pl_cuda_replay(b->device, r);
 }
 
@@ -174,9 +177,9 @@ pl_status pl_cuda_scratch(struct pl_backend *b, size_t bytes) { return grow(b, &
 
 pl_status pl_cuda_copies(struct pl_backend *b, size_t bytes) { return grow(b, &b->copies, &b->copies_bytes, bytes, "the cuda backend's copies in another layout"); }
 
-pl_status pl_cuda_begin(struct pl_backend *b, const struct pl_io *io)
+pl_status pl_cuda_begin(struct pl_backend *b, const struct pl_io *io, int64_t positions)
 {
-    const struct pl_cuda_pass pass = {.rows = io->rows, .seed = io->seed, .step_key = io->step_key};
+    const struct pl_cuda_pass pass = {.rows = io->rows / positions, .seed = io->seed, .step_key = io->step_key};
     if (pass.rows == b->pass.rows && pass.seed == b->pass.seed && pass.step_key == b->pass.step_key)
         return PL_OK;
     PL_TRY(pl_cuda_upload(b->device, b->pass_far, &pass, sizeof pass));
@@ -300,7 +303,7 @@ static pl_status cuda_plan(struct pl_backend *b, const struct pl_op *op, struct 
 
 static pl_status cuda_forward(struct pl_plan *p, const struct pl_io *io)
 {
-    PL_TRY(pl_cuda_begin(p->backend, io));
+    PL_TRY(pl_cuda_begin(p->backend, io, pl_op_positions(&p->op)));
     struct pl_io in = p->converts ? convert_in(p, io) : *io;
     PL_TRY(p->kind->forward(p, &in));
     if (p->op.relu && !p->kind->rectifies)
@@ -310,7 +313,7 @@ static pl_status cuda_forward(struct pl_plan *p, const struct pl_io *io)
 
 static pl_status cuda_backward(struct pl_plan *p, const struct pl_io *io)
 {
-    PL_TRY(pl_cuda_begin(p->backend, io));
+    PL_TRY(pl_cuda_begin(p->backend, io, pl_op_positions(&p->op)));
     if (p->op.relu && !p->kind->rectifies)
         pl_cuda_relu_mask(p->backend->stream, io->y, (float *)(uintptr_t)io->dy, p->y);
     struct pl_io in = p->converts ? convert_in(p, io) : *io;

@@ -123,6 +123,37 @@ void pl_cuda_lrn_forward(pl_cuda_stream s, struct pl_cuda_lrn l, const void *x, 
 void pl_cuda_lrn_backward(pl_cuda_stream s, struct pl_cuda_lrn l, const void *x, struct pl_cuda_view vx, const void *y,
                           const void *dy, struct pl_cuda_view vy, const float *base, void *dx);
 
+/* ---- sequence.cu -------------------------------------------------------------------------------------------------------- */
+
+void pl_cuda_clear(pl_cuda_stream s, float *v, int64_t n); /* v = 0 */
+
+struct pl_cuda_table { const float *rows; int64_t entries, units; }; /* rows: [entries, units] */
+/* y[n, units] = the rows that id names; NaN where there is no such row */
+void pl_cuda_embedding_forward(pl_cuda_stream s, struct pl_cuda_table t, const float *id, int64_t n, float *y);
+/* The table's gradient = or += the rows of dy[n, units], those of one id in their order; no such row: nothing */
+void pl_cuda_embedding_backward(pl_cuda_stream s, const float *id, int64_t n, const float *dy, int64_t entries, int64_t units,
+                                bool accumulate, float *gradient);
+
+/* A recurrent cell at one position of n samples: of LSTM where z is 4 h, of GRU where it is 3 h (backend.h has the formulas). */
+struct pl_cuda_cell {
+    int64_t n, h, z;
+    const float *b, *bu;    /* [z] or both NULL */
+    float *gates;           /* [n, z]: W x; forward activates them, backward makes the gradient by W x + b of them */
+    const float *product;   /* [n, z]: U h of the position before; NULL at the first */
+    const float *before;    /* [n, h]: c of the position before, of GRU its h; NULL at the first */
+    float *beside;          /* [n, h]: c, of GRU U h + bu of its third gate */
+    float *y;               /* [n, h]: h */
+};
+struct pl_cuda_cell_back {
+    const float *dy;        /* [n, h] or NULL */
+    const float *dh;        /* [n, h]: what comes through U from the position after; NULL: there is none */
+    float *direct;          /* [n, h]: what comes from there besides, by c, of GRU by h; becomes that for the position before */
+    bool first;             /* direct has nothing yet */
+    float *du;              /* [n, z]: GRU: the gradient by U h + bu */
+};
+void pl_cuda_cell_forward(pl_cuda_stream s, struct pl_cuda_cell c);
+void pl_cuda_cell_backward(pl_cuda_stream s, struct pl_cuda_cell c, struct pl_cuda_cell_back g);
+
 /* ---- loss.cu ------------------------------------------------------------------------------------------------------------ */
 
 /* Of one sample, and of all real rows together. wrong: the first row whose label is no class, or one behind the last. */
@@ -132,6 +163,7 @@ struct pl_cuda_labels {
     const struct pl_cuda_pass *pass;
     const void *label;            /* int32_t[n], or float[n, k] if floats; NULL: y alone */
     bool floats;
+    int64_t positions;            /* rows of a sample */
     double smoothing, weight;
 };
 /* x, y: [n, k]. rows: [n]; sum: [1] */

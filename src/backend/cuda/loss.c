@@ -27,7 +27,7 @@ static struct pl_cuda_labels labels_of(const struct pl_plan *p, const struct pl_
 {
     return (struct pl_cuda_labels){.pass = p->backend->pass_far, .label = io->label,
                                    .floats = p->op.kind != PL_OP_SOFTMAX_LOSS && p->op.label_floats > 0,
-                                   .smoothing = p->op.smoothing, .weight = p->op.weight};
+                                   .positions = pl_op_positions(&p->op), .smoothing = p->op.smoothing, .weight = p->op.weight};
 }
 
 static pl_status sums(struct pl_plan *p, const struct pl_io *io)

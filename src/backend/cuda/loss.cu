@@ -1,9 +1,11 @@
-/* loss: softmax and sigmoid with cross-entropy, squared distance. A block a sample, of one warp where the columns are few;
- * each sample's loss in double. One block then adds up the samples, in an order that depends on their number alone.
+/* loss: softmax and sigmoid with cross-entropy, squared distance. A block a row, of one warp where the columns are few;
+ * each row's loss in double. One block then adds up the rows, in an order that depends on their number alone.
  * Backward: dx = weight * (y - target) for all three, 0 in padding rows. */
 #include "backend/cuda/kernel.cuh"
 
 #include <math.h>
+
+PL_DEVICE int64_t real_rows(const pl_cuda_labels &l) { return l.pass->rows * l.positions; }
 
 PL_DEVICE double target_of(const pl_cuda_labels &l, int64_t i, int64_t columns, int64_t k)
 {
@@ -77,7 +79,7 @@ static __global__ void forward(pl_cuda_loss_kind kind, pl_cuda_labels l, int64_t
     for (int64_t i = blockIdx.x; i < n; i += gridDim.x) {
         const float *from = x + i * columns;
         float *to = y + i * columns;
-        bool counts = l.label && i < l.pass->rows;
+        bool counts = l.label && i < real_rows(l);
         pl_cuda_loss loss = kind == PL_CUDA_SOFTMAX_LOSS   ? softmax(l, counts, i, columns, from, to)
                             : kind == PL_CUDA_SIGMOID_LOSS ? sigmoid(l, counts, i, columns, from, to)
                                                            : euclidean(l, counts, i, columns, from, to);
@@ -86,11 +88,11 @@ static __global__ void forward(pl_cuda_loss_kind kind, pl_cuda_labels l, int64_t
     }
 }
 
-static __global__ void add_rows(const pl_cuda_pass *pass, const pl_cuda_loss *rows, pl_cuda_loss *sum)
+static __global__ void add_rows(pl_cuda_labels l, const pl_cuda_loss *rows, pl_cuda_loss *sum)
 {
     double loss = 0, correct = 0, correct5 = 0;
     int64_t wrong = INT64_MAX;
-    PL_EACH_IN_BLOCK(i, pass->rows) {
+    PL_EACH_IN_BLOCK(i, real_rows(l)) {
         loss += rows[i].loss;
         correct += rows[i].correct;
         correct5 += rows[i].correct5;
@@ -109,12 +111,12 @@ void pl_cuda_loss_forward(pl_cuda_stream s, enum pl_cuda_loss_kind kind, struct 
 {
     PL_LAUNCH(forward, dim3((unsigned)n), k <= 1024 ? 32 : PL_THREADS, s, kind, l, n, k, x, y, rows);
     if (l.label)
-        PL_LAUNCH(add_rows, dim3(1), PL_THREADS, s, l.pass, rows, sum);
+        PL_LAUNCH(add_rows, dim3(1), PL_THREADS, s, l, rows, sum);
 }
 
 static __global__ void backward(pl_cuda_loss_kind kind, pl_cuda_labels l, int64_t n, int64_t columns, const float *y, float *dx)
 {
-    int64_t rows = l.pass->rows;
+    int64_t rows = real_rows(l);
     double spread = l.smoothing / (double)columns;
     PL_EACH_ROW(i, n)
         PL_EACH(k, columns) {

@@ -112,10 +112,9 @@ static pl_status try(void *arg)
 }
 
 /* Partial sums are float, also of an output of bf16. */
-static pl_status prefer(cublasLtMatmulPreference_t p, bool bf16_out)
+static pl_status prefer(cublasLtMatmulPreference_t p, bool bf16_out, uint32_t aligned)
 {
     const size_t workspace = WORKSPACE_BYTES;
-    const uint32_t aligned = 64; /* as tensors in slabs are */
     const uint32_t sums = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE | (bf16_out ? 0 : CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE);
     static const cublasLtMatmulPreferenceAttributes_t alignments[] = {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
                                                                       CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
@@ -130,7 +129,7 @@ static pl_status list(struct pl_cuda_matmul *m, cublasLtMatmulHeuristicResult_t 
 {
     cublasLtMatmulPreference_t preference = NULL;
     BLAS(cublasLtMatmulPreferenceCreate(&preference));
-    pl_status s = prefer(preference, m->shape.bf16_out);
+    pl_status s = prefer(preference, m->shape.bf16_out, m->shape.aligned > 0 ? m->shape.aligned : 64); /* as tensors in slabs are */
     cublasStatus_t e = CUBLAS_STATUS_SUCCESS;
     if (s == PL_OK)
         e = cublasLtMatmulAlgoGetHeuristic(m->backend->blas->handle, m->product, m->b, m->a, m->c, m->c, preference, CANDIDATES, candidate, candidates);

@@ -1,0 +1,157 @@
+#!/usr/bin/env bash
+# Sequences: embedding, LSTM, GRU, dense layers and a loss at every position. What is learnt, on one rank and several, by every
+# backend, split and not, and after a stop; what predict writes against the same formulas in numpy; what is refused.
+. "$PL_SOURCE_DIR/tests/tools/lib.sh"
+cat >net.yaml <<'Y'
+name: next
+input: {data: [12], label: [int, 12]}
+layers:
+  - {name: embed, kind: embedding, entries: 11, units: 16}
+  - {name: first, kind: lstm, units: 24}
+  - {name: drop, kind: dropout, rate: 0.1}
+  - {name: second, kind: gru, units: 20}
+  - {name: hidden, kind: dense, units: 20, positions: true, activation: relu}
+  - {name: out, kind: dense, units: 11, positions: true}
+  - {name: loss, kind: softmax_loss}
+Y
+sed -e 's/label: \[int, 12\]/label: int/' -e 's/units: 20}/units: 20, last: true}/' -e 's/, positions: true//' -e 's/units: 11}/units: 3}/' net.yaml >class.yaml
+cat >job.yaml <<'Y'
+model: net.yaml
+data: {train: {file: train.h5}, test: {file: test.h5}}
+train: {epochs: 6, batch: 20, seed: 1}
+optimizer: {kind: adam, lr: 0.01, clip_norm: 5}
+Y
+# Every sequence goes on by a step of its own, which its first two numbers tell.
+/usr/bin/python3 - <<'PY' || exit 1
+import h5py, numpy as np
+g = np.random.default_rng(1)
+def make(n, **change):
+    step = g.integers(1, 4, n)
+    ids = (g.integers(0, 11, n)[:, None] + step[:, None] * np.arange(13)) % 11
+    return {"data": ids[:, :12].astype("u1"), "label": ids[:, 1:].astype("i8"), "step": (step - 1).astype("u1")}
+def write(name, sets, **change):
+    with h5py.File(name, "w") as f:
+        for k, v in {**sets, **change}.items():
+            f[k] = v
+train, test = make(1010), make(103)
+write("train.h5", train)
+write("test.h5", test)
+write("float.h5", train, data=train["data"].astype("f4"))
+bad = {k: v.copy() for k, v in train.items()}
+bad["data"][7, 3] = 11
+write("bad-data.h5", bad)
+bad = {k: v.copy() for k, v in train.items()}
+bad["label"][5, 2] = 11
+write("bad-label.h5", bad)
+write("half.h5", train, data=train["data"] + np.float32(0.5))
+write("one-label.h5", train, label=train["step"])
+PY
+
+# It learns what only memory tells; the loss is the mean over positions.
+run 1 one train.batch=40
+holds "$(number one eval accuracy) > 0.9 && $(number one eval accuracy) <= 1 && $(number one eval loss) < 0.5" "$(event one eval)"
+job=(job.yaml model=class.yaml data.train.label=step data.test.label=step)
+run 1 class
+holds "$(number class eval accuracy) > 0.97" "$(event class eval)"
+job=(job.yaml train.epochs=1 train.threads=1 train.global_batch=40)
+run 1 base
+run 1 again
+compare base again 0 0 exact
+run 1 threads train.threads=2
+compare base threads 1e-4 1e-3
+run 1 floats data.train.file=float.h5
+compare base floats 0 0 exact
+run 1 reference device.kind=reference
+compare base reference 1e-4 1e-3
+for n in 2 3; do
+    run $n shared-$n
+    compare base shared-$n 1e-4 1e-3
+    holds "($(number base eval loss) - $(number shared-$n eval loss))^2 < 1e-8" "$(event base eval), on $n ranks $(event shared-$n eval)"
+done
+run 2 tcp exchange.transport=tcp exchange.bucket_mb=0.005
+compare base tcp 1e-4 1e-3
+run 2 averaged sync.kind=local_sgd sync.tau=1 optimizer.kind=sgd
+run 1 plain optimizer.kind=sgd
+compare plain averaged 1e-3 1e-2 # clipped by rank
+run 2 reproducible train.reproducible=true
+run 4 reproducible-4 train.reproducible=true
+compare reproducible reproducible-4 0 0 exact
+
+# split between layers and within them; what only some ranks have is dropped by the same bits
+run 1 parts train.accumulate=4 train.global_batch=40
+run 2 pipeline split.pipeline=2
+compare parts pipeline 1e-4 1e-3
+run 2 tensor split.tensor=2 model=class.yaml data.train.label=step data.test.label=step
+run 1 whole model=class.yaml data.train.label=step data.test.label=step
+compare whole tensor 1e-4 1e-3
+run 2 node split.optimizer=node
+compare shared-2 node 0 0 exact
+
+# stopped, and on again
+run 1 long train.epochs=2
+stopped 1 stops 7 train.epochs=2 report.every="1 steps" debug.fault=step@step=9:delay=2000
+run 1 stops train.epochs=2
+compare long stops 0 0 exact
+if ! "$PACELINE" doctor | grep -q '^cpu backend.*no bf16'; then
+    run 1 bf16 train.precision=bf16
+    holds "($(number base eval loss) - $(number bf16 eval loss))^2 < 1e-2" "$(event base eval), in bf16 $(event bf16 eval)"
+fi
+
+# What is written, against the formulas of PyTorch's documentation.
+ranks 2 "$PACELINE" predict job.yaml train.batch=7 checkpoint.dir=one --out P.h5 >predict.log 2>&1 || fail "predict: $(cat predict.log)"
+ranks 1 "$PACELINE" eval job.yaml checkpoint.dir=one >eval.log 2>&1 && evaluates_to eval.log one || fail "eval: $(cat eval.log)"
+/usr/bin/python3 - "$(model one)" <<'PY' || fail "predictions are not what numpy computes"
+import h5py, numpy as np, sys
+p = h5py.File(sys.argv[1], "r")["params"]
+get = lambda layer, name: p[layer][name][()].astype("f8")
+x = h5py.File("test.h5", "r")["data"][()]
+sigmoid = lambda v: 1 / (1 + np.exp(-v))
+v = get("embed", "weight")[x]
+def both(layer, v, h):
+    return v @ get(layer, "weight").T + get(layer, "bias"), h @ get(layer, "recurrent").T + get(layer, "recurrent_bias")
+def lstm(v):
+    h = c = np.zeros((len(v), 24))
+    out = []
+    for t in range(v.shape[1]):
+        i, f, g, o = np.split(sum(both("first", v[:, t], h)), 4, 1)
+        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        h = sigmoid(o) * np.tanh(c)
+        out.append(h)
+    return np.stack(out, 1)
+def gru(v):
+    h = np.zeros((len(v), 20))
+    out = []
+    for t in range(v.shape[1]):
+        a, u = (np.split(s, 3, 1) for s in both("second", v[:, t], h))
+        r, z = sigmoid(a[0] + u[0]), sigmoid(a[1] + u[1])
+        h = (1 - z) * np.tanh(a[2] + r * u[2]) + z * h
+        out.append(h)
+    return np.stack(out, 1)
+v = gru(lstm(v))
+v = np.maximum(v @ get("hidden", "weight").T + get("hidden", "bias"), 0) @ get("out", "weight").T + get("out", "bias")
+e = np.exp(v - v.max(-1, keepdims=True))
+wanted = e / e.sum(-1, keepdims=True)
+f = h5py.File("P.h5", "r")
+assert f["output"].shape == (103, 12, 11) and f["class"].shape == (103, 12), (f["output"].shape, f["class"].shape)
+assert abs(f["output"][()] - wanted).max() < 1e-5, abs(f["output"][()] - wanted).max()
+assert (f["class"][()] == f["output"][()].argmax(-1)).all()
+PY
+
+expect 3 "bad-data.h5:/data: sample 7 has 11 at element 3, wanted an integer of 0..10" 2 job.yaml checkpoint.dir=no report.dir=no data.train.file=bad-data.h5
+expect 3 ".5 at element 0, wanted an integer of 0..10" 1 job.yaml checkpoint.dir=no report.dir=no data.train.file=half.h5
+expect 3 "bad-label.h5:/label: sample 5 has label 11 at element 2, wanted 0..10" 1 job.yaml checkpoint.dir=no report.dir=no data.train.file=bad-label.h5
+expect 3 "one-label.h5:/label: wanted [N, 12], found [1010]" 1 job.yaml checkpoint.dir=no report.dir=no data.train.file=one-label.h5
+expect 3 "leave out scale, mean, std and augment" 1 job.yaml checkpoint.dir=no report.dir=no data.train.scale=0.5
+refused() { # refused TEXT SED: of the network
+    sed "$2" net.yaml >other.yaml
+    cmp -s net.yaml other.yaml && fail "nothing is changed by $2"
+    expect 2 "$1" 1 job.yaml checkpoint.dir=no report.dir=no model=other.yaml
+}
+refused "softmax_loss of input 12x11, but the input's label is 1 class" 's/\[int, 12\]/int/'
+refused "softmax_loss of input 12x11, but the input's label is 10 classes" 's/\[int, 12\]/[int, 10]/'
+refused "input.label: int for a class, [int, K] for K classes" 's/\[int, 12\]/[int, 12, 2]/'
+refused "first: lstm needs an input of positions x features, but gets 12" '/embedding/d'
+refused "embedding takes the data themselves" 's/kind: dropout, rate: 0.1/kind: embedding, entries: 3, units: 3/'
+refused "embedding needs \`entries\` and \`units\`" 's/entries: 11, //'
+refused "hidden: dense needs an input of positions x features, but gets 20" '/gru/s/20}/20, last: true}/'
+finish
