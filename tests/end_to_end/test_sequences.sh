@@ -2,18 +2,7 @@
 # Sequences: embedding, LSTM, GRU, dense layers and a loss at every position. What is learnt, on one rank and several, by every
 # backend, split and not, and after a stop; what predict writes against the same formulas in numpy; what is refused.
 . "$PL_SOURCE_DIR/tests/tools/lib.sh"
-cat >net.yaml <<'Y'
-name: next
-input: {data: [12], label: [int, 12]}
-layers:
-  - {name: embed, kind: embedding, entries: 11, units: 16}
-  - {name: first, kind: lstm, units: 24}
-  - {name: drop, kind: dropout, rate: 0.1}
-  - {name: second, kind: gru, units: 20}
-  - {name: hidden, kind: dense, units: 20, positions: true, activation: relu}
-  - {name: out, kind: dense, units: 11, positions: true}
-  - {name: loss, kind: softmax_loss}
-Y
+cp "$tools/net-sequence.yaml" net.yaml
 sed -e 's/label: \[int, 12\]/label: int/' -e 's/units: 20}/units: 20, last: true}/' -e 's/, positions: true//' -e 's/units: 11}/units: 3}/' net.yaml >class.yaml
 cat >job.yaml <<'Y'
 model: net.yaml
@@ -21,21 +10,15 @@ data: {train: {file: train.h5}, test: {file: test.h5}}
 train: {epochs: 6, batch: 20, seed: 1}
 optimizer: {kind: adam, lr: 0.01, clip_norm: 5}
 Y
-# Every sequence goes on by a step of its own, which its first two numbers tell.
+"$tools/make_sequences.py" train.h5 1010 1 && "$tools/make_sequences.py" test.h5 103 2 || exit 1
 /usr/bin/python3 - <<'PY' || exit 1
 import h5py, numpy as np
-g = np.random.default_rng(1)
-def make(n, **change):
-    step = g.integers(1, 4, n)
-    ids = (g.integers(0, 11, n)[:, None] + step[:, None] * np.arange(13)) % 11
-    return {"data": ids[:, :12].astype("u1"), "label": ids[:, 1:].astype("i8"), "step": (step - 1).astype("u1")}
+with h5py.File("train.h5") as f:
+    train = {k: f[k][()] for k in f}
 def write(name, sets, **change):
     with h5py.File(name, "w") as f:
         for k, v in {**sets, **change}.items():
             f[k] = v
-train, test = make(1010), make(103)
-write("train.h5", train)
-write("test.h5", test)
 write("float.h5", train, data=train["data"].astype("f4"))
 bad = {k: v.copy() for k, v in train.items()}
 bad["data"][7, 3] = 11

@@ -66,6 +66,16 @@ print("predictions differ by %.1e at most" % worst)
 raise SystemExit(worst > 1e-4)
 P
 
+# Embeddings and recurrent cells, with a loss at every position.
+"$tools/make_sequences.py" steps.h5 200 1 || exit 1
+sequence=(model=net-sequence.yaml data.train.file=steps.h5 data.test.file=steps.h5 data.train.scale=1 data.test.scale=1 optimizer.kind=adam optimizer.lr=0.01 optimizer.clip_norm=5 train.batch=20 train.steps=15)
+both 1 sequence 1e-4 1e-3 "${sequence[@]}"
+holds "($(number sequence-cpu eval loss) - $(number sequence-cuda eval loss))^2 < 1e-8" "$(event sequence-cpu eval) on the cpu, $(event sequence-cuda eval)"
+on cuda 1 sequence-again "${sequence[@]}"
+compare sequence-cuda sequence-again 0 0 exact
+on cuda 1 sequence-bf16 "${sequence[@]}" train.precision=bf16
+compare sequence-cuda sequence-bf16 5e-2 1
+
 # bf16: learns as well, near to the losses in fp32, its own bits, twice and after a resume.
 for net in net net-bn net-dense; do
     on cuda 1 fp32-$net model=$net.yaml "${short[@]}"
