@@ -17,13 +17,15 @@ from torch import fx, nn
 WEIGHT_KEYS = {"activation", "bias", "init", "init_value", "bias_init", "lr_mult", "decay_mult", "bias_lr_mult", "bias_decay_mult"}
 WINDOW_KEYS = {"kernel", "stride", "pad"}
 KEYS = {  # what is understood; another key might mean another network
-    "dense": WEIGHT_KEYS | {"units"}, "conv": WEIGHT_KEYS | WINDOW_KEYS | {"filters", "dilation", "groups"},
+    "dense": WEIGHT_KEYS | {"units", "positions"}, "embedding": {"entries", "units", "init", "init_value", "lr_mult", "decay_mult"},
+    "lstm": WEIGHT_KEYS - {"activation"} | {"units", "last"}, "gru": WEIGHT_KEYS - {"activation"} | {"units", "last"}, "conv": WEIGHT_KEYS | WINDOW_KEYS | {"filters", "dilation", "groups"},
     "maxpool": WINDOW_KEYS | {"global", "ceil"}, "avgpool": WINDOW_KEYS | {"global", "ceil", "count_pad"},
     "relu": set(), "sigmoid": set(), "tanh": set(), "dropout": {"rate"},
     "batchnorm": {"momentum", "epsilon", "scale", "activation"}, "lrn": {"size", "alpha", "beta", "k"},
     "flatten": set(), "concat": set(), "add": {"activation"},
     "softmax_loss": {"smoothing", "weight"}, "sigmoid_loss": {"weight"}, "euclidean_loss": {"weight"}}
 TENSORS = {"weight": "weight", "bias": "bias"}  # ours -> PyTorch's
+RECURRENT_TENSORS = {"weight": "weight_ih_l0", "recurrent": "weight_hh_l0", "bias": "bias_ih_l0", "recurrent_bias": "bias_hh_l0"}
 BATCHNORM_TENSORS = {"scale": "weight", "shift": "bias", "mean": "running_mean", "variance": "running_var"}
 
 
@@ -50,13 +52,24 @@ class Dense(nn.Linear):
         return super().forward(x.flatten(1))
 
 
+class Recurrent(nn.Module):
+    def __init__(self, cell, features, units, bias, last):
+        super().__init__()
+        self.cell, self.last = cell(features, units, bias=bias, batch_first=True), last
+
+    def forward(self, x):
+        y = self.cell(x)[0]
+        return y[:, -1] if self.last else y
+
+
 class SoftmaxLoss(nn.Module):
     def __init__(self, smoothing=0.0):
         super().__init__()
         self.smoothing = smoothing
 
     def forward(self, x, label):
-        return F.cross_entropy(x.flatten(1), label, label_smoothing=self.smoothing)
+        x = x.flatten(0, 1) if label.dim() == 2 else x.flatten(1)
+        return F.cross_entropy(x, label.flatten(), label_smoothing=self.smoothing)
 
 
 class SigmoidLoss(nn.Module):
@@ -111,7 +124,11 @@ def make(layer, shape, inplace):
     """The module of one layer; shape: of its (first) input; inplace: whether a ReLU may overwrite it."""
     kind, bias = layer["kind"], layer.get("bias", True)
     if kind == "dense":
-        return Dense(shape[1:].numel(), layer["units"], bias)
+        return nn.Linear(shape[2], layer["units"], bias) if layer.get("positions") else Dense(shape[1:].numel(), layer["units"], bias)
+    if kind == "embedding":
+        return nn.Embedding(layer["entries"], layer["units"])
+    if kind in ("lstm", "gru"):
+        return Recurrent(nn.LSTM if kind == "lstm" else nn.GRU, shape[2], layer["units"], bias, layer.get("last", False))
     if kind == "conv":
         return nn.Conv2d(shape[1], layer["filters"], pair(layer["kernel"]), pair(layer.get("stride", 1)),
                          pair(layer.get("pad", 0)), pair(layer.get("dilation", 1)), layer.get("groups", 1), bias)
@@ -158,6 +175,17 @@ def in_running_order(layers):
         yield layer
 
 
+def entries(model):
+    """The data are integers below this; 0: any numbers."""
+    return min((layer["entries"] for layer in model["layers"] if layer["kind"] == "embedding"), default=0)
+
+
+def labels(model):
+    """Whether they are classes, and how many a sample has."""
+    label = model["input"].get("label", "int")
+    return (True, 1) if label == "int" else (True, label[1]) if isinstance(label, list) and label[0] == "int" else (False, label)
+
+
 def overwritten(layer):
     return layer["kind"] in OVERWRITTEN and layer.get("activation", "none") == "none"
 
@@ -170,7 +198,7 @@ def build(model):
     used = [name for layer in order for name in layer["from"]]
     data, label = graph.placeholder("data"), graph.placeholder("label")
     node = {"data": data}
-    sample = {data: torch.zeros(2, *model["input"]["data"])}
+    sample = {data: torch.zeros(2, *model["input"]["data"], dtype=torch.long if entries(model) else torch.float)}
 
     def call(name, module, inputs):
         target = f"{len(node)}_{name.replace('.', '_')}"
@@ -189,7 +217,8 @@ def build(model):
             layers[name] = layer, make(layer, sample[inputs[0]].shape, inplace)
             if kind in LOSSES:
                 call(name, layers[name][1], [*inputs, label])
-                outputs = sample[inputs[0]].shape[1:].numel()
+                shape = sample[inputs[0]].shape
+                outputs = shape[2] if labels(model)[1] > 1 else shape[1:].numel()
                 continue
             append(name, layers[name][1], inputs)
             after = layer.get("activation", "none")
@@ -210,16 +239,20 @@ def build(model):
 def tensors(layers):
     """(layer, our tensor name, tensor)"""
     for name, (layer, module) in layers.items():
-        ours = BATCHNORM_TENSORS if layer["kind"] == "batchnorm" else TENSORS
-        if layer["kind"] in ("dense", "conv", "batchnorm"):
+        recurrent = layer["kind"] in ("lstm", "gru")
+        ours = BATCHNORM_TENSORS if layer["kind"] == "batchnorm" else RECURRENT_TENSORS if recurrent else TENSORS
+        owner = module.cell if recurrent else module
+        if layer["kind"] in ("dense", "conv", "batchnorm", "embedding", "lstm", "gru"):
             for own, theirs in ours.items():
-                if getattr(module, theirs, None) is not None:
-                    yield name, own, getattr(module, theirs)
+                if getattr(owner, theirs, None) is not None:
+                    yield name, own, getattr(owner, theirs)
 
 
 def random_tensor(rng, name, shape):
     if name == "weight":
         return rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
+    if name == "recurrent":
+        return rng.standard_normal(shape) / np.sqrt(shape[1])
     if name in ("scale", "variance"):
         return rng.uniform(0.5, 1.5, shape)
     return rng.standard_normal(shape) * 0.1
@@ -247,11 +280,12 @@ def load_weights(path, layers):
 
 def made_up(model, outputs, n, seed):
     rng = np.random.default_rng(seed)
-    data = rng.standard_normal((n, *model["input"]["data"]), dtype="f4")
-    floats = model["input"].get("label", "int")
-    if floats == "int":
-        return data, rng.integers(0, max(outputs, 2), n, dtype="i4")
-    return data, rng.uniform(0, 1, (n, floats)).astype("f4")
+    shape, below = (n, *model["input"]["data"]), entries(model)
+    data = rng.integers(0, below, shape) if below else rng.standard_normal(shape, dtype="f4")
+    classes, width = labels(model)
+    if classes:
+        return data, rng.integers(0, max(outputs, 2), (n, width) if width > 1 else n, dtype="i4")
+    return data, rng.uniform(0, 1, (n, width)).astype("f4")
 
 
 def to_torch(data, label, device):
@@ -284,7 +318,7 @@ def optimizer(layers, hyper, how):
     groups = {}
     for name, own, tensor in tensors(layers):
         if isinstance(tensor, nn.Parameter):
-            layer, prefix = layers[name][0], "bias_" if own == "bias" else ""
+            layer, prefix = layers[name][0], "bias_" if own in ("bias", "recurrent_bias") else ""
             decay = 0 if layer["kind"] == "batchnorm" else number(layer, f"{prefix}decay_mult", 1)
             groups.setdefault((number(layer, f"{prefix}lr_mult", 1), decay), []).append(tensor)
     return torch.optim.SGD([{"params": p, "lr": hyper["lr"] * lr, "weight_decay": hyper["weight_decay"] * decay}

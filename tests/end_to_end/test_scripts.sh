@@ -21,6 +21,11 @@ PY
 "$s/cifar_to_hdf5.py" c.bin c.pickle --out cifar.h5 || fail "cifar_to_hdf5"
 "$s/csv_to_hdf5.py" t.csv train.h5 --label kind --holdout 0.2 --holdout-out test.h5 --standardise || fail "csv_to_hdf5"
 "$s/csv_to_hdf5.py" t.csv all.h5 --label 2 --statistics-from train.h5 || fail "csv_to_hdf5 --statistics-from"
+# Text by characters of one byte and of several, in windows that overlap; by words, of which the rare ones are one; by bytes.
+printf 'the cat sat on the mat\nthe dog sät\n' | gzip >one.txt.gz; printf 'a cat\n' >two.txt; printf 'the cow\n' >three.txt; printf 'ab\377cd' >latin.txt; : >empty.txt; printf 'a\0b' >zero.txt
+"$s/text_to_hdf5.py" one.txt.gz two.txt chars.h5 --length 4 --stride 3 >text.out && "$s/text_to_hdf5.py" one.txt.gz two.txt words.h5 --level word --most 4 --length 2 &&
+    "$s/text_to_hdf5.py" two.txt three.txt known.h5 --level word --vocabulary-from words.h5 --length 1 && "$s/text_to_hdf5.py" latin.txt bytes.h5 --level byte --length 2 &&
+    "$s/text_to_hdf5.py" one.txt.gz two.txt front.h5 --length 3 --holdout 0.25 --holdout-out back.h5 || fail "text_to_hdf5"
 "$s/make_digits.py" --out-dir . --train 200 --test 50 || fail "make_digits"
 /usr/bin/python3 - <<'PY' || fail "what was written is not what was read"
 import h5py
@@ -36,6 +41,21 @@ assert len(a["data"]) == 24 and len(b["data"]) == 6 and list(a["label"].attrs["c
 assert abs(a["data"][()].mean(0)).max() < 1e-6 and abs(a["data"][()].std(0) - 1).max() < 1e-5
 both = np.concatenate([a["data"][()], b["data"][()]])
 assert np.allclose(np.sort(both, 0), np.sort(c["data"][()], 0)) and c["label"][()].sum() == 10
+text = "the cat sat on the mat\nthe dog sät\na cat\n"
+def tokens(path, what):
+    f = h5py.File(path)
+    names = [n.decode() if isinstance(n, bytes) else int(n) for n in f["vocabulary"][()]]
+    return [[names[i] for i in row] for row in f[what][()]]
+t = tokens("chars.h5", "data"), tokens("chars.h5", "label")
+assert ["".join(r) for r in t[0]] == [text[i:i + 4] for i in range(0, len(text) - 4, 3)] and ["".join(r) for r in t[1]] == [text[i + 1:i + 5] for i in range(0, len(text) - 4, 3)]
+assert "vocabulary of %d chars" % len(set(text)) in open("text.out").read()
+words = [w if w in ("the", "<eos>", "cat") else "<unk>" for w in text.replace("\n", " <eos> ").split()]
+assert sum(tokens("words.h5", "data"), []) == words[:12] and sum(tokens("words.h5", "label"), []) == words[1:13] and len(words) == 14, words
+assert sum(tokens("known.h5", "data"), []) == ["<unk>", "cat", "<eos>", "the", "<unk>"]
+assert tokens("bytes.h5", "data") == [[97, 98], [255, 99]] and tokens("bytes.h5", "label") == [[98, 255], [99, 100]]
+cut = len(text) - round(len(text) / 4)
+for name, part in ("front.h5", text[:cut]), ("back.h5", text[cut:]):
+    assert "".join(sum(tokens(name, "data"), [])) == part[:(len(part) - 1) // 3 * 3] and len(h5py.File(name)["vocabulary"]) == len(set(text))
 assert h5py.File("digits-train.h5")["data"].shape == (200, 1, 28, 28)
 PY
 refuse() { local text=$1; shift; "$@" >out 2>&1 && fail "taken: $*"; grep -qF -- "$text" out || { fail "wanted \"$text\": $*"; cat out; }; }
@@ -46,6 +66,16 @@ refuse "no multiple of 3073" "$s/cifar_to_hdf5.py" t.csv --out new.h5
 refuse "no column colour" "$s/csv_to_hdf5.py" t.csv new.h5 --label colour
 refuse "NaN or an infinity" "$s/csv_to_hdf5.py" bad.csv new.h5 --label kind
 refuse "No such file" "$s/csv_to_hdf5.py" missing.csv new.h5 --label kind
+refuse "latin.txt: byte 2 is not UTF-8" "$s/text_to_hdf5.py" latin.txt new.h5
+refuse "zero.txt: character 1 is 0" "$s/text_to_hdf5.py" zero.txt new.h5
+refuse "empty.txt: no text" "$s/text_to_hdf5.py" empty.txt new.h5
+refuse "6 chars are too few for samples of 6" "$s/text_to_hdf5.py" two.txt new.h5 --length 6
+refuse "char 'w' at 6 is not in the vocabulary of front.h5" "$s/text_to_hdf5.py" three.txt new.h5 --length 1 --vocabulary-from front.h5
+refuse "its vocabulary is of level char" "$s/text_to_hdf5.py" two.txt new.h5 --level word --vocabulary-from front.h5
+refuse "no vocabulary" "$s/text_to_hdf5.py" two.txt new.h5 --vocabulary-from train.h5
+refuse "belong together" "$s/text_to_hdf5.py" two.txt new.h5 --holdout 0.5
+refuse "exists; --force" "$s/text_to_hdf5.py" two.txt front.h5 --length 2
+"$s/check.py" chars.h5 >/dev/null || fail "check refuses text"
 "$s/check.py" train.h5 >/dev/null || fail "check refuses a good set"
 "$tools/make_set.py" nan.h5 100 1 12 4 1 nan && refuse "NaN" "$s/check.py" nan.h5
 printf '{"event": "step", "step": 1, "loss": 2.0}\n{"event": "eval", "step": 1, "loss": 1.9, "accuracy": 0.5}\n{"event": "st' >m.jsonl
