@@ -294,6 +294,53 @@ static bool narrow_dense(size_t i, struct pl_op *op)
 }
 static void test_narrow_dense(void **state) { (void)state, check_shapes(narrow_dense); }
 
+/* Recurrent cells of more units and samples than a tile has, in every width of vectors that the processor has and by the library;
+ * the last of a kind as evaluation has it, without memory for backward. */
+static void recurrent_on(const struct pl_cpu_lanes *lanes)
+{
+    static const struct { int64_t n, t, i, h; } shapes[] = {{32, 5, 40, 64}, {13, 4, 70, 37}, {7, 3, 3, 16}, {41, 1, 16, 50}, {1, 6, 20, 33}, {9, 4, 5, 20}};
+    const struct pl_backend_table *reference = pl_backend_find("reference"), *cpu = pl_backend_find("cpu");
+    struct pl_backend *rb, *b;
+    assert_int_equal(reference->open(&(struct pl_device_options){.threads = 1}, &rb), PL_OK);
+    assert_int_equal(pl_pool_start(2), PL_OK);
+    assert_int_equal(cpu->open(&(struct pl_device_options){.threads = 2}, &b), PL_OK);
+    b->lanes = lanes;
+    for (size_t k = 0; k < 2 * sizeof shapes / sizeof *shapes; k++) {
+        bool lstm = k % 2, train = k / 2 + 1 < sizeof shapes / sizeof *shapes;
+        int64_t gates = (lstm ? 4 : 3) * shapes[k / 2].h;
+        struct trial t = {.op = {.kind = lstm ? PL_OP_LSTM : PL_OP_GRU, .name = "cell", .inputs = 1, .params = 4, .bias = true, .last = k % 3 == 0, .train = train,
+                                 .need_dx = {true}}};
+        struct results wanted, found;
+        t.op.x[0] = shape(3, shapes[k / 2].n, shapes[k / 2].t, shapes[k / 2].i, 0);
+        t.op.y = t.op.last ? shape(2, shapes[k / 2].n, shapes[k / 2].h, 0, 0) : shape(3, shapes[k / 2].n, shapes[k / 2].t, shapes[k / 2].h, 0);
+        t.op.p[0] = shape(2, gates, shapes[k / 2].i, 0, 0);
+        t.op.p[1] = shape(2, gates, shapes[k / 2].h, 0, 0);
+        t.op.p[2] = t.op.p[3] = shape(1, gates, 0, 0, 0);
+        fill_trial(&t, k % 4 < 2);
+        t.io.accumulate = k % 5 < 2;
+        run_on(reference, rb, &t, train, &wanted);
+        run_on(cpu, b, &t, train, &found);
+        compare_all(&t, "cpu", &wanted, &found, train);
+        free_results(&wanted);
+        free_results(&found);
+        free_trial(&t);
+    }
+    cpu->close(b);
+    pl_pool_stop();
+    reference->close(rb);
+}
+
+static void test_recurrent(void **state)
+{
+    const struct pl_cpu_lanes *here = pl_cpu_lanes_here();
+    (void)state;
+    recurrent_on(NULL);
+    if (here != NULL)
+        recurrent_on(&pl_cpu_lanes_8);
+    if (here != NULL && here->lanes == 16)
+        recurrent_on(&pl_cpu_lanes_16);
+}
+
 /* Maxima of 2x2 without padding, in rows of less than four, of several fours, with a rest and with a column left over. */
 static bool maxima(size_t i, struct pl_op *op)
 {
@@ -485,6 +532,6 @@ int main(void)
     const char *given = getenv("PL_TEST_SEED");
     seed = given ? strtoull(given, NULL, 10) : 1;
     rng = pl_rng_make(seed, 0, 0, 0);
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_finite_differences), cmocka_unit_test(test_against_reference), cmocka_unit_test(test_blocked), cmocka_unit_test(test_bf16), cmocka_unit_test(test_over_ranks), cmocka_unit_test(test_convolutions), cmocka_unit_test(test_narrow_dense), cmocka_unit_test(test_maxima)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_finite_differences), cmocka_unit_test(test_against_reference), cmocka_unit_test(test_blocked), cmocka_unit_test(test_bf16), cmocka_unit_test(test_over_ranks), cmocka_unit_test(test_convolutions), cmocka_unit_test(test_narrow_dense), cmocka_unit_test(test_recurrent), cmocka_unit_test(test_maxima)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

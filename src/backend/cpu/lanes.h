@@ -1,10 +1,12 @@
 /* lanes: our own matrix products and what is built on them, compiled for vectors of eight floats and of sixteen. What depends
- * on the width is in headers (kernel.h, winograd.h, winograd_stages.h, dense_stages.h) that lanes_8.c and lanes_16.c
+ * on the width is in headers (kernel.h, winograd.h, winograd_stages.h, dense_stages.h, recurrent_stages.h) that lanes_8.c and lanes_16.c
  * include; plans call it by these tables. Activations in blocks have blocks of as many channels. */
 #ifndef PL_CPU_LANES_H
 #define PL_CPU_LANES_H
 
 #include "backend/cpu/cpu.h"
+
+struct pl_cpu_step; /* recurrent.h */
 
 struct pl_cpu_lanes {
     int64_t lanes, rows, columns; /* of a vector; of a product's tile */
@@ -15,6 +17,10 @@ struct pl_cpu_lanes {
     struct { /* of struct pl_cpu_narrow (dense_narrow.h) */
         pl_cpu_part_fn *pack_samples, *forward, *pack_inputs, *pack_units, *weights;
     } dense;
+    struct {
+        pl_cpu_part_fn *pack; /* of struct pl_cpu_packing */
+        void (*multiply)(const struct pl_cpu_step *s);
+    } step;
 };
 
 extern const struct pl_cpu_lanes pl_cpu_lanes_8, pl_cpu_lanes_16;

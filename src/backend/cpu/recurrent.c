@@ -2,11 +2,12 @@
  * gradients of the weights and of the input; only the products with h go position after position. In these each thread has
  * samples of its own from the first position to the last, so that no thread waits for another (Appleyard et al., Optimizing
  * Performance of Recurrent Neural Networks on GPUs, 2016, order the same products so). All rows up to the capacity are computed:
- * padding rows are finite and their dy is 0.
+ * padding rows are finite and their dy is 0. The library would copy U into its order at every position: our own kernel takes it
+ * packed once a pass.
  *
  * Of z = W x + b + U h + bu [N, T, G * H] the activated gates stay where they are made, and backward writes the gradient by z
  * over them. GRU's third gate, n = tanh(W x + b + r * u) with u = U h + bu, has u, then the gradient by it, beside. */
-#include "backend/cpu/cpu.h"
+#include "backend/cpu/recurrent.h"
 #include "backend/cpu/vmath.h"
 
 #include <string.h>
@@ -21,10 +22,13 @@ struct state {
     float *out;    /* [N, T, H]: h, where y has the last one only; otherwise NULL */
     float *before; /* [N, T, H] in scratch: h one position earlier */
     float *dh, *dc; /* [N, H] in scratch */
+    /* U for products at a position, in scratch: forward two matrices, as GRU's third gate goes elsewhere, backward one. */
+    float *packed, *packed_third;
 };
 
 struct job {
     const struct state *s;
+    const struct pl_cpu_lanes *lanes; /* NULL: the library multiplies */
     const struct pl_io *io;
     float *h; /* [N, T, H] */
     bool last;
@@ -42,11 +46,18 @@ static pl_status check(const struct pl_plan *p, const struct state *s) {
     return pl_cpu_gemm_check(op, s->t * s->z, s->t * s->h, s->h);
 }
 
+static int64_t kept_elems(const struct pl_plan *p, const struct state *s) { return s->n * s->t * (s->z + s->h + (p->op.last ? s->h : 0)); }
+
+/* Gates that h adds to as one, the first of a row of U. */
+static int64_t gates_together(const struct state *s) { return s->lstm ? s->z : 2 * s->h; }
+
 /* Of a plan that is never followed by backward in memory that other plans use too. */
 static pl_status take_memory(struct pl_plan *p, struct state *s) {
-    size_t rows = (size_t)(s->n * s->t), z = (size_t)s->z, h = (size_t)s->h, out = p->op.last ? h : 0;
-    size_t kept = rows * (z + h + out) * sizeof(float), scratch = (rows + 2 * (size_t)s->n) * h * sizeof(float);
-    PL_TRY(pl_cpu_scratch(p->backend, p->op.train ? scratch : kept));
+    const struct pl_cpu_lanes *l = p->backend->lanes;
+    size_t kept = (size_t)kept_elems(p, s) * sizeof(float), scratch = (size_t)((s->n * s->t + 2 * s->n) * s->h) * sizeof(float), packed = 0;
+    if (l != NULL)
+        packed = (size_t)((up(gates_together(s), l->columns) + up(s->h, l->columns)) * s->h + up(s->h, l->columns) * s->z) * sizeof(float);
+    PL_TRY(pl_cpu_scratch(p->backend, packed + (p->op.train ? scratch : kept)));
     if (p->op.train && (s->gates = pl_alloc(kept, "a recurrent layer's gates")) == NULL)
         return PL_ERR_MEMORY;
     return PL_OK;
@@ -82,6 +93,10 @@ static struct state at_work(const struct pl_plan *p) {
     s.before = scratch;
     s.dh = scratch + rows * s.h;
     s.dc = s.dh + s.n * s.h;
+    if (p->backend->lanes == NULL)
+        return s;
+    s.packed = p->op.train ? s.dc + s.n * s.h : scratch + kept_elems(p, &s);
+    s.packed_third = s.packed + up(gates_together(&s), p->backend->lanes->columns) * s.h;
     return s;
 }
 
@@ -93,7 +108,7 @@ static void begin_rows(void *arg, int part, int64_t begin, int64_t end) {
     const struct job *j = arg;
     const struct state *s = j->s;
     const float *b = j->io->p[B], *bu = j->io->p[BU];
-    int64_t both = s->lstm ? s->z : 2 * s->h;
+    int64_t both = gates_together(s);
     for (int64_t r = begin; r < end; r++) {
         float *z = s->gates + r * s->z;
         for (int64_t k = 0; k < s->z; k++)
@@ -140,6 +155,12 @@ static void gru_row(float *restrict gates, const float *restrict before, const f
 /* Samples [begin, end): to[.., columns] += h at position t - 1 times rows of U from `row` on. */
 static void add_state(const struct job *j, int64_t begin, int64_t end, int64_t t, int64_t row, int64_t columns, float *to, int64_t stride) {
     const struct state *s = j->s;
+    if (j->lanes != NULL) {
+        j->lanes->step.multiply(&(struct pl_cpu_step){.a = j->h + (begin * s->t + t - 1) * s->h, .b = row > 0 ? s->packed_third : s->packed, .c = to + (begin * s->t + t) * stride,
+                                                      .rows = end - begin, .depth = s->h, .columns = columns, .lda = s->t * s->h,
+                                                      .panel = s->h * j->lanes->columns, .ldc = s->t * stride, .add = true});
+        return;
+    }
     pl_cpu_gemm_here(&(struct pl_cpu_gemm){.tb = true, .m = end - begin, .n = columns, .k = s->h, .a = j->h + (begin * s->t + t - 1) * s->h, .lda = s->t * s->h,
                                            .b = j->io->p[U] + row * s->h, .ldb = s->h, .beta = 1.0f, .c = to + (begin * s->t + t) * stride, .ldc = s->t * stride});
 }
@@ -150,7 +171,7 @@ static void forward_samples(void *arg, int part, int64_t begin, int64_t end) {
     const struct state *s = j->s;
     for (int64_t t = 0; t < s->t; t++) {
         if (t > 0)
-            add_state(j, begin, end, t, 0, s->lstm ? s->z : 2 * s->h, s->gates, s->z);
+            add_state(j, begin, end, t, 0, gates_together(s), s->gates, s->z);
         if (t > 0 && !s->lstm)
             add_state(j, begin, end, t, 2 * s->h, s->h, s->beside, s->h);
         for (int64_t n = begin; n < end; n++) {
@@ -164,6 +185,14 @@ static void forward_samples(void *arg, int part, int64_t begin, int64_t end) {
     }
 }
 
+/* Rows [row, row + columns) of U, so that h goes over their columns; or all of them, so that gradients by the gates do. */
+static void pack(const struct pl_plan *p, const struct state *s, const float *u, int64_t row, int64_t columns, float *packed) {
+    const struct pl_cpu_lanes *l = p->backend->lanes;
+    struct pl_cpu_packing forward = {u + row * s->h, s->h, columns, 1, s->h, packed}, backward = {u, s->z, s->h, s->h, 1, packed};
+    struct pl_cpu_packing *how = columns > 0 ? &forward : &backward;
+    pl_cpu_parts(p->backend, up(how->columns, l->columns) / l->columns, PL_CPU_GRAIN / (how->depth * l->columns) + 1, l->step.pack, how);
+}
+
 static void take_last(const struct job *j, float *y) {
     const struct state *s = j->s;
     for (int64_t n = 0; n < s->n; n++)
@@ -171,19 +200,27 @@ static void take_last(const struct job *j, float *y) {
 }
 
 /* Samples of a thread at least, so that its products are wide enough. */
-enum { LEAST_SAMPLES = 4 };
+static int64_t least_samples(const struct pl_plan *p) {
+    const struct state *s = p->state;
+    return p->backend->blas_parallel || p->backend->lanes != NULL ? 4 : s->n;
+}
 
 static pl_status forward(struct pl_plan *p, const struct pl_io *io) {
     struct state s = at_work(p);
-    struct job j = {&s, io, p->op.last ? s.out : io->y, p->op.last};
+    struct job j = {&s, p->backend->lanes, io, p->op.last ? s.out : io->y, p->op.last};
     int64_t rows = s.n * s.t;
+    if (j.lanes != NULL && s.t > 1) {
+        pack(p, &s, io->p[U], 0, gates_together(&s), s.packed);
+        if (!s.lstm)
+            pack(p, &s, io->p[U], 2 * s.h, s.h, s.packed_third);
+    }
     if (p->op.bias)
         pl_cpu_parts(p->backend, rows, PL_CPU_GRAIN / s.z + 1, begin_rows, &j);
     else if (!s.lstm)
         memset(s.beside, 0, (size_t)(rows * s.h) * sizeof *s.beside);
     pl_cpu_gemm(p->backend, &(struct pl_cpu_gemm){.tb = true, .m = rows, .n = s.z, .k = s.i, .a = io->x[0], .lda = s.i, .b = io->p[W], .ldb = s.i,
                                                   .beta = p->op.bias ? 1.0f : 0.0f, .c = s.gates, .ldc = s.z});
-    pl_cpu_parts(p->backend, s.n, p->backend->blas_parallel ? LEAST_SAMPLES : s.n, forward_samples, &j);
+    pl_cpu_parts(p->backend, s.n, least_samples(p), forward_samples, &j);
     if (p->op.last)
         take_last(&j, io->y);
     return PL_OK;
@@ -223,6 +260,12 @@ static void gru_row_back(float *restrict gates, const float *restrict before, fl
 /* dh of samples [begin, end) (+)= what comes from position t through rows of U from `row` on. */
 static void back_state(const struct job *j, int64_t begin, int64_t end, int64_t t, int64_t row, int64_t columns, const float *from, int64_t stride, bool add) {
     const struct state *s = j->s;
+    if (j->lanes != NULL) {
+        j->lanes->step.multiply(&(struct pl_cpu_step){.a = from + (begin * s->t + t) * stride, .b = s->packed + row * j->lanes->columns, .c = s->dh + begin * s->h,
+                                                      .rows = end - begin, .depth = columns, .columns = s->h, .lda = s->t * stride,
+                                                      .panel = s->z * j->lanes->columns, .ldc = s->h, .add = add});
+        return;
+    }
     pl_cpu_gemm_here(&(struct pl_cpu_gemm){.m = end - begin, .n = s->h, .k = columns, .a = from + (begin * s->t + t) * stride, .lda = s->t * stride,
                                            .b = j->io->p[U] + row * s->h, .ldb = s->h, .beta = add ? 1.0f : 0.0f, .c = s->dh + begin * s->h, .ldc = s->h});
 }
@@ -253,7 +296,7 @@ static void backward_samples(void *arg, int part, int64_t begin, int64_t end) {
         }
         if (t == 0)
             break;
-        back_state(j, begin, end, t, 0, s->lstm ? s->z : 2 * s->h, s->gates, s->z, !s->lstm);
+        back_state(j, begin, end, t, 0, gates_together(s), s->gates, s->z, !s->lstm);
         if (!s->lstm)
             back_state(j, begin, end, t, 2 * s->h, s->h, s->beside, s->h, true);
     }
@@ -306,7 +349,7 @@ static void bias_gradient(const struct pl_plan *p, const struct pl_io *io, const
 
 /* Rows of GRU's third gate have another gradient by what comes from h. */
 static void parameter_gradients(struct pl_plan *p, const struct pl_io *io, const struct state *s) {
-    int64_t both = s->lstm ? s->z : 2 * s->h;
+    int64_t both = gates_together(s);
     weight_gradient(p, io, s->gates, s->z, s->z, io->x[0], s->i, io->dp[W]);
     weight_gradient(p, io, s->gates, both, s->z, s->before, s->h, io->dp[U]);
     if (!s->lstm)
@@ -321,8 +364,10 @@ static void parameter_gradients(struct pl_plan *p, const struct pl_io *io, const
 
 static pl_status backward(struct pl_plan *p, const struct pl_io *io) {
     struct state s = at_work(p);
-    struct job j = {&s, io, p->op.last ? s.out : io->y, p->op.last};
-    pl_cpu_parts(p->backend, s.n, p->backend->blas_parallel ? LEAST_SAMPLES : s.n, backward_samples, &j);
+    struct job j = {&s, p->backend->lanes, io, p->op.last ? s.out : io->y, p->op.last};
+    if (j.lanes != NULL && s.t > 1)
+        pack(p, &s, io->p[U], 0, 0, s.packed);
+    pl_cpu_parts(p->backend, s.n, least_samples(p), backward_samples, &j);
     pl_cpu_parts(p->backend, s.n, PL_CPU_GRAIN / (s.t * s.h) + 1, shift_samples, &j);
     parameter_gradients(p, io, &s);
     if (p->op.need_dx[0] && io->dx[0])
