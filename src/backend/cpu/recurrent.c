@@ -3,7 +3,8 @@
  * samples of its own from the first position to the last, so that no thread waits for another (Appleyard et al., Optimizing
  * Performance of Recurrent Neural Networks on GPUs, 2016, order the same products so). All rows up to the capacity are computed:
  * padding rows are finite and their dy is 0. The library would copy U into its order at every position: our own kernel takes it
- * packed once a pass.
+ * packed once a pass. With bf16 the products over all positions are those of dense layers with bf16 factors; what goes
+ * position after position stays float.
  *
  * Of z = W x + b + U h + bu [N, T, G * H] the activated gates stay where they are made, and backward writes the gradient by z
  * over them. GRU's third gate, n = tanh(W x + b + r * u) with u = U h + bu, has u, then the gradient by it, beside. */
@@ -17,10 +18,12 @@ enum { W, U, B, BU }; /* parameters */
 struct state {
     int64_t n, t, i, h, z; /* samples, positions, features, units; gates * units */
     bool lstm;
+    struct pl_cpu_dense_bf16 *by[2]; /* the products with W and, for its gradient, with U; NULL: float */
+    float *bias;   /* [z]: b + bu, but for GRU's third gate, which has b */
     float *gates;  /* [N, T, z] */
     float *beside; /* [N, T, H]: LSTM: c; GRU: u */
     float *out;    /* [N, T, H]: h, where y has the last one only; otherwise NULL */
-    float *before; /* [N, T, H] in scratch: h one position earlier */
+    float *before; /* [N, T, H]: h one position earlier; in scratch, but where products with bf16 use that */
     float *dh, *dc; /* [N, H] in scratch */
     /* U for products at a position, in scratch: forward two matrices, as GRU's third gate goes elsewhere, backward one. */
     float *packed, *packed_third;
@@ -46,19 +49,41 @@ static pl_status check(const struct pl_plan *p, const struct state *s) {
     return pl_cpu_gemm_check(op, s->t * s->z, s->t * s->h, s->h);
 }
 
-static int64_t kept_elems(const struct pl_plan *p, const struct state *s) { return s->n * s->t * (s->z + s->h + (p->op.last ? s->h : 0)); }
+/* Whether memory of its own is needed: for backward, or as the products with bf16 use what is shared. */
+static bool keeps(const struct pl_plan *p) { return p->op.train || p->backend->bf16; }
+static bool keeps_before(const struct pl_plan *p) { return p->op.train && p->backend->bf16; }
+
+static int64_t kept_elems(const struct pl_plan *p, const struct state *s) {
+    return s->n * s->t * (s->z + (1 + p->op.last + keeps_before(p)) * s->h);
+}
 
 /* Gates that h adds to as one, the first of a row of U. */
 static int64_t gates_together(const struct state *s) { return s->lstm ? s->z : 2 * s->h; }
 
-/* Of a plan that is never followed by backward in memory that other plans use too. */
+/* A product over all positions as a dense layer's, whose weights are the parameter k. */
+static pl_status plan_product(const struct pl_plan *p, struct state *s, int k) {
+    const struct pl_op *op = &p->op;
+    int64_t rows = s->n * s->t;
+    struct pl_plan dense = {.backend = p->backend,
+                            .op = {.kind = PL_OP_DENSE, .name = op->name, .inputs = 1, .params = 1, .bias = k == W && op->bias, .train = op->train,
+                                   .need_dx = {k == W && op->need_dx[0]}}};
+    dense.op.x[0] = (struct pl_shape){2, {rows, k == W ? s->i : s->h}};
+    dense.op.y = (struct pl_shape){2, {rows, s->z}};
+    dense.op.p[0] = op->p[k];
+    return pl_cpu_dense_bf16_create(&dense, &s->by[k]);
+}
+
+/* Of a plan that keeps nothing in memory that other plans use too. */
 static pl_status take_memory(struct pl_plan *p, struct state *s) {
     const struct pl_cpu_lanes *l = p->backend->lanes;
     size_t kept = (size_t)kept_elems(p, s) * sizeof(float), scratch = (size_t)((s->n * s->t + 2 * s->n) * s->h) * sizeof(float), packed = 0;
     if (l != NULL)
         packed = (size_t)((up(gates_together(s), l->columns) + up(s->h, l->columns)) * s->h + up(s->h, l->columns) * s->z) * sizeof(float);
-    PL_TRY(pl_cpu_scratch(p->backend, packed + (p->op.train ? scratch : kept)));
-    if (p->op.train && (s->gates = pl_alloc(kept, "a recurrent layer's gates")) == NULL)
+    PL_TRY(pl_cpu_scratch(p->backend, packed + scratch + (keeps(p) ? 0 : kept)));
+    s->bias = pl_alloc((size_t)s->z * sizeof(float), "a recurrent layer's biases");
+    if (s->bias == NULL)
+        return PL_ERR_MEMORY;
+    if (keeps(p) && (s->gates = pl_alloc(kept, "a recurrent layer's gates")) == NULL)
         return PL_ERR_MEMORY;
     return PL_OK;
 }
@@ -71,13 +96,20 @@ static pl_status plan(struct pl_plan *p) {
     *s = (struct state){.n = op->x[0].dim[0], .t = op->x[0].dim[1], .i = op->x[0].dim[2], .h = op->p[U].dim[1], .lstm = op->kind == PL_OP_LSTM};
     s->z = (s->lstm ? 4 : 3) * s->h;
     PL_TRY(check(p, s));
+    PL_TRY(plan_product(p, s, W));
+    if (op->train)
+        PL_TRY(plan_product(p, s, U));
     return take_memory(p, s);
 }
 
 static void destroy(struct pl_plan *p) {
     struct state *s = p->state;
-    if (s != NULL)
+    if (s != NULL) {
+        pl_cpu_dense_bf16_destroy(s->by[W]);
+        pl_cpu_dense_bf16_destroy(s->by[U]);
+        pl_free(s->bias);
         pl_free(s->gates);
+    }
     pl_free(s);
 }
 
@@ -86,35 +118,41 @@ static struct state at_work(const struct pl_plan *p) {
     struct state s = *(const struct state *)p->state;
     int64_t rows = s.n * s.t;
     float *scratch = (float *)(void *)p->backend->scratch;
-    if (s.gates == NULL)
-        s.gates = scratch;
-    s.beside = s.gates + rows * s.z;
-    s.out = p->op.last ? s.beside + rows * s.h : NULL;
     s.before = scratch;
     s.dh = scratch + rows * s.h;
     s.dc = s.dh + s.n * s.h;
+    s.packed = s.dc + s.n * s.h;
+    if (s.gates == NULL) {
+        s.gates = s.packed;
+        s.packed = s.gates + kept_elems(p, &s);
+    }
+    s.beside = s.gates + rows * s.z;
+    s.out = p->op.last ? s.beside + rows * s.h : NULL;
+    if (keeps_before(p))
+        s.before = s.beside + (1 + p->op.last) * rows * s.h;
     if (p->backend->lanes == NULL)
         return s;
-    s.packed = p->op.train ? s.dc + s.n * s.h : scratch + kept_elems(p, &s);
     s.packed_third = s.packed + up(gates_together(&s), p->backend->lanes->columns) * s.h;
     return s;
 }
 
 /* ---- forward --------------------------------------------------------------------------------- */
 
-/* What the gates begin with: biases; GRU's u apart. */
+static void sum_biases(const struct state *s, const struct pl_io *io) {
+    for (int64_t k = 0; k < s->z; k++)
+        s->bias[k] = io->p[B][k] + (k < gates_together(s) ? io->p[BU][k] : 0.0f);
+}
+
+/* What gates and GRU's u begin with. */
 static void begin_rows(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const struct job *j = arg;
     const struct state *s = j->s;
-    const float *b = j->io->p[B], *bu = j->io->p[BU];
-    int64_t both = gates_together(s);
     for (int64_t r = begin; r < end; r++) {
-        float *z = s->gates + r * s->z;
-        for (int64_t k = 0; k < s->z; k++)
-            z[k] = b[k] + (k < both ? bu[k] : 0.0f);
+        if (s->by[W] == NULL)
+            memcpy(s->gates + r * s->z, s->bias, (size_t)s->z * sizeof *s->bias);
         if (!s->lstm)
-            memcpy(s->beside + r * s->h, bu + 2 * s->h, (size_t)s->h * sizeof *bu);
+            memcpy(s->beside + r * s->h, j->io->p[BU] + 2 * s->h, (size_t)s->h * sizeof *s->beside);
     }
 }
 
@@ -205,21 +243,32 @@ static int64_t least_samples(const struct pl_plan *p) {
     return p->backend->blas_parallel || p->backend->lanes != NULL ? 4 : s->n;
 }
 
+/* Gates: W x with the biases; u: its own. */
+static pl_status from_input(struct pl_plan *p, const struct pl_io *io, struct job *j) {
+    const struct state *s = j->s;
+    int64_t rows = s->n * s->t;
+    if (p->op.bias) {
+        sum_biases(s, io);
+        pl_cpu_parts(p->backend, rows, PL_CPU_GRAIN / s->z + 1, begin_rows, j);
+    } else if (!s->lstm) {
+        memset(s->beside, 0, (size_t)(rows * s->h) * sizeof *s->beside);
+    }
+    if (s->by[W] != NULL)
+        return pl_cpu_dense_bf16_forward(s->by[W], &(struct pl_io){.x = {io->x[0]}, .p = {io->p[W], s->bias}, .y = s->gates});
+    pl_cpu_gemm(p->backend, &(struct pl_cpu_gemm){.tb = true, .m = rows, .n = s->z, .k = s->i, .a = io->x[0], .lda = s->i, .b = io->p[W], .ldb = s->i,
+                                                  .beta = p->op.bias ? 1.0f : 0.0f, .c = s->gates, .ldc = s->z});
+    return PL_OK;
+}
+
 static pl_status forward(struct pl_plan *p, const struct pl_io *io) {
     struct state s = at_work(p);
     struct job j = {&s, p->backend->lanes, io, p->op.last ? s.out : io->y, p->op.last};
-    int64_t rows = s.n * s.t;
+    PL_TRY(from_input(p, io, &j));
     if (j.lanes != NULL && s.t > 1) {
         pack(p, &s, io->p[U], 0, gates_together(&s), s.packed);
         if (!s.lstm)
             pack(p, &s, io->p[U], 2 * s.h, s.h, s.packed_third);
     }
-    if (p->op.bias)
-        pl_cpu_parts(p->backend, rows, PL_CPU_GRAIN / s.z + 1, begin_rows, &j);
-    else if (!s.lstm)
-        memset(s.beside, 0, (size_t)(rows * s.h) * sizeof *s.beside);
-    pl_cpu_gemm(p->backend, &(struct pl_cpu_gemm){.tb = true, .m = rows, .n = s.z, .k = s.i, .a = io->x[0], .lda = s.i, .b = io->p[W], .ldb = s.i,
-                                                  .beta = p->op.bias ? 1.0f : 0.0f, .c = s.gates, .ldc = s.z});
     pl_cpu_parts(p->backend, s.n, least_samples(p), forward_samples, &j);
     if (p->op.last)
         take_last(&j, io->y);
@@ -348,18 +397,32 @@ static void bias_gradient(const struct pl_plan *p, const struct pl_io *io, const
 }
 
 /* Rows of GRU's third gate have another gradient by what comes from h. */
-static void parameter_gradients(struct pl_plan *p, const struct pl_io *io, const struct state *s) {
+static void bias_gradients(const struct pl_plan *p, const struct pl_io *io, const struct state *s) {
+    int64_t both = gates_together(s);
+    bias_gradient(p, io, s->gates, s->z, s->z, io->dp[B]);
+    bias_gradient(p, io, s->gates, both, s->z, io->dp[BU]);
+    if (!s->lstm)
+        bias_gradient(p, io, s->beside, s->h, s->h, io->dp[BU] + both);
+}
+
+static void products(struct pl_plan *p, const struct pl_io *io, const struct state *s) {
     int64_t both = gates_together(s);
     weight_gradient(p, io, s->gates, s->z, s->z, io->x[0], s->i, io->dp[W]);
     weight_gradient(p, io, s->gates, both, s->z, s->before, s->h, io->dp[U]);
     if (!s->lstm)
         weight_gradient(p, io, s->beside, s->h, s->h, s->before, s->h, io->dp[U] + both * s->h);
-    if (!p->op.bias)
-        return;
-    bias_gradient(p, io, s->gates, s->z, s->z, io->dp[B]);
-    bias_gradient(p, io, s->gates, both, s->z, io->dp[BU]);
-    if (!s->lstm)
-        bias_gradient(p, io, s->beside, s->h, s->h, io->dp[BU] + both);
+    if (p->op.need_dx[0] && io->dx[0])
+        pl_cpu_gemm(p->backend, &(struct pl_cpu_gemm){.m = s->n * s->t, .n = s->i, .k = s->z, .a = s->gates, .lda = s->z, .b = io->p[W], .ldb = s->i,
+                                                      .c = io->dx[0], .ldc = s->i});
+}
+
+/* GRU's gradients by u take the place of those by its third gate once these have been multiplied. */
+static pl_status products_bf16(const struct pl_io *io, const struct state *s) {
+    PL_TRY(pl_cpu_dense_bf16_backward(s->by[W], &(struct pl_io){.x = {io->x[0]}, .p = {io->p[W]}, .dy = s->gates, .dp = {io->dp[W]}, .dx = {io->dx[0]},
+                                                                .accumulate = io->accumulate}));
+    for (int64_t r = 0; !s->lstm && r < s->n * s->t; r++)
+        memcpy(s->gates + r * s->z + 2 * s->h, s->beside + r * s->h, (size_t)s->h * sizeof *s->gates);
+    return pl_cpu_dense_bf16_backward(s->by[U], &(struct pl_io){.x = {s->before}, .p = {io->p[U]}, .dy = s->gates, .dp = {io->dp[U]}, .accumulate = io->accumulate});
 }
 
 static pl_status backward(struct pl_plan *p, const struct pl_io *io) {
@@ -369,10 +432,11 @@ static pl_status backward(struct pl_plan *p, const struct pl_io *io) {
         pack(p, &s, io->p[U], 0, 0, s.packed);
     pl_cpu_parts(p->backend, s.n, least_samples(p), backward_samples, &j);
     pl_cpu_parts(p->backend, s.n, PL_CPU_GRAIN / (s.t * s.h) + 1, shift_samples, &j);
-    parameter_gradients(p, io, &s);
-    if (p->op.need_dx[0] && io->dx[0])
-        pl_cpu_gemm(p->backend, &(struct pl_cpu_gemm){.m = s.n * s.t, .n = s.i, .k = s.z, .a = s.gates, .lda = s.z, .b = io->p[W], .ldb = s.i,
-                                                      .c = io->dx[0], .ldc = s.i});
+    if (p->op.bias)
+        bias_gradients(p, io, &s);
+    if (s.by[W] != NULL)
+        return products_bf16(io, &s);
+    products(p, io, &s);
     return PL_OK;
 }
 
