@@ -7,6 +7,12 @@
 #include "backend/cpu/cpu.h"
 
 struct pl_cpu_step; /* recurrent.h */
+struct pl_cpu_steps { /* products of a recurrent cell at a position */
+    pl_cpu_part_fn *pack; /* of struct pl_cpu_packing */
+    void (*multiply)(const struct pl_cpu_step *s);
+    int64_t columns;      /* of a tile */
+    bool half;            /* both factors are bf16 */
+};
 
 struct pl_cpu_lanes {
     int64_t lanes, rows, columns; /* of a vector; of a product's tile */
@@ -17,10 +23,7 @@ struct pl_cpu_lanes {
     struct { /* of struct pl_cpu_narrow (dense_narrow.h) */
         pl_cpu_part_fn *pack_samples, *forward, *pack_inputs, *pack_units, *weights;
     } dense;
-    struct {
-        pl_cpu_part_fn *pack; /* of struct pl_cpu_packing */
-        void (*multiply)(const struct pl_cpu_step *s);
-    } step;
+    struct pl_cpu_steps step;
 };
 
 extern const struct pl_cpu_lanes pl_cpu_lanes_8, pl_cpu_lanes_16;

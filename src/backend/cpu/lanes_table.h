@@ -9,5 +9,5 @@
         .lanes = LANES, .rows = ROWS, .columns = COLUMNS, .most_effort = 0.9, \
         .winograd = {patches_part, filters_part, products_part, outputs_part, gradients_part, weights_part, filter_gradients_part, patch_gradients_part}, \
         .dense = {pack_samples, narrow_forward_part, pack_inputs, pack_units, narrow_weights_part}, \
-        .step = {pack_step, multiply_step}, \
+        .step = {.pack = pack_step, .multiply = multiply_step, .columns = COLUMNS}, \
     }

@@ -3,11 +3,11 @@
  * samples of its own from the first position to the last, so that no thread waits for another (Appleyard et al., Optimizing
  * Performance of Recurrent Neural Networks on GPUs, 2016, order the same products so). All rows up to the capacity are computed:
  * padding rows are finite and their dy is 0. The library would copy U into its order at every position: our own kernel takes it
- * packed once a pass. With bf16 the products over all positions are those of dense layers with bf16 factors; what goes
- * position after position stays float.
+ * packed once a pass. With bf16 the factors of all products are; gates, states and sums stay float.
  *
  * Of z = W x + b + U h + bu [N, T, G * H] the activated gates stay where they are made, and backward writes the gradient by z
  * over them. GRU's third gate, n = tanh(W x + b + r * u) with u = U h + bu, has u, then the gradient by it, beside. */
+#include "backend/cpu/bf16.h"
 #include "backend/cpu/recurrent.h"
 #include "backend/cpu/vmath.h"
 
@@ -26,12 +26,13 @@ struct state {
     float *before; /* [N, T, H]: h one position earlier; in scratch, but where products with bf16 use that */
     float *dh, *dc; /* [N, H] in scratch */
     /* U for products at a position, in scratch: forward two matrices, as GRU's third gate goes elsewhere, backward one. */
+    const struct pl_cpu_steps *step; /* NULL: the library multiplies */
     float *packed, *packed_third;
+    uint16_t *half; /* [N, most depth] in scratch: A in bf16 */
 };
 
 struct job {
     const struct state *s;
-    const struct pl_cpu_lanes *lanes; /* NULL: the library multiplies */
     const struct pl_io *io;
     float *h; /* [N, T, H] */
     bool last;
@@ -75,10 +76,11 @@ static pl_status plan_product(const struct pl_plan *p, struct state *s, int k) {
 
 /* Of a plan that keeps nothing in memory that other plans use too. */
 static pl_status take_memory(struct pl_plan *p, struct state *s) {
-    const struct pl_cpu_lanes *l = p->backend->lanes;
     size_t kept = (size_t)kept_elems(p, s) * sizeof(float), scratch = (size_t)((s->n * s->t + 2 * s->n) * s->h) * sizeof(float), packed = 0;
-    if (l != NULL)
-        packed = (size_t)((up(gates_together(s), l->columns) + up(s->h, l->columns)) * s->h + up(s->h, l->columns) * s->z) * sizeof(float);
+    if (s->step != NULL) {
+        int64_t columns = s->step->columns, forward = (up(gates_together(s), columns) + up(s->h, columns)) * up(s->h, 2), backward = up(s->h, columns) * up(s->z, 2);
+        packed = (size_t)(forward > backward ? forward : backward) * sizeof(float) + (size_t)(s->n * up(s->z, 2)) * sizeof *s->half;
+    }
     PL_TRY(pl_cpu_scratch(p->backend, packed + scratch + (keeps(p) ? 0 : kept)));
     s->bias = pl_alloc((size_t)s->z * sizeof(float), "a recurrent layer's biases");
     if (s->bias == NULL)
@@ -97,6 +99,9 @@ static pl_status plan(struct pl_plan *p) {
     s->z = (s->lstm ? 4 : 3) * s->h;
     PL_TRY(check(p, s));
     PL_TRY(plan_product(p, s, W));
+    s->step = p->backend->lanes != NULL ? &p->backend->lanes->step : NULL;
+    if (s->by[W] != NULL && pl_cpu_steps_bf16() != NULL)
+        s->step = pl_cpu_steps_bf16();
     if (op->train)
         PL_TRY(plan_product(p, s, U));
     return take_memory(p, s);
@@ -130,9 +135,11 @@ static struct state at_work(const struct pl_plan *p) {
     s.out = p->op.last ? s.beside + rows * s.h : NULL;
     if (keeps_before(p))
         s.before = s.beside + (1 + p->op.last) * rows * s.h;
-    if (p->backend->lanes == NULL)
+    if (s.step == NULL)
         return s;
-    s.packed_third = s.packed + up(gates_together(&s), p->backend->lanes->columns) * s.h;
+    s.half = (uint16_t *)(void *)s.packed;
+    s.packed = (float *)(void *)(s.half + s.n * up(s.z, 2));
+    s.packed_third = s.packed + up(gates_together(&s), s.step->columns) * up(s.h, 2);
     return s;
 }
 
@@ -190,13 +197,40 @@ static void gru_row(float *restrict gates, const float *restrict before, const f
             h[k] += z[k] * before[k];
 }
 
+PL_HALVES
+static void round_rows(const float *from, int64_t ld, int64_t rows, int64_t n, uint16_t *to) {
+    for (int64_t r = 0; r < rows; r++) {
+        for (int64_t k = 0; k < n; k++)
+            to[r * up(n, 2) + k] = pl_bf16_round(from[r * ld + k]);
+        if (n % 2)
+            to[(r + 1) * up(n, 2) - 1] = 0;
+    }
+}
+
+/* step, of samples from `begin` on, whose A is of floats, and panels of so many depths. */
+static void multiply(const struct state *s, int64_t begin, struct pl_cpu_step step, int64_t depths) {
+    step.panel = depths * s->step->columns;
+    if (s->step->half) {
+        uint16_t *half = s->half + begin * up(s->z, 2);
+        round_rows(step.a, step.lda, step.rows, step.depth, half);
+        step.a = half;
+        step.lda = up(step.depth, 2);
+        step.panel = up(depths, 2) * s->step->columns;
+    }
+    s->step->multiply(&step);
+}
+
+/* Where B's row `row` is in its first panel. */
+static const void *packed_row(const struct state *s, int64_t row) {
+    return s->step->half ? (const void *)((const uint16_t *)(const void *)s->packed + row * s->step->columns) : (const void *)(s->packed + row * s->step->columns);
+}
+
 /* Samples [begin, end): to[.., columns] += h at position t - 1 times rows of U from `row` on. */
 static void add_state(const struct job *j, int64_t begin, int64_t end, int64_t t, int64_t row, int64_t columns, float *to, int64_t stride) {
     const struct state *s = j->s;
-    if (j->lanes != NULL) {
-        j->lanes->step.multiply(&(struct pl_cpu_step){.a = j->h + (begin * s->t + t - 1) * s->h, .b = row > 0 ? s->packed_third : s->packed, .c = to + (begin * s->t + t) * stride,
-                                                      .rows = end - begin, .depth = s->h, .columns = columns, .lda = s->t * s->h,
-                                                      .panel = s->h * j->lanes->columns, .ldc = s->t * stride, .add = true});
+    if (s->step != NULL) {
+        multiply(s, begin, (struct pl_cpu_step){.a = j->h + (begin * s->t + t - 1) * s->h, .b = row > 0 ? s->packed_third : s->packed, .c = to + (begin * s->t + t) * stride,
+                                                .rows = end - begin, .depth = s->h, .columns = columns, .lda = s->t * s->h, .ldc = s->t * stride, .add = true}, s->h);
         return;
     }
     pl_cpu_gemm_here(&(struct pl_cpu_gemm){.tb = true, .m = end - begin, .n = columns, .k = s->h, .a = j->h + (begin * s->t + t - 1) * s->h, .lda = s->t * s->h,
@@ -225,10 +259,9 @@ static void forward_samples(void *arg, int part, int64_t begin, int64_t end) {
 
 /* Rows [row, row + columns) of U, so that h goes over their columns; or all of them, so that gradients by the gates do. */
 static void pack(const struct pl_plan *p, const struct state *s, const float *u, int64_t row, int64_t columns, float *packed) {
-    const struct pl_cpu_lanes *l = p->backend->lanes;
     struct pl_cpu_packing forward = {u + row * s->h, s->h, columns, 1, s->h, packed}, backward = {u, s->z, s->h, s->h, 1, packed};
     struct pl_cpu_packing *how = columns > 0 ? &forward : &backward;
-    pl_cpu_parts(p->backend, up(how->columns, l->columns) / l->columns, PL_CPU_GRAIN / (how->depth * l->columns) + 1, l->step.pack, how);
+    pl_cpu_parts(p->backend, up(how->columns, s->step->columns) / s->step->columns, PL_CPU_GRAIN / (how->depth * s->step->columns) + 1, s->step->pack, how);
 }
 
 static void take_last(const struct job *j, float *y) {
@@ -240,7 +273,7 @@ static void take_last(const struct job *j, float *y) {
 /* Samples of a thread at least, so that its products are wide enough. */
 static int64_t least_samples(const struct pl_plan *p) {
     const struct state *s = p->state;
-    return p->backend->blas_parallel || p->backend->lanes != NULL ? 4 : s->n;
+    return p->backend->blas_parallel || s->step != NULL ? 4 : s->n;
 }
 
 /* Gates: W x with the biases; u: its own. */
@@ -262,9 +295,9 @@ static pl_status from_input(struct pl_plan *p, const struct pl_io *io, struct jo
 
 static pl_status forward(struct pl_plan *p, const struct pl_io *io) {
     struct state s = at_work(p);
-    struct job j = {&s, p->backend->lanes, io, p->op.last ? s.out : io->y, p->op.last};
+    struct job j = {&s, io, p->op.last ? s.out : io->y, p->op.last};
     PL_TRY(from_input(p, io, &j));
-    if (j.lanes != NULL && s.t > 1) {
+    if (s.step != NULL && s.t > 1) {
         pack(p, &s, io->p[U], 0, gates_together(&s), s.packed);
         if (!s.lstm)
             pack(p, &s, io->p[U], 2 * s.h, s.h, s.packed_third);
@@ -309,10 +342,9 @@ static void gru_row_back(float *restrict gates, const float *restrict before, fl
 /* dh of samples [begin, end) (+)= what comes from position t through rows of U from `row` on. */
 static void back_state(const struct job *j, int64_t begin, int64_t end, int64_t t, int64_t row, int64_t columns, const float *from, int64_t stride, bool add) {
     const struct state *s = j->s;
-    if (j->lanes != NULL) {
-        j->lanes->step.multiply(&(struct pl_cpu_step){.a = from + (begin * s->t + t) * stride, .b = s->packed + row * j->lanes->columns, .c = s->dh + begin * s->h,
-                                                      .rows = end - begin, .depth = columns, .columns = s->h, .lda = s->t * stride,
-                                                      .panel = s->z * j->lanes->columns, .ldc = s->h, .add = add});
+    if (s->step != NULL) {
+        multiply(s, begin, (struct pl_cpu_step){.a = from + (begin * s->t + t) * stride, .b = packed_row(s, row), .c = s->dh + begin * s->h,
+                                                .rows = end - begin, .depth = columns, .columns = s->h, .lda = s->t * stride, .ldc = s->h, .add = add}, s->z);
         return;
     }
     pl_cpu_gemm_here(&(struct pl_cpu_gemm){.m = end - begin, .n = s->h, .k = columns, .a = from + (begin * s->t + t) * stride, .lda = s->t * stride,
@@ -427,8 +459,8 @@ static pl_status products_bf16(const struct pl_io *io, const struct state *s) {
 
 static pl_status backward(struct pl_plan *p, const struct pl_io *io) {
     struct state s = at_work(p);
-    struct job j = {&s, p->backend->lanes, io, p->op.last ? s.out : io->y, p->op.last};
-    if (j.lanes != NULL && s.t > 1)
+    struct job j = {&s, io, p->op.last ? s.out : io->y, p->op.last};
+    if (s.step != NULL && s.t > 1)
         pack(p, &s, io->p[U], 0, 0, s.packed);
     pl_cpu_parts(p->backend, s.n, least_samples(p), backward_samples, &j);
     pl_cpu_parts(p->backend, s.n, PL_CPU_GRAIN / (s.t * s.h) + 1, shift_samples, &j);

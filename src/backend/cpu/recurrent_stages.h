@@ -21,8 +21,8 @@ PL_LANES_TARGET
 static void multiply_step(const struct pl_cpu_step *s) {
     for (int64_t c = 0; c < s->columns; c += COLUMNS)
         for (int64_t r = 0; r < s->rows; r += ROWS) {
-            struct product q = {.depth = s->depth, .a = s->a + r * s->lda, .row = s->lda, .next = 1,
-                                .b = s->b + c / COLUMNS * s->panel, .ldb = COLUMNS, .c = s->c + r * s->ldc + c, .ldc = s->ldc};
+            struct product q = {.depth = s->depth, .a = (const float *)s->a + r * s->lda, .row = s->lda, .next = 1,
+                                .b = (const float *)s->b + c / COLUMNS * s->panel, .ldb = COLUMNS, .c = s->c + r * s->ldc + c, .ldc = s->ldc};
             if (c + COLUMNS <= s->columns)
                 multiply_rows(&q, least(ROWS, s->rows - r), 2, s->add);
             else
