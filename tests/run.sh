@@ -12,5 +12,5 @@ install_packages util-linux procps python3-pil
 echo "Building $preset (log: build/$preset.log)"
 configure_and_build "$preset"
 [ "$preset" = tsan ] && set -- -R 'unit_(base|data|exchange|exchange_network|collective|mesh|quorum_run|tcp|tcp_forget)$' "$@"
-# One job more than cores: most tests wait as much as they compute.
-exec ctest --test-dir "build/$preset" --output-on-failure -j $(($(nproc) + 1)) --no-tests=error "$@"
+# Two jobs more than cores: most tests wait as much as they compute.
+exec ctest --test-dir "build/$preset" --output-on-failure -j $(($(nproc) + 2)) --no-tests=error "$@"
