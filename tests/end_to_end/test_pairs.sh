@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every pair of a kind of sync and another feature either works, and the ranks agree, or is refused with the reason: the
-# table "What goes with what" of the README.
+# table "What goes with what" of docs/sync.md.
 . "$PL_SOURCE_DIR/tests/tools/lib.sh"
 small_job 600 103
 
