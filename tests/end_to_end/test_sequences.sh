@@ -67,8 +67,14 @@ compare parts pipeline 1e-4 1e-3
 run 2 tensor split.tensor=2 model=class.yaml data.train.label=step data.test.label=step
 run 1 whole model=class.yaml data.train.label=step data.test.label=step
 compare whole tensor 1e-4 1e-3
+expect 2 "split.tensor 2 divides the outputs of no dense layer" 2 job.yaml checkpoint.dir=no report.dir=no split.tensor=2 # by positions nothing is shared out
 run 2 node split.optimizer=node
 compare shared-2 node 0 0 exact
+
+# a normalisation behind a layer of positions, of each position over samples and features: it is folded into nothing in evaluation
+sed '/name: out/i\  - {name: norm, kind: batchnorm}' net.yaml >norm.yaml
+run 1 norm model=norm.yaml train.epochs=3 optimizer.lr=0.02
+holds "$(number norm eval loss) < $(number norm step loss) + 0.1" "$(event norm step), in evaluation $(event norm eval)"
 
 # stopped, and on again
 run 1 long train.epochs=2
