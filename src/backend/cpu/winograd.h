@@ -133,7 +133,7 @@ PL_WITHIN void add_patch(const float *m, int64_t step, float *x, int64_t row) {
 }
 
 /* A^T m A; value (i, j) goes to y + i * row + j * LANES */
-PL_WITHIN void transform_output(int outputs, const float *m, int64_t step, vec bias, float *y, int64_t row) {
+PL_WITHIN void transform_output(int outputs, const float *m, int64_t step, const vec *bias, float *y, int64_t row) {
     vec column[SIDE][MOST_OUTPUTS];
     for (int j = 0; j < SIDE; j++) {
         vec line[SIDE];
@@ -147,7 +147,7 @@ PL_WITHIN void transform_output(int outputs, const float *m, int64_t step, vec b
             line[j] = column[j][i];
         output_line(outputs, line, out);
         for (int j = 0; j < outputs; j++)
-            STORE(y + i * row + j * LANES, out[j] + bias);
+            STORE(y + i * row + j * LANES, out[j] + *bias);
     }
 }
 

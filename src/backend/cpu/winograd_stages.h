@@ -140,9 +140,9 @@ static void outputs_part(void *arg, int part, int64_t begin, int64_t end) {
             float *to = whole ? (float *)p->out + at : square;
             int64_t pitch = (whole ? y->w : side) * LANES;
             if (side == 4)
-                transform_output(4, m, p->m.step, bias, to, pitch);
+                transform_output(4, m, p->m.step, &bias, to, pitch);
             else
-                transform_output(2, m, p->m.step, bias, to, pitch);
+                transform_output(2, m, p->m.step, &bias, to, pitch);
             for (int64_t i = 0; !whole && i < side && row + i < y->h; i++)
                 for (int64_t j = 0; j < side && column + j < y->w; j++) {
                     vec v = LOAD(square + (i * side + j) * LANES);
