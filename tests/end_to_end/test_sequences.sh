@@ -72,7 +72,7 @@ run 2 node split.optimizer=node
 compare shared-2 node 0 0 exact
 
 # a normalisation behind a layer of positions, of each position over samples and features: it is folded into nothing in evaluation
-sed '/name: out/i\  - {name: norm, kind: batchnorm}' net.yaml >norm.yaml
+sed '/name: loss/i\  - {name: norm, kind: batchnorm}' net.yaml >norm.yaml
 run 1 norm model=norm.yaml train.epochs=3 optimizer.lr=0.02
 holds "$(number norm eval loss) < $(number norm step loss) + 0.1" "$(event norm step), in evaluation $(event norm eval)"
 
