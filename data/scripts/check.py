@@ -40,11 +40,13 @@ if data.chunks and not jpeg and data.chunks[0] * np.prod(data.shape[1:]) * data.
     problems.append("a chunk is larger than 64 MB")
 values = label[()]
 if values.dtype.kind in "iu":
-    print("labels %d to %d, samples of each: %s" % (values.min(), values.max(), np.bincount(values.ravel().astype(int) - min(0, values.min())).tolist()[:32]))
+    count = np.bincount(values.ravel().astype(int) - min(0, values.min()))
+    print("labels %d to %d, %s of each: %s%s" % (values.min(), values.max(), "samples" if label.ndim == 1 else "positions", count.tolist()[:32], " ..." if len(count) > 32 else ""))
     if values.min() < 0:
         problems.append("a label below 0")
 elif not np.isfinite(values).all():
     problems.append("a label that is not finite")
+entries, most = len(f["vocabulary"]) if "vocabulary" in f else 0, 0
 rows = data.chunks[0] if data.chunks else 1024
 for first in range(0, len(data), rows):
     part = data[first:first + rows]
@@ -53,9 +55,15 @@ for first in range(0, len(data), rows):
         problems += ["sample %d is no JPEG image that can be decoded" % i for i in bad[:1]]
         if bad:
             break
+    if entries and part.dtype.kind in "iu":
+        most = max(most, int(part.max()))
     if part.dtype.kind == "f" and not np.isfinite(part).all():
         problems.append("sample %d holds NaN or an infinity" % (first + np.argwhere(~np.isfinite(part))[0][0]))
         break
+if entries:
+    print("ids up to %d, a vocabulary of %d" % (most, entries))
+    if max(most, values.max() if label.shape == data.shape else 0) >= entries:
+        problems.append("an id that is not in the vocabulary")
 for p in problems:
     print("problem: " + p)
 sys.exit(bool(problems))

@@ -3,6 +3,7 @@ import contextlib
 import gzip
 import os
 import sys
+import zlib
 
 
 def missing(message):
@@ -29,7 +30,7 @@ def read_bytes(path):
         with open(path, "rb") as f:
             raw = f.read()
         return gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-    except (OSError, EOFError) as e:
+    except (OSError, EOFError, zlib.error) as e:
         stop("%s: %s" % (path, e))
 
 

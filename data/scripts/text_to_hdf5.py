@@ -3,6 +3,8 @@
 bytes in a row, `label` [N, T] the ids that follow each of them. `vocabulary` says what they stand for."""
 import argparse
 import collections
+import io
+import os
 
 from common import h5py, new_file, np, read_bytes, stop
 
@@ -20,7 +22,10 @@ a.add_argument("--force", action="store_true")
 a = a.parse_args()
 if not 0 <= a.holdout < 1 or (a.holdout > 0) != bool(a.holdout_out):
     stop("--holdout SHARE (below 1) and --holdout-out FILE belong together")
-if a.length < 1 or (a.stride or 1) < 1:
+if a.holdout_out and os.path.realpath(a.holdout_out) == os.path.realpath(a.out):
+    stop("%s is to be both the set and its end" % a.out)
+a.stride = a.length if a.stride is None else a.stride
+if a.length < 1 or a.stride < 1:
     stop("--length and --stride are at least 1")
 if a.most is not None and (a.level != "word" or a.most < 2 or a.vocabulary_from):
     stop("--most is for words whose vocabulary is made here, and at least 2")
@@ -38,7 +43,7 @@ def read_text(path):
         stop("%s: character %d is 0, which no name in HDF5 holds: take --level byte" % (path, text.index("\0")))
     if a.level == "char":
         return list(text)
-    return [word for line in text.splitlines() for word in line.split() + [END]]
+    return [word for line in io.StringIO(text, newline=None) for word in line.split() + [END]]  # a form feed ends no line
 
 
 def read_vocabulary(path):
@@ -62,21 +67,25 @@ def make_vocabulary(tokens):
     return words
 
 
-def ids_of(tokens, vocabulary):
+def ids_of(path, tokens, vocabulary):
     place = {t: i for i, t in enumerate(vocabulary)}
     unknown = place.get(UNKNOWN) if a.level == "word" else None
     for i, t in enumerate(tokens):
         if t not in place and unknown is None:
-            stop("%s %r at %d is not in the vocabulary of %s" % (a.level, t, i, a.vocabulary_from))
+            stop("%s: %s %r at %d is not in the vocabulary of %s" % (path, a.level, t, i, a.vocabulary_from))
     kind = next(k for k in (np.uint8, np.uint16, np.uint32) if len(vocabulary) <= np.iinfo(k).max + 1)
     return np.array([place.get(t, unknown) for t in tokens], kind)
 
 
-def write(path, ids, vocabulary):
+def check(path, ids):
+    if os.path.exists(path) and not a.force:
+        stop("%s exists; --force replaces it" % path)
     if len(ids) <= a.length:
         stop("%s: %d %ss are too few for samples of %d and what follows" % (path, len(ids), a.level, a.length))
-    first = np.arange(0, len(ids) - a.length, a.stride or a.length)
-    windows = ids[first[:, None] + np.arange(a.length + 1)]
+
+
+def write(path, ids, vocabulary):
+    windows = np.lib.stride_tricks.sliding_window_view(ids, a.length + 1)[::a.stride]
     rows = max(1, min(len(windows), (256 << 10) // (windows.itemsize * a.length)))
     with new_file(path, a.force) as f:
         for name, values in ("data", windows[:, :-1]), ("label", windows[:, 1:]):
@@ -86,12 +95,14 @@ def write(path, ids, vocabulary):
     print("%s: data %s %s, a vocabulary of %d %ss" % (path, list(windows[:, 1:].shape), windows.dtype, len(vocabulary), a.level))
 
 
-tokens = [t for path in a.texts for t in read_text(path)]
-if not tokens:
+texts = [(path, read_text(path)) for path in a.texts]
+if not any(tokens for _, tokens in texts):
     stop("%s: no text" % ", ".join(a.texts))
-vocabulary = read_vocabulary(a.vocabulary_from) if a.vocabulary_from else make_vocabulary(tokens)
-ids = ids_of(tokens, vocabulary)
+vocabulary = read_vocabulary(a.vocabulary_from) if a.vocabulary_from else make_vocabulary([t for _, tokens in texts for t in tokens])
+ids = np.concatenate([ids_of(path, tokens, vocabulary) for path, tokens in texts])
 held = len(ids) - round(a.holdout * len(ids))
-write(a.out, ids[:held], vocabulary)
-if a.holdout_out:
-    write(a.holdout_out, ids[held:], vocabulary)
+parts = [(a.out, ids[:held])] + ([(a.holdout_out, ids[held:])] if a.holdout_out else [])
+for part in parts:  # of both before either is written
+    check(*part)
+for part in parts:
+    write(*part, vocabulary)

@@ -23,8 +23,10 @@ PY
 "$s/csv_to_hdf5.py" t.csv all.h5 --label 2 --statistics-from train.h5 || fail "csv_to_hdf5 --statistics-from"
 # Text by characters of one byte and of several, in windows that overlap; by words, of which the rare ones are one; by bytes.
 printf 'the cat sat on the mat\nthe dog sät\n' | gzip >one.txt.gz; printf 'a cat\n' >two.txt; printf 'the cow\n' >three.txt; printf 'ab\377cd' >latin.txt; : >empty.txt; printf 'a\0b' >zero.txt
+printf 'a\fb\r\nc\xe2\x80\xa8d\n' >lines.txt; head -c 20 one.txt.gz >cut.gz; printf '\x1f\x8b\x08\0aaaaaaaaaaaaaaaaaaaaaaaa' >broken.gz
 "$s/text_to_hdf5.py" one.txt.gz two.txt chars.h5 --length 4 --stride 3 >text.out && "$s/text_to_hdf5.py" one.txt.gz two.txt words.h5 --level word --most 4 --length 2 &&
     "$s/text_to_hdf5.py" two.txt three.txt known.h5 --level word --vocabulary-from words.h5 --length 1 && "$s/text_to_hdf5.py" latin.txt bytes.h5 --level byte --length 2 &&
+    "$s/text_to_hdf5.py" lines.txt lines.h5 --level word --length 5 &&
     "$s/text_to_hdf5.py" one.txt.gz two.txt front.h5 --length 3 --holdout 0.25 --holdout-out back.h5 || fail "text_to_hdf5"
 "$s/make_digits.py" --out-dir . --train 200 --test 50 || fail "make_digits"
 /usr/bin/python3 - <<'PY' || fail "what was written is not what was read"
@@ -52,6 +54,7 @@ assert "vocabulary of %d chars" % len(set(text)) in open("text.out").read()
 words = [w if w in ("the", "<eos>", "cat") else "<unk>" for w in text.replace("\n", " <eos> ").split()]
 assert sum(tokens("words.h5", "data"), []) == words[:12] and sum(tokens("words.h5", "label"), []) == words[1:13] and len(words) == 14, words
 assert sum(tokens("known.h5", "data"), []) == ["<unk>", "cat", "<eos>", "the", "<unk>"]
+assert tokens("lines.h5", "data") == [["a", "b", "<eos>", "c", "d"]], "what ends a line"
 assert tokens("bytes.h5", "data") == [[97, 98], [255, 99]] and tokens("bytes.h5", "label") == [[98, 255], [99, 100]]
 cut = len(text) - round(len(text) / 4)
 for name, part in ("front.h5", text[:cut]), ("back.h5", text[cut:]):
@@ -70,12 +73,22 @@ refuse "latin.txt: byte 2 is not UTF-8" "$s/text_to_hdf5.py" latin.txt new.h5
 refuse "zero.txt: character 1 is 0" "$s/text_to_hdf5.py" zero.txt new.h5
 refuse "empty.txt: no text" "$s/text_to_hdf5.py" empty.txt new.h5
 refuse "6 chars are too few for samples of 6" "$s/text_to_hdf5.py" two.txt new.h5 --length 6
-refuse "char 'w' at 6 is not in the vocabulary of front.h5" "$s/text_to_hdf5.py" three.txt new.h5 --length 1 --vocabulary-from front.h5
+refuse "three.txt: char 'w' at 6 is not in the vocabulary of front.h5" "$s/text_to_hdf5.py" two.txt three.txt new.h5 --length 1 --vocabulary-from front.h5
 refuse "its vocabulary is of level char" "$s/text_to_hdf5.py" two.txt new.h5 --level word --vocabulary-from front.h5
 refuse "no vocabulary" "$s/text_to_hdf5.py" two.txt new.h5 --vocabulary-from train.h5
 refuse "belong together" "$s/text_to_hdf5.py" two.txt new.h5 --holdout 0.5
-refuse "exists; --force" "$s/text_to_hdf5.py" two.txt front.h5 --length 2
-"$s/check.py" chars.h5 >/dev/null || fail "check refuses text"
+refuse "front.h5 exists; --force" "$s/text_to_hdf5.py" two.txt front.h5 --length 2
+refuse "back.h5 exists; --force" "$s/text_to_hdf5.py" one.txt.gz new.h5 --length 2 --holdout 0.5 --holdout-out back.h5
+refuse "new-back.h5: 4 chars are too few" "$s/text_to_hdf5.py" one.txt.gz new.h5 --length 4 --holdout 0.1 --holdout-out new-back.h5
+refuse "both the set and its end" "$s/text_to_hdf5.py" one.txt.gz front.h5 --force --length 2 --holdout 0.5 --holdout-out ./front.h5
+for bad in "--most 1 --level word" "--most 3" "--most 3 --level word --vocabulary-from words.h5"; do refuse "--most is for words" "$s/text_to_hdf5.py" two.txt new.h5 $bad; done
+for bad in "--length 0" "--length 2 --stride 0"; do refuse "are at least 1" "$s/text_to_hdf5.py" two.txt new.h5 $bad; done
+for bad in cut broken; do refuse "text_to_hdf5.py: $bad.gz: " "$s/text_to_hdf5.py" $bad.gz new.h5; done
+[ -e new.h5 ] && fail "a refusal leaves a set"
+"$s/text_to_hdf5.py" two.txt front.h5 --force --length 2 >/dev/null && "$s/check.py" front.h5 >out && grep -q "labels 1 to 4, positions of each" out || fail "--force, or the checker's counts"
+"$s/check.py" chars.h5 >out && grep -q "ids up to 13, a vocabulary of 14" out || fail "check refuses text"
+/usr/bin/python3 -c 'import h5py; h5py.File("chars.h5", "r+")["data"][2, 1] = 14'
+refuse "an id that is not in the vocabulary" "$s/check.py" chars.h5
 "$s/check.py" train.h5 >/dev/null || fail "check refuses a good set"
 "$tools/make_set.py" nan.h5 100 1 12 4 1 nan && refuse "NaN" "$s/check.py" nan.h5
 printf '{"event": "step", "step": 1, "loss": 2.0}\n{"event": "eval", "step": 1, "loss": 1.9, "accuracy": 0.5}\n{"event": "st' >m.jsonl
