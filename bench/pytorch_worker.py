@@ -370,9 +370,12 @@ class Checker:
         self.network.to(self.device)
         self.c = c
 
-    def files(self, weights, data, samples):
+    def files(self, weights, data, batch, steps, again):
+        """again: every step has the same samples."""
         write_weights(weights, self.layers)
-        self.data, self.label = made_up(self.model, self.outputs, samples, 2)
+        self.data, self.label = made_up(self.model, self.outputs, batch if again else batch * steps, 2)
+        if again:
+            self.data, self.label = (np.concatenate([x] * steps) for x in (self.data, self.label))
         with h5py.File(data, "w") as f:
             f["data"], f["label"] = self.data, self.label
         load_weights(weights, self.layers)
