@@ -126,6 +126,10 @@ bool pl_cpu_conv_dnnl_forward(struct pl_cpu_conv_dnnl *d, const struct pl_io *io
 bool pl_cpu_conv_dnnl_weights(struct pl_cpu_conv_dnnl *d, const struct pl_io *io, pl_status *s);
 bool pl_cpu_conv_dnnl_data(struct pl_cpu_conv_dnnl *d, const struct pl_io *io, pl_status *s);
 
+/* dense.c: to[columns] = or += the sums over rows of from, which is of floats or bf16; a row begins `stride` elements behind the one
+ * before. Every sum in the order of the rows. */
+void pl_cpu_sum_rows(const struct pl_backend *b, const void *from, bool half, int64_t rows, int64_t columns, int64_t stride, float *to, bool accumulate);
+
 /* dense_narrow.c: a dense layer's products for a batch that is narrow against the weights */
 pl_status pl_cpu_dense_narrow_plan(const struct pl_plan *p, bool *narrow);
 void pl_cpu_dense_narrow_forward(struct pl_plan *p, const struct pl_io *io);

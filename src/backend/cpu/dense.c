@@ -8,13 +8,6 @@ struct state {
     struct pl_cpu_dense_bf16 *bf16; /* NULL: float */
 };
 
-struct sum_job {
-    int64_t rows, columns;
-    const void *dy; /* [N, O] */
-    float *db;      /* [O] */
-    bool accumulate;
-};
-
 static pl_status plan(struct pl_plan *p) {
     const struct pl_op *op = &p->op;
     if (pl_shape_row_elems(&op->x[0]) != op->p[0].dim[1] ||
@@ -71,27 +64,39 @@ static pl_status forward(struct pl_plan *p, const struct pl_io *io) {
     return PL_OK;
 }
 
-PL_WITHIN void sum_rows(const struct sum_job *j, bool half, int64_t begin, int64_t end) {
-    const void *restrict dy = j->dy;
-    float *restrict db = j->db;
+struct sum_job {
+    int64_t rows, stride;
+    const void *from;
+    float *to;
+    bool accumulate;
+};
+
+PL_WITHIN void sum_columns(const struct sum_job *j, bool half, int64_t begin, int64_t end) {
+    const void *restrict from = j->from;
+    float *restrict to = j->to;
     if (!j->accumulate)
         for (int64_t o = begin; o < end; o++)
-            db[o] = 0.0f;
+            to[o] = 0.0f;
     for (int64_t n = 0; n < j->rows; n++)
         for (int64_t o = begin; o < end; o++)
-            db[o] += pl_element(dy, n * j->columns + o, half);
+            to[o] += pl_element(from, n * j->stride + o, half);
 }
 
 PL_CLONES
-static void bias_gradient(void *arg, int part, int64_t begin, int64_t end) {
+static void sum_floats(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
-    sum_rows(arg, false, begin, end);
+    sum_columns(arg, false, begin, end);
 }
 
 PL_HALVES
-static void bias_gradient_half(void *arg, int part, int64_t begin, int64_t end) {
+static void sum_halves(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
-    sum_rows(arg, true, begin, end);
+    sum_columns(arg, true, begin, end);
+}
+
+void pl_cpu_sum_rows(const struct pl_backend *b, const void *from, bool half, int64_t rows, int64_t columns, int64_t stride, float *to, bool accumulate) {
+    struct sum_job j = {rows, stride, from, to, accumulate};
+    pl_cpu_parts(b, columns, PL_CPU_GRAIN / rows + 1, half ? sum_halves : sum_floats, &j);
 }
 
 static void weight_gradient(struct pl_plan *p, const struct pl_io *io) {
@@ -110,10 +115,8 @@ static pl_status backward(struct pl_plan *p, const struct pl_io *io) {
     int64_t n = p->op.x[0].dim[0], out = p->op.p[0].dim[0];
     if (io->dp[0] && s->bf16 == NULL)
         (s->narrow ? pl_cpu_dense_narrow_weights : weight_gradient)(p, io);
-    if (p->op.bias && io->dp[1]) {
-        struct sum_job j = {n, out, io->dy, io->dp[1], io->accumulate};
-        pl_cpu_parts(p->backend, out, PL_CPU_GRAIN / n + 1, p->op.ly.bf16 ? bias_gradient_half : bias_gradient, &j);
-    }
+    if (p->op.bias && io->dp[1])
+        pl_cpu_sum_rows(p->backend, io->dy, p->op.ly.bf16, n, out, out, io->dp[1], io->accumulate);
     if (s->bf16 != NULL)
         return pl_cpu_dense_bf16_backward(s->bf16, io);
     if (p->op.need_dx[0] && io->dx[0])

@@ -25,17 +25,15 @@ struct state {
     float *out;    /* [N, T, H]: h, where y has the last one only; otherwise NULL */
     float *before; /* [N, T, H]: h one position earlier; in scratch, but where products with bf16 use that */
     float *dh, *dc; /* [N, H] in scratch */
-    /* U for products at a position, in scratch: forward two matrices, as GRU's third gate goes elsewhere, backward one. */
-    const struct pl_cpu_steps *step; /* NULL: the library multiplies */
-    float *packed, *packed_third;
+    const struct pl_cpu_steps *step; /* multiplies at a position; NULL: the library does */
+    float *packed, *packed_third;    /* U for it, in scratch: forward two matrices, as GRU's third gate goes elsewhere, backward one */
     uint16_t *half; /* [N, most depth] in scratch: A in bf16 */
 };
 
 struct job {
     const struct state *s;
     const struct pl_io *io;
-    float *h; /* [N, T, H] */
-    bool last;
+    float *h; /* [N, T, H]: y, or s->out */
 };
 
 /* ---- set-up ---------------------------------------------------------------------------------- */
@@ -257,11 +255,22 @@ static void forward_samples(void *arg, int part, int64_t begin, int64_t end) {
     }
 }
 
-/* Rows [row, row + columns) of U, so that h goes over their columns; or all of them, so that gradients by the gates do. */
-static void pack(const struct pl_plan *p, const struct state *s, const float *u, int64_t row, int64_t columns, float *packed) {
-    struct pl_cpu_packing forward = {u + row * s->h, s->h, columns, 1, s->h, packed}, backward = {u, s->z, s->h, s->h, 1, packed};
-    struct pl_cpu_packing *how = columns > 0 ? &forward : &backward;
-    pl_cpu_parts(p->backend, up(how->columns, s->step->columns) / s->step->columns, PL_CPU_GRAIN / (how->depth * s->step->columns) + 1, s->step->pack, how);
+static void pack(const struct pl_plan *p, const struct state *s, struct pl_cpu_packing how) {
+    int64_t columns = s->step->columns;
+    pl_cpu_parts(p->backend, up(how.columns, columns) / columns, PL_CPU_GRAIN / (how.depth * columns) + 1, s->step->pack, &how);
+}
+
+/* U^T, that h is multiplied with. */
+static void pack_forward(const struct pl_plan *p, const struct state *s, const float *u) {
+    int64_t together = gates_together(s);
+    pack(p, s, (struct pl_cpu_packing){.from = u, .depth = s->h, .columns = together, .next_depth = 1, .next_column = s->h, .packed = s->packed});
+    if (!s->lstm)
+        pack(p, s, (struct pl_cpu_packing){.from = u + together * s->h, .depth = s->h, .columns = s->h, .next_depth = 1, .next_column = s->h, .packed = s->packed_third});
+}
+
+/* U, that the gradients by the gates are. */
+static void pack_backward(const struct pl_plan *p, const struct state *s, const float *u) {
+    pack(p, s, (struct pl_cpu_packing){.from = u, .depth = s->z, .columns = s->h, .next_depth = s->h, .next_column = 1, .packed = s->packed});
 }
 
 static void take_last(const struct job *j, float *y) {
@@ -295,13 +304,10 @@ static pl_status from_input(struct pl_plan *p, const struct pl_io *io, struct jo
 
 static pl_status forward(struct pl_plan *p, const struct pl_io *io) {
     struct state s = at_work(p);
-    struct job j = {&s, io, p->op.last ? s.out : io->y, p->op.last};
+    struct job j = {&s, io, p->op.last ? s.out : io->y};
     PL_TRY(from_input(p, io, &j));
-    if (s.step != NULL && s.t > 1) {
-        pack(p, &s, io->p[U], 0, gates_together(&s), s.packed);
-        if (!s.lstm)
-            pack(p, &s, io->p[U], 2 * s.h, s.h, s.packed_third);
-    }
+    if (s.step != NULL && s.t > 1)
+        pack_forward(p, &s, io->p[U]);
     pl_cpu_parts(p->backend, s.n, least_samples(p), forward_samples, &j);
     if (p->op.last)
         take_last(&j, io->y);
@@ -354,8 +360,9 @@ static void back_state(const struct job *j, int64_t begin, int64_t end, int64_t 
 /* dh: what has come from the position after, and from y. */
 static void take_dy(const struct job *j, int64_t n, int64_t t, float *dh) {
     const struct state *s = j->s;
-    const float *dy = j->io->dy + (j->last ? n : n * s->t + t) * s->h;
-    for (int64_t k = 0; k < s->h && (!j->last || t == s->t - 1); k++)
+    bool last = s->out != NULL;
+    const float *dy = j->io->dy + (last ? n : n * s->t + t) * s->h;
+    for (int64_t k = 0; k < s->h && (!last || t == s->t - 1); k++)
         dh[k] += dy[k];
 }
 
@@ -401,31 +408,9 @@ static void weight_gradient(const struct pl_plan *p, const struct pl_io *io, con
                                                   .beta = io->accumulate ? 1.0f : 0.0f, .c = dp, .ldc = i});
 }
 
-struct sum_job {
-    const float *from;
-    int64_t rows, stride;
-    float *to;
-    bool accumulate;
-};
-
-PL_CLONES
-static void sum_columns(void *arg, int part, int64_t begin, int64_t end) {
-    (void)part;
-    const struct sum_job *j = arg;
-    float *restrict to = j->to;
-    for (int64_t k = begin; !j->accumulate && k < end; k++)
-        to[k] = 0.0f;
-    for (int64_t r = 0; r < j->rows; r++) {
-        const float *restrict from = j->from + r * j->stride;
-        for (int64_t k = begin; k < end; k++)
-            to[k] += from[k];
-    }
-}
-
 static void bias_gradient(const struct pl_plan *p, const struct pl_io *io, const float *from, int64_t k, int64_t stride, float *dp) {
     const struct state *s = p->state;
-    struct sum_job j = {from, s->n * s->t, stride, dp, io->accumulate};
-    pl_cpu_parts(p->backend, k, PL_CPU_GRAIN / j.rows + 16, sum_columns, &j);
+    pl_cpu_sum_rows(p->backend, from, false, s->n * s->t, k, stride, dp, io->accumulate);
 }
 
 /* Rows of GRU's third gate have another gradient by what comes from h. */
@@ -459,9 +444,9 @@ static pl_status products_bf16(const struct pl_io *io, const struct state *s) {
 
 static pl_status backward(struct pl_plan *p, const struct pl_io *io) {
     struct state s = at_work(p);
-    struct job j = {&s, io, p->op.last ? s.out : io->y, p->op.last};
+    struct job j = {&s, io, p->op.last ? s.out : io->y};
     if (s.step != NULL && s.t > 1)
-        pack(p, &s, io->p[U], 0, 0, s.packed);
+        pack_backward(p, &s, io->p[U]);
     pl_cpu_parts(p->backend, s.n, least_samples(p), backward_samples, &j);
     pl_cpu_parts(p->backend, s.n, PL_CPU_GRAIN / (s.t * s.h) + 1, shift_samples, &j);
     if (p->op.bias)
