@@ -27,13 +27,20 @@ enum pl_op_kind {
     PL_OP_CONV,           /* params W [O, C/groups, kh, kw], b [O] (if bias) */
     PL_OP_MAXPOOL, PL_OP_AVGPOOL, /* padding counts in neither, but in an average with count_pad as zeros */
     PL_OP_RELU, PL_OP_SIGMOID, PL_OP_TANH,
+    PL_OP_GELU,           /* y = x * P(a standard normal number is below x) (Hendrycks and Gimpel 2016), exact; backward reads x */
     PL_OP_EMBEDDING,      /* y[N,T,D]: rows of the param W [entries, D], by x[N,T] (any shape of T numbers), integers below entries */
+    PL_OP_POSITION_EMBEDDING, /* y[N,T,F] = x[N,T,F] + the param W [T,F] */
     /* Recurrent cells over the positions of x[N,T,I]; h and c begin with 0. Params W [G*H, I], U [G*H, H] and, if bias, b and bu
      * [G*H], with the gates one below the other as in cuDNN and PyTorch. y[N,T,H] is h at each position; last: y[N,H] at the last one. */
     PL_OP_LSTM,           /* G = 4: i f g o (Hochreiter and Schmidhuber 1997, Gers et al. 2000) */
     PL_OP_GRU,            /* G = 3: r z n, n = tanh(W x + b + r * (U h + bu)) (Cho et al. 2014) */
+    /* Scaled dot-product attention of a sequence to itself (Vaswani et al. 2017). x[N,T,3F] is queries, keys and values side by side, of
+     * F features each, which are `heads` of D = F / heads features behind one another: y[N,T,F] = softmax(Q K^T / sqrt(D)) V in
+     * each head. causal: a position sees itself and those before it. */
+    PL_OP_ATTENTION,
     PL_OP_DROPOUT,        /* keeps with 1 - rate, scales by 1 / (1 - rate) in training; identity in evaluation */
     PL_OP_BATCHNORM,      /* over N, H, W of the real rows, with sync those of all ranks; params scale, shift, running mean, running variance [C] */
+    PL_OP_LAYERNORM,      /* each row of x[R,F] to mean 0 and variance 1 (Ba et al. 2016); params scale, shift [F], or none */
     PL_OP_LRN,            /* across channels: y = x / (k + alpha/size * sum x^2)^beta (Krizhevsky 2012, Caffe's form) */
     PL_OP_CONCAT,         /* along channels (axis 1) */
     PL_OP_ADD,            /* sum of the inputs; y may be x[0] */
@@ -55,10 +62,11 @@ struct pl_op {
     bool count_pad;                /* avgpool */
     double rate;                   /* dropout */
     bool last;                     /* recurrent cells */
+    int64_t heads; bool causal;    /* attention */
     /* Where not 0: every sample is so many rows of this operation, which dim[0] of x and y counts, and so does io.rows. */
     int64_t positions;
     int64_t first;                 /* dropout: the place of y's first number among a sample's, where only a part of them is here */
-    double epsilon, momentum;      /* batchnorm: running = momentum * running + (1 - momentum) * batch */
+    double epsilon, momentum;      /* layernorm: added to the variance; batchnorm: running = momentum * running + (1 - momentum) * batch */
     bool sync;                     /* batchnorm: in training statistics are those of all ranks' rows (io.sum) */
     int64_t size; double alpha, beta, k; /* lrn */
     int64_t label_floats;          /* losses: 0 = int32 classes, one a row */

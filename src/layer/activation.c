@@ -1,4 +1,4 @@
-/* relu, sigmoid, tanh: element by element, as layers of their own or by another layer's
+/* relu, sigmoid, tanh, gelu: element by element, as layers of their own or by another layer's
  * `activation` key, which graph/ turns into a layer NAME.relu. They have no keys, so that this is
  * the same. */
 #include "layer/kinds.h"
@@ -6,7 +6,7 @@
 /* In the order of PL_ACTIVATION_CHOICES. */
 const char *pl_layer_activation_name(int choice)
 {
-    static const char *const names[] = {NULL, "relu", "sigmoid", "tanh"};
+    static const char *const names[] = {NULL, "relu", "sigmoid", "tanh", "gelu"};
     return names[choice];
 }
 
@@ -21,7 +21,8 @@ static void op(const struct pl_layer *l, struct pl_op *op)
 {
     op->kind = l->kind == &pl_layer_relu      ? PL_OP_RELU
                : l->kind == &pl_layer_sigmoid ? PL_OP_SIGMOID
-                                              : PL_OP_TANH;
+               : l->kind == &pl_layer_tanh    ? PL_OP_TANH
+                                              : PL_OP_GELU;
 }
 
 static const struct pl_key no_keys[] = {{.name = NULL}};
@@ -49,6 +50,16 @@ const struct pl_layer_kind pl_layer_sigmoid = {
 const struct pl_layer_kind pl_layer_tanh = {
     .name = "tanh",
     .help = "hyperbolic tangent",
+    .keys = no_keys,
+    .min_inputs = 1,
+    .max_inputs = 1,
+    .shape = shape,
+    .op = op,
+};
+
+const struct pl_layer_kind pl_layer_gelu = {
+    .name = "gelu",
+    .help = "x times the share of a normal distribution below x",
     .keys = no_keys,
     .min_inputs = 1,
     .max_inputs = 1,

@@ -6,8 +6,8 @@
 #include "layer/layer.h"
 
 extern const struct pl_layer_kind pl_layer_dense, pl_layer_conv, pl_layer_maxpool, pl_layer_avgpool,
-    pl_layer_relu, pl_layer_sigmoid, pl_layer_tanh, pl_layer_embedding, pl_layer_lstm, pl_layer_gru, pl_layer_dropout, pl_layer_batchnorm,
-    pl_layer_lrn, pl_layer_flatten, pl_layer_concat, pl_layer_add, pl_layer_softmax_loss,
+    pl_layer_relu, pl_layer_sigmoid, pl_layer_tanh, pl_layer_gelu, pl_layer_embedding, pl_layer_position_embedding, pl_layer_lstm, pl_layer_gru,
+    pl_layer_attention, pl_layer_dropout, pl_layer_batchnorm, pl_layer_layernorm, pl_layer_lrn, pl_layer_flatten, pl_layer_concat, pl_layer_add, pl_layer_softmax_loss,
     pl_layer_sigmoid_loss, pl_layer_euclidean_loss;
 
 /* "50x3x3", one sample of s; a class of its own so that a message may hold several. */
@@ -75,7 +75,7 @@ void pl_layer_bias(const struct pl_weight_config *c, const char *name, int64_t e
             "times the weight decay, for biases (1 as in Caffe and PyTorch: decayed too)")
 
 /* What may follow a layer by its `activation` key; the choices, and the index's layer kind. */
-#define PL_ACTIVATION_CHOICES "none|relu|sigmoid|tanh"
+#define PL_ACTIVATION_CHOICES "none|relu|sigmoid|tanh|gelu"
 #define PL_ACTIVATION_KEY(T)                                                                       \
     {                                                                                              \
         .name = "activation", .type = PL_KEY_CHOICE, .offset = offsetof(T, activation),            \

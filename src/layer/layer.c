@@ -12,11 +12,15 @@ static const struct pl_layer_kind *const kinds[] = {
     &pl_layer_relu,
     &pl_layer_sigmoid,
     &pl_layer_tanh,
+    &pl_layer_gelu,
     &pl_layer_embedding,
+    &pl_layer_position_embedding,
     &pl_layer_lstm,
     &pl_layer_gru,
+    &pl_layer_attention,
     &pl_layer_dropout,
     &pl_layer_batchnorm,
+    &pl_layer_layernorm,
     &pl_layer_lrn,
     &pl_layer_flatten,
     &pl_layer_concat,
@@ -55,6 +59,12 @@ double pl_layer_flops(const struct pl_layer *l, int64_t rows)
 {
     if (l->kind == &pl_layer_lstm || l->kind == &pl_layer_gru) /* every weight once at every position */
         return 2.0 * (double)rows * (double)l->x[0].dim[1] * (double)(pl_shape_elems(&l->param[0].shape) + pl_shape_elems(&l->param[1].shape));
+    if (l->kind == &pl_layer_attention) { /* both products, for every pair of positions */
+        struct pl_op op = {0};
+        l->kind->op(l, &op);
+        double positions = (double)l->x[0].dim[1], pairs = op.causal ? positions * (positions + 1) / 2 : positions * positions;
+        return 2.0 * (double)rows * 2 * pairs * (double)l->y.dim[2];
+    }
     if (l->kind != &pl_layer_dense && l->kind != &pl_layer_conv)
         return 0;
     /* each output number is a dot product over the weight's fan-in */

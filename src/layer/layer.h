@@ -68,7 +68,7 @@ const struct pl_layer_kind *const *pl_layer_list(void); /* NULL-terminated */
 const char *pl_layer_nearest(const char *name);         /* for "did you mean"; may be NULL */
 /* Fills w with the initial values; a function of (seed, layer name, tensor name) alone: part of a tensor has that part's. */
 void pl_init_fill(const struct pl_param *p, const char *layer, uint64_t seed, float *w);
-/* Multiply-adds x 2 of one forward pass over `rows` samples: convolutions and dense layers only. */
+/* Multiply-adds x 2 of one forward pass over `rows` samples: products alone. */
 double pl_layer_flops(const struct pl_layer *l, int64_t rows);
 
 #endif

@@ -150,6 +150,26 @@ static inline void make_op(struct pl_op *op, enum pl_op_kind kind, int64_t unit)
         op->y = op->last ? shape(2, n, units, 0, 0) : shape(3, n, t, units, 0);
         break;
     }
+    case PL_OP_POSITION_EMBEDDING:
+        op->params = 1;
+        op->x[0] = op->y = shape(3, n, between(1, 9), between(1, 40), 0);
+        op->p[0] = shape(2, op->y.dim[1], op->y.dim[2], 0, 0);
+        break;
+    case PL_OP_ATTENTION: {
+        int64_t t = between(0, 7) > 0 ? between(1, 12) : between(60, 140);
+        op->heads = between(1, 3);
+        op->causal = between(0, 1);
+        op->y = shape(3, between(1, 3), t, op->heads * between(1, 18), 0);
+        op->x[0] = shape(3, op->y.dim[0], t, 3 * op->y.dim[2], 0);
+        n = op->y.dim[0];
+        break;
+    }
+    case PL_OP_LAYERNORM:
+        op->positions = between(0, 3);
+        op->x[0] = op->y = shape(2, n * pl_op_positions(op), between(2, 40), 0, 0);
+        op->params = between(0, 1) ? 2 : 0;
+        op->p[0] = op->p[1] = shape(1, op->y.dim[1], 0, 0, 0);
+        break;
     case PL_OP_SOFTMAX_LOSS:
         op->positions = between(0, 3);
         op->x[0] = op->y = shape(2, n * pl_op_positions(op), between(2, 9), 0, 0);

@@ -151,7 +151,8 @@ bool pl_cpu_winograd_backward(struct pl_cpu_winograd *g, const struct pl_io *io)
 
 extern const struct pl_cpu_kind *const pl_cpu_kinds[PL_OP_EUCLIDEAN_LOSS + 1];
 extern const struct pl_cpu_kind pl_cpu_dense, pl_cpu_conv, pl_cpu_maxpool, pl_cpu_avgpool,
-    pl_cpu_relu, pl_cpu_sigmoid, pl_cpu_tanh, pl_cpu_embedding, pl_cpu_recurrent, pl_cpu_dropout, pl_cpu_batchnorm, pl_cpu_lrn,
+    pl_cpu_relu, pl_cpu_sigmoid, pl_cpu_tanh, pl_cpu_gelu, pl_cpu_embedding, pl_cpu_position_embedding, pl_cpu_recurrent,
+    pl_cpu_attention, pl_cpu_dropout, pl_cpu_batchnorm, pl_cpu_layernorm, pl_cpu_lrn,
     pl_cpu_concat, pl_cpu_add, pl_cpu_softmax_loss, pl_cpu_sigmoid_loss, pl_cpu_euclidean_loss;
 
 #endif

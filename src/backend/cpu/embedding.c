@@ -1,4 +1,4 @@
-/* embedding: rows of a table. Backward every thread adds up columns of its own, position after position, so that the sums
+/* embedding: rows of a table, and one of its own for each position. Backward every thread adds up columns of its own, position after position, so that the sums
  * do not depend on the threads. */
 #include "backend/cpu/cpu.h"
 
@@ -61,3 +61,45 @@ static pl_status backward(struct pl_plan *p, const struct pl_io *io) {
 }
 
 const struct pl_cpu_kind pl_cpu_embedding = {.plan = plan, .destroy = pl_cpu_destroy_state, .forward = forward, .backward = backward};
+
+/* ---- position_embedding ---------------------------------------------------------------------- */
+
+static pl_status position_plan(struct pl_plan *p) {
+    const struct pl_op *op = &p->op;
+    if (pl_shape_row_elems(&op->x[0]) != pl_shape_elems(&op->p[0]) || pl_shape_elems(&op->y) != pl_shape_elems(&op->x[0]))
+        return pl_cpu_refuse(op, "input, output and weight do not fit together");
+    return PL_OK;
+}
+
+struct adding {
+    int64_t row; /* elements of a sample */
+    const float *x, *weight;
+    float *y;
+};
+
+PL_CLONES
+static void add_weight(void *arg, int part, int64_t begin, int64_t end) {
+    (void)part;
+    const struct adding *j = arg;
+    for (int64_t n = begin; n < end; n++)
+        for (int64_t k = 0; k < j->row; k++)
+            j->y[n * j->row + k] = j->x[n * j->row + k] + j->weight[k];
+}
+
+static pl_status position_forward(struct pl_plan *p, const struct pl_io *io) {
+    struct adding j = {pl_shape_elems(&p->op.p[0]), io->x[0], io->p[0], io->y};
+    pl_cpu_parts(p->backend, p->op.x[0].dim[0], PL_CPU_GRAIN / j.row + 1, add_weight, &j);
+    return PL_OK;
+}
+
+static pl_status position_backward(struct pl_plan *p, const struct pl_io *io) {
+    int64_t row = pl_shape_elems(&p->op.p[0]);
+    if (io->dp[0] != NULL)
+        pl_cpu_sum_rows(p->backend, io->dy, false, p->op.x[0].dim[0], row, row, io->dp[0], io->accumulate);
+    if (p->op.need_dx[0] && io->dx[0] != NULL)
+        memcpy(io->dx[0], io->dy, (size_t)pl_shape_elems(&p->op.y) * sizeof(float));
+    return PL_OK;
+}
+
+const struct pl_cpu_kind pl_cpu_position_embedding = {
+    .plan = position_plan, .destroy = pl_cpu_destroy_state, .forward = position_forward, .backward = position_backward};

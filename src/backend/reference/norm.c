@@ -1,4 +1,4 @@
-/* Batch normalisation (Ioffe and Szegedy, ICML 2015) over the real rows only, and local response
+/* Batch normalisation (Ioffe and Szegedy, ICML 2015) over the real rows only, layer normalisation (Ba et al., 2016), and local response
  * normalisation across channels (Krizhevsky et al., NIPS 2012, with Caffe's alpha / size). */
 #include "backend/reference/reference.h"
 
@@ -147,3 +147,63 @@ static void lrn_backward(struct pl_plan *p, const struct pl_io *io)
 }
 
 const struct ref_op ref_lrn = {.forward = lrn_forward, .backward = lrn_backward};
+
+/* ---- layer normalisation ----------------------------------------------------------------------------- */
+
+enum { SCALE, SHIFT };
+
+/* Of one row. */
+struct moments { double mean, root; };
+static struct moments moments_of(const struct pl_op *op, const float *x, int64_t f)
+{
+    double mean = 0, var = 0;
+    for (int64_t k = 0; k < f; k++)
+        mean += x[k] / (double)f;
+    for (int64_t k = 0; k < f; k++)
+        var += (x[k] - mean) * (x[k] - mean) / (double)f;
+    return (struct moments){mean, sqrt(var + op->epsilon)};
+}
+
+static void layernorm_forward(struct pl_plan *p, const struct pl_io *io)
+{
+    int64_t rows = p->op.x[0].dim[0], f = pl_shape_row_elems(&p->op.x[0]);
+    for (int64_t n = 0; n < rows; n++) {
+        struct moments m = moments_of(&p->op, io->x[0] + n * f, f);
+        for (int64_t k = 0; k < f; k++) {
+            double v = (io->x[0][n * f + k] - m.mean) / m.root;
+            io->y[n * f + k] = (float)(p->op.params > 0 ? v * io->p[SCALE][k] + io->p[SHIFT][k] : v);
+        }
+    }
+}
+
+static size_t layernorm_saved(const struct pl_op *op) { return 2 * (size_t)pl_shape_row_elems(&op->x[0]); }
+
+static void layernorm_backward(struct pl_plan *p, const struct pl_io *io)
+{
+    int64_t rows = p->op.x[0].dim[0], f = pl_shape_row_elems(&p->op.x[0]);
+    double *dscale = p->saved, *dshift = p->saved + f;
+    for (int64_t k = 0; k < 2 * f; k++)
+        p->saved[k] = 0;
+    for (int64_t n = 0; n < rows; n++) {
+        const float *x = io->x[0] + n * f, *dy = io->dy + n * f;
+        struct moments m = moments_of(&p->op, x, f);
+        double sum = 0, dot = 0;
+        for (int64_t k = 0; k < f; k++) {
+            double v = (x[k] - m.mean) / m.root, g = p->op.params > 0 ? (double)dy[k] * io->p[SCALE][k] : dy[k];
+            dscale[k] += dy[k] * v;
+            dshift[k] += dy[k];
+            sum += g / (double)f;
+            dot += g * v / (double)f;
+        }
+        for (int64_t k = 0; io->dx[0] && k < f; k++) {
+            double v = (x[k] - m.mean) / m.root, g = p->op.params > 0 ? (double)dy[k] * io->p[SCALE][k] : dy[k];
+            io->dx[0][n * f + k] = (float)((g - sum - v * dot) / m.root);
+        }
+    }
+    for (int64_t k = 0; p->op.params > 0 && k < f; k++) {
+        ref_put(&io->dp[SCALE][k], dscale[k], io->accumulate);
+        ref_put(&io->dp[SHIFT][k], dshift[k], io->accumulate);
+    }
+}
+
+const struct ref_op ref_layernorm = {.saved = layernorm_saved, .forward = layernorm_forward, .backward = layernorm_backward};

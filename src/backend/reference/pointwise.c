@@ -27,6 +27,27 @@ ACTIVATION(relu, x > 0 ? x : (x != x ? x : 0), y > 0 ? 1.0 : 0.0) /* NaN stays N
 ACTIVATION(sigmoid, 1 / (1 + exp(-x)), y *(1 - y))
 ACTIVATION(tanh, tanh(x), 1 - y * y)
 
+/* Gaussian error linear units: the slope needs x. */
+static double below(double x) { return 0.5 * erfc(-x / sqrt(2)); }
+
+static void gelu_forward(struct pl_plan *p, const struct pl_io *io)
+{
+    int64_t n = pl_shape_elems(&p->op.y);
+    for (int64_t i = 0; i < n; i++)
+        io->y[i] = (float)(io->x[0][i] * below(io->x[0][i]));
+}
+
+static void gelu_backward(struct pl_plan *p, const struct pl_io *io)
+{
+    int64_t n = pl_shape_elems(&p->op.y);
+    for (int64_t i = 0; io->dx[0] && i < n; i++) {
+        double x = io->x[0][i], density = exp(-x * x / 2) / sqrt(2 * acos(-1));
+        io->dx[0][i] = (float)(io->dy[i] * (below(x) + x * density));
+    }
+}
+
+const struct ref_op ref_gelu = {.forward = gelu_forward, .backward = gelu_backward};
+
 static size_t dropout_mask(const struct pl_op *op) { return (size_t)pl_shape_elems(&op->y); }
 
 static void dropout_forward(struct pl_plan *p, const struct pl_io *io)

@@ -6,9 +6,10 @@
 
 static const struct ref_op *const table[] = {
     [PL_OP_DENSE] = &ref_dense, [PL_OP_CONV] = &ref_conv, [PL_OP_MAXPOOL] = &ref_maxpool, [PL_OP_AVGPOOL] = &ref_avgpool,
-    [PL_OP_RELU] = &ref_relu, [PL_OP_SIGMOID] = &ref_sigmoid, [PL_OP_TANH] = &ref_tanh,
-    [PL_OP_EMBEDDING] = &ref_embedding, [PL_OP_LSTM] = &ref_lstm, [PL_OP_GRU] = &ref_gru, [PL_OP_DROPOUT] = &ref_dropout,
-    [PL_OP_BATCHNORM] = &ref_batchnorm, [PL_OP_LRN] = &ref_lrn, [PL_OP_CONCAT] = &ref_concat, [PL_OP_ADD] = &ref_add,
+    [PL_OP_RELU] = &ref_relu, [PL_OP_SIGMOID] = &ref_sigmoid, [PL_OP_TANH] = &ref_tanh, [PL_OP_GELU] = &ref_gelu,
+    [PL_OP_EMBEDDING] = &ref_embedding, [PL_OP_POSITION_EMBEDDING] = &ref_position_embedding, [PL_OP_LSTM] = &ref_lstm, [PL_OP_GRU] = &ref_gru,
+    [PL_OP_ATTENTION] = &ref_attention, [PL_OP_DROPOUT] = &ref_dropout, [PL_OP_BATCHNORM] = &ref_batchnorm, [PL_OP_LAYERNORM] = &ref_layernorm,
+    [PL_OP_LRN] = &ref_lrn, [PL_OP_CONCAT] = &ref_concat, [PL_OP_ADD] = &ref_add,
     [PL_OP_SOFTMAX_LOSS] = &ref_softmax_loss, [PL_OP_SIGMOID_LOSS] = &ref_sigmoid_loss, [PL_OP_EUCLIDEAN_LOSS] = &ref_euclidean_loss};
 
 struct pl_backend { int unused; };

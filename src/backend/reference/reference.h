@@ -18,8 +18,8 @@ struct ref_op {
     void (*forward)(struct pl_plan *p, const struct pl_io *io);
     void (*backward)(struct pl_plan *p, const struct pl_io *io);
 };
-extern const struct ref_op ref_dense, ref_conv, ref_maxpool, ref_avgpool, ref_relu, ref_sigmoid, ref_tanh, ref_dropout,
-    ref_embedding, ref_lstm, ref_gru, ref_batchnorm, ref_lrn, ref_concat, ref_add, ref_softmax_loss, ref_sigmoid_loss, ref_euclidean_loss;
+extern const struct ref_op ref_dense, ref_conv, ref_maxpool, ref_avgpool, ref_relu, ref_sigmoid, ref_tanh, ref_gelu, ref_dropout,
+    ref_embedding, ref_position_embedding, ref_lstm, ref_gru, ref_attention, ref_batchnorm, ref_layernorm, ref_lrn, ref_concat, ref_add, ref_softmax_loss, ref_sigmoid_loss, ref_euclidean_loss;
 
 /* An [N, C, H, W] view of a shape; missing dimensions are 1. */
 struct ref_dims { int64_t n, c, h, w; };

@@ -1,7 +1,8 @@
-/* Embedding, and the recurrent cells: position after position, then back. */
+/* Embeddings, the recurrent cells, position after position, then back, and attention. */
 #include "backend/reference/reference.h"
 
 #include <math.h>
+#include <string.h>
 
 static void embedding_forward(struct pl_plan *p, const struct pl_io *io)
 {
@@ -29,6 +30,28 @@ static void embedding_backward(struct pl_plan *p, const struct pl_io *io)
             p->saved[(int64_t)io->x[0][i] * D + d] += io->dy[i * D + d];
     for (int64_t i = 0; i < n; i++)
         ref_put(&io->dp[0][i], p->saved[i], io->accumulate);
+}
+
+static void position_forward(struct pl_plan *p, const struct pl_io *io)
+{
+    int64_t row = pl_shape_elems(&p->op.p[0]);
+    for (int64_t i = 0; i < pl_shape_elems(&p->op.y); i++)
+        io->y[i] = io->x[0][i] + io->p[0][i % row];
+}
+
+static size_t position_saved(const struct pl_op *op) { return (size_t)pl_shape_elems(&op->p[0]); }
+
+static void position_backward(struct pl_plan *p, const struct pl_io *io)
+{
+    int64_t row = pl_shape_elems(&p->op.p[0]), n = io->rows * row;
+    for (int64_t i = 0; i < row; i++)
+        p->saved[i] = 0;
+    for (int64_t i = 0; i < n; i++)
+        p->saved[i % row] += io->dy[i];
+    for (int64_t i = 0; i < row; i++)
+        ref_put(&io->dp[0][i], p->saved[i], io->accumulate);
+    if (io->dx[0])
+        memcpy(io->dx[0], io->dy, (size_t)pl_shape_elems(&p->op.y) * sizeof(float));
 }
 
 /* ---- recurrent cells ------------------------------------------------------------------------- */
@@ -218,6 +241,116 @@ static void cell_backward(struct pl_plan *p, const struct pl_io *io)
             ref_put(&io->dp[k][i], *at++, io->accumulate);
 }
 
+/* ---- attention ------------------------------------------------------------------------------- */
+
+/* One head of one sample: a position's row of each begins `stride` behind the one before. */
+struct head {
+    int64_t positions, d, stride, first; /* first: of Q in a row of x, and of y */
+    double scale, *weight;               /* [T, T]: what a position takes from each */
+    bool causal;
+};
+
+static size_t attention_saved(const struct pl_op *op)
+{
+    return (size_t)(op->x[0].dim[0] * op->heads * op->x[0].dim[1] * op->x[0].dim[1]);
+}
+
+static struct head head_of(const struct pl_plan *p, int64_t n, int64_t k)
+{
+    int64_t t = p->op.x[0].dim[1], features = p->op.y.dim[2], d = features / p->op.heads;
+    return (struct head){.positions = t, .d = d, .stride = features, .first = k * d, .scale = 1 / sqrt((double)d), .causal = p->op.causal,
+                         .weight = p->saved + (n * p->op.heads + k) * t * t};
+}
+
+enum { Q, K, V };
+/* Where number `which` of queries, keys or values of position t begins, in a sample's x. */
+static int64_t at(const struct head *h, int which, int64_t t) { return (3 * t + which) * h->stride + h->first; }
+static int64_t seen(const struct head *h, int64_t t) { return h->causal ? t + 1 : h->positions; }
+
+static void weigh(const struct head *h, const float *x, int64_t t)
+{
+    double *w = h->weight + t * h->positions, most = -INFINITY, sum = 0;
+    for (int64_t s = 0; s < seen(h, t); s++) {
+        w[s] = 0;
+        for (int64_t i = 0; i < h->d; i++)
+            w[s] += h->scale * x[at(h, Q, t) + i] * x[at(h, K, s) + i];
+        most = w[s] > most ? w[s] : most;
+    }
+    for (int64_t s = 0; s < seen(h, t); s++)
+        sum += w[s] = exp(w[s] - most);
+    for (int64_t s = 0; s < seen(h, t); s++)
+        w[s] /= sum;
+}
+
+static void attention_forward(struct pl_plan *p, const struct pl_io *io)
+{
+    for (int64_t n = 0; n < p->op.x[0].dim[0]; n++)
+        for (int64_t k = 0; k < p->op.heads; k++) {
+            struct head h = head_of(p, n, k);
+            const float *x = io->x[0] + n * pl_shape_row_elems(&p->op.x[0]);
+            float *y = io->y + n * pl_shape_row_elems(&p->op.y);
+            for (int64_t t = 0; t < h.positions; t++) {
+                weigh(&h, x, t);
+                for (int64_t i = 0; i < h.d; i++) {
+                    double sum = 0;
+                    for (int64_t s = 0; s < seen(&h, t); s++)
+                        sum += h.weight[t * h.positions + s] * x[at(&h, V, s) + i];
+                    y[t * h.stride + h.first + i] = (float)sum;
+                }
+            }
+        }
+}
+
+/* Gradients by the scores, before the softmax, over the weights of position t; dy of that position. */
+static void slopes(const struct head *h, const float *x, const float *dy, int64_t t, double *ds)
+{
+    const double *w = h->weight + t * h->positions;
+    double dot = 0;
+    for (int64_t s = 0; s < seen(h, t); s++) {
+        ds[s] = 0;
+        for (int64_t i = 0; i < h->d; i++)
+            ds[s] += dy[i] * x[at(h, V, s) + i];
+        dot += ds[s] * w[s];
+    }
+    for (int64_t s = 0; s < seen(h, t); s++)
+        ds[s] = w[s] * (ds[s] - dot) * h->scale;
+}
+
+/* dx: [T, 3F] of the sample, zeroed. */
+static void head_backward(const struct head *h, const float *x, const float *dy, double *ds, double *dx)
+{
+    for (int64_t t = 0; t < h->positions; t++) {
+        const float *dy_t = dy + t * h->stride + h->first;
+        slopes(h, x, dy_t, t, ds);
+        for (int64_t s = 0; s < seen(h, t); s++)
+            for (int64_t i = 0; i < h->d; i++) {
+                dx[at(h, Q, t) + i] += ds[s] * x[at(h, K, s) + i];
+                dx[at(h, K, s) + i] += ds[s] * x[at(h, Q, t) + i];
+                dx[at(h, V, s) + i] += h->weight[t * h->positions + s] * dy_t[i];
+            }
+    }
+}
+
+static void attention_backward(struct pl_plan *p, const struct pl_io *io)
+{
+    int64_t row = pl_shape_row_elems(&p->op.x[0]);
+    double *dx = pl_alloc((size_t)(row + p->op.x[0].dim[1]) * sizeof *dx, "attention's gradient");
+    if (!dx)
+        p->status = PL_ERR_MEMORY;
+    for (int64_t n = 0; dx && io->dx[0] && n < p->op.x[0].dim[0]; n++) {
+        memset(dx, 0, (size_t)row * sizeof *dx);
+        for (int64_t k = 0; k < p->op.heads; k++) {
+            struct head h = head_of(p, n, k);
+            head_backward(&h, io->x[0] + n * row, io->dy + n * pl_shape_row_elems(&p->op.y), dx + row, dx);
+        }
+        for (int64_t i = 0; i < row; i++)
+            io->dx[0][n * row + i] = (float)dx[i];
+    }
+    pl_free(dx);
+}
+
 const struct ref_op ref_embedding = {.saved = embedding_saved, .forward = embedding_forward, .backward = embedding_backward};
 const struct ref_op ref_lstm = {.saved = cell_saved, .forward = cell_forward, .backward = cell_backward};
 const struct ref_op ref_gru = {.saved = cell_saved, .forward = cell_forward, .backward = cell_backward};
+const struct ref_op ref_position_embedding = {.saved = position_saved, .forward = position_forward, .backward = position_backward};
+const struct ref_op ref_attention = {.saved = attention_saved, .forward = attention_forward, .backward = attention_backward};
