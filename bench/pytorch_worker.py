@@ -20,13 +20,14 @@ KEYS = {  # what is understood; another key might mean another network
     "dense": WEIGHT_KEYS | {"units", "positions"}, "embedding": {"entries", "units", "init", "init_value", "lr_mult", "decay_mult"},
     "lstm": WEIGHT_KEYS - {"activation"} | {"units", "last"}, "gru": WEIGHT_KEYS - {"activation"} | {"units", "last"}, "conv": WEIGHT_KEYS | WINDOW_KEYS | {"filters", "dilation", "groups"},
     "maxpool": WINDOW_KEYS | {"global", "ceil"}, "avgpool": WINDOW_KEYS | {"global", "ceil", "count_pad"},
-    "relu": set(), "sigmoid": set(), "tanh": set(), "dropout": {"rate"},
+    "relu": set(), "sigmoid": set(), "tanh": set(), "gelu": set(), "dropout": {"rate"},
+    "position_embedding": {"init", "init_value", "lr_mult", "decay_mult"}, "attention": {"heads", "causal"}, "layernorm": {"epsilon", "scale", "activation"},
     "batchnorm": {"momentum", "epsilon", "scale", "activation"}, "lrn": {"size", "alpha", "beta", "k"},
     "flatten": set(), "concat": set(), "add": {"activation"},
     "softmax_loss": {"smoothing", "weight"}, "sigmoid_loss": {"weight"}, "euclidean_loss": {"weight"}}
 TENSORS = {"weight": "weight", "bias": "bias"}  # ours -> PyTorch's
 RECURRENT_TENSORS = {"weight": "weight_ih_l0", "recurrent": "weight_hh_l0", "bias": "bias_ih_l0", "recurrent_bias": "bias_hh_l0"}
-BATCHNORM_TENSORS = {"scale": "weight", "shift": "bias", "mean": "running_mean", "variance": "running_var"}
+NORM_TENSORS = {"scale": "weight", "shift": "bias", "mean": "running_mean", "variance": "running_var"}
 
 
 class Unfit(Exception):
@@ -60,6 +61,25 @@ class Recurrent(nn.Module):
     def forward(self, x):
         y = self.cell(x)[0]
         return y[:, -1] if self.last else y
+
+
+class PositionEmbedding(nn.Module):
+    def __init__(self, positions, features):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(positions, features))
+
+    def forward(self, x):
+        return x + self.weight
+
+
+class Attention(nn.Module):
+    def __init__(self, heads, causal):
+        super().__init__()
+        self.heads, self.causal = heads, causal
+
+    def forward(self, x):
+        q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in x.chunk(3, 2))
+        return F.scaled_dot_product_attention(q, k, v, is_causal=self.causal).transpose(1, 2).flatten(2)
 
 
 class SoftmaxLoss(nn.Module):
@@ -117,7 +137,7 @@ def pool(layer, kind):
 
 
 def activation(kind, inplace=False):
-    return nn.ReLU(inplace) if kind == "relu" else nn.Sigmoid() if kind == "sigmoid" else nn.Tanh()
+    return nn.ReLU(inplace) if kind == "relu" else {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "gelu": nn.GELU}[kind]()
 
 
 def make(layer, shape, inplace):
@@ -134,7 +154,13 @@ def make(layer, shape, inplace):
                          pair(layer.get("pad", 0)), pair(layer.get("dilation", 1)), layer.get("groups", 1), bias)
     if kind in ("maxpool", "avgpool"):
         return pool(layer, kind)
-    if kind in ("relu", "sigmoid", "tanh"):
+    if kind == "position_embedding":
+        return PositionEmbedding(*shape[1:])
+    if kind == "attention":
+        return Attention(layer["heads"], layer.get("causal", False))
+    if kind == "layernorm":
+        return nn.LayerNorm(shape[-1], number(layer, "epsilon", 1e-5), layer.get("scale", True))
+    if kind in ("relu", "sigmoid", "tanh", "gelu"):
         return activation(kind, inplace)
     if kind == "dropout":
         return nn.Dropout(number(layer, "rate", 0.5))
@@ -240,9 +266,9 @@ def tensors(layers):
     """(layer, our tensor name, tensor)"""
     for name, (layer, module) in layers.items():
         recurrent = layer["kind"] in ("lstm", "gru")
-        ours = BATCHNORM_TENSORS if layer["kind"] == "batchnorm" else RECURRENT_TENSORS if recurrent else TENSORS
+        ours = NORM_TENSORS if layer["kind"] in ("batchnorm", "layernorm") else RECURRENT_TENSORS if recurrent else TENSORS
         owner = module.cell if recurrent else module
-        if layer["kind"] in ("dense", "conv", "batchnorm", "embedding", "lstm", "gru"):
+        if layer["kind"] in ("dense", "conv", "batchnorm", "layernorm", "embedding", "position_embedding", "lstm", "gru"):
             for own, theirs in ours.items():
                 if getattr(owner, theirs, None) is not None:
                     yield name, own, getattr(owner, theirs)
@@ -319,7 +345,7 @@ def optimizer(layers, hyper, how):
     for name, own, tensor in tensors(layers):
         if isinstance(tensor, nn.Parameter):
             layer, prefix = layers[name][0], "bias_" if own in ("bias", "recurrent_bias") else ""
-            decay = 0 if layer["kind"] == "batchnorm" else number(layer, f"{prefix}decay_mult", 1)
+            decay = 0 if layer["kind"] in ("batchnorm", "layernorm") else number(layer, f"{prefix}decay_mult", 1)
             groups.setdefault((number(layer, f"{prefix}lr_mult", 1), decay), []).append(tensor)
     return torch.optim.SGD([{"params": p, "lr": hyper["lr"] * lr, "weight_decay": hyper["weight_decay"] * decay}
                             for (lr, decay), p in groups.items()], lr=hyper["lr"], momentum=hyper["momentum"], **how)

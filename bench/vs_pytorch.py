@@ -27,7 +27,7 @@ DEBIAN_PACKAGES = ["python3-torch", "python3-numpy", "python3-yaml", "python3-h5
 MODES = ["eager", "eager-nhwc", "compile", "compile-nhwc"]
 MODELS = {  # model file, samples of a step on each rank
     "lenet": ("lenet/lenet.yaml", 64), "mlp-mnist": ("mlp/mnist-model.yaml", 64), "mlp-higgs": ("mlp/higgs-model.yaml", 64),
-    "char-lstm": ("text/char-lstm.yaml", 32),
+    "char-lstm": ("text/char-lstm.yaml", 32), "char-gpt": ("text/char-gpt.yaml", 32),
     "mlp-molecular": ("mlp/molecular-model.yaml", 64), "cifar10-quick": ("cifar10/quick-model.yaml", 128),
     "cifar10-full": ("cifar10/full-model.yaml", 128), "resnet20": ("cifar10/resnet20-model.yaml", 128),
     "alexnet": ("imagenet/alexnet-model.yaml", 32), "googlenet": ("imagenet/googlenet-model.yaml", 16),

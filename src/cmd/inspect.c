@@ -77,7 +77,7 @@ static void print_layers(const struct pl_graph *g)
 {
     const struct pl_layer *l;
     int n = pl_graph_layers(g, &l);
-    printf("%-24s %-14s %-22s %12s %14s\n", "layer", "kind", "output of a sample", "parameters", "MFLOP forward");
+    printf("%-24s %-18s %-22s %12s %14s\n", "layer", "kind", "output of a sample", "parameters", "MFLOP forward");
     for (int i = 0; i < n; i++) {
         char shape[128] = "";
         int64_t params = 0;
@@ -85,7 +85,7 @@ static void print_layers(const struct pl_graph *g)
             at += snprintf(shape + at, sizeof shape - (size_t)at, "%s%lld", d > 1 ? " x " : "", (long long)l[i].y.dim[d]);
         for (int p = 0; p < l[i].params; p++)
             params += l[i].param[p].statistic ? 0 : pl_shape_elems(&l[i].param[p].shape);
-        printf("%-24s %-14s %-22s %12lld %14.3f\n", l[i].name, l[i].kind->name, shape, (long long)params,
+        printf("%-24s %-18s %-22s %12lld %14.3f\n", l[i].name, l[i].kind->name, shape, (long long)params,
                pl_layer_flops(&l[i], 1) / 1e6);
     }
 }

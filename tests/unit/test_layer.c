@@ -327,7 +327,7 @@ static void every_kind(void **state)
             assert_true(key->offset < (*k)->config_bytes);
         }
     }
-    assert_int_equal(n, 19);
+    assert_int_equal(n, 23);
 }
 
 static void nearest(void **state)
