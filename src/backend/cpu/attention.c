@@ -2,8 +2,9 @@
  * block at a time, with their scores against all keys that they may see, so that memory is in proportion to the positions and not to
  * their square: only the logarithm of each softmax's denominator stays, and backward makes the weights again (Rabe and Staats,
  * Self-attention does not need O(n^2) memory, 2021; Dao et al., FlashAttention, NeurIPS 2022, whose keys go in blocks as well).
- * All rows up to the capacity are computed: padding rows are finite and their dy is 0. */
-#include "backend/cpu/cpu.h"
+ * With bf16 the factors of all products are, keys and values packed once a head; where the processor has no such products, and with
+ * floats, the library multiplies: our own were no faster there (heads of 32 features, Zen 4). All rows up to the capacity are computed: padding rows are finite and their dy is 0. */
+#include "backend/cpu/packed.h"
 #include "backend/cpu/vmath.h"
 
 #include <math.h>
@@ -18,6 +19,17 @@ struct state {
     bool causal;
     float scale;
     float *denominator; /* [N, heads, T], its logarithm; NULL: no backward */
+    const struct pl_cpu_packed *packed; /* multiplies bf16; NULL: the library does floats */
+};
+
+/* Memory of a thread, in scratch. */
+struct room {
+    float *weight, *slope;       /* [BLOCK, T] */
+    float *by_feature[THIRDS];   /* K^T, V^T packed, [d, T] */
+    float *by_position[THIRDS];  /* K, V packed, [T, d] */
+    float *block;                /* weight or slope packed, [BLOCK, T] */
+    float *turned[THIRDS];       /* [d, T]: gradients of K and V so far */
+    uint16_t *half;              /* what is not packed, in bf16 */
 };
 
 /* One head of one sample; rows of x and dx are THIRDS * f apart, those of y and dy f. */
@@ -26,7 +38,7 @@ struct head {
     const float *x, *y, *dy;
     float *out, *dx;
     float *denominator;
-    float *weight, *slope; /* [BLOCK, T] in scratch */
+    struct room room;
 };
 
 struct job {
@@ -36,6 +48,35 @@ struct job {
 };
 
 /* ---- set-up ---------------------------------------------------------------------------------- */
+
+static float *take(float **at, int64_t elems) {
+    float *v = *at;
+    *at += up(elems, 16);
+    return v;
+}
+
+/* From `at` on; where it ends. */
+static float *room_at(const struct state *s, float *at, struct room *r) {
+    r->weight = take(&at, BLOCK * s->t);
+    r->slope = take(&at, BLOCK * s->t);
+    if (s->packed == NULL)
+        return at;
+    for (int i = K; i <= V; i++) {
+        r->by_feature[i] = take(&at, pl_cpu_packed_elems(s->packed, s->d, s->t));
+        r->by_position[i] = take(&at, pl_cpu_packed_elems(s->packed, s->t, s->d));
+        r->turned[i] = take(&at, s->d * s->t);
+    }
+    r->block = take(&at, pl_cpu_packed_elems(s->packed, BLOCK, s->t));
+    int64_t rounded = BLOCK * up(s->t > s->d ? s->t : s->d, 2), turned = s->d * BLOCK; /* the most of all that is not packed */
+    r->half = (uint16_t *)(void *)take(&at, rounded > turned ? rounded : turned);
+    return at;
+}
+
+static int64_t room_elems(const struct state *s) {
+    struct room r;
+    float none[1];
+    return room_at(s, none, &r) - none;
+}
 
 static pl_status plan(struct pl_plan *p) {
     const struct pl_op *op = &p->op;
@@ -47,8 +88,9 @@ static pl_status plan(struct pl_plan *p) {
         return pl_cpu_refuse(op, "input, output and heads do not fit together");
     s->d = s->f / s->heads;
     s->scale = (float)(1.0 / sqrt((double)s->d));
+    s->packed = p->backend->bf16 ? pl_cpu_packed_bf16() : NULL;
     PL_TRY(pl_cpu_gemm_check(op, s->t, s->t, THIRDS * s->f));
-    PL_TRY(pl_cpu_scratch(p->backend, (size_t)p->backend->threads * 2 * BLOCK * (size_t)s->t * sizeof(float)));
+    PL_TRY(pl_cpu_scratch(p->backend, (size_t)(p->backend->threads * room_elems(s)) * sizeof(float)));
     if (op->train && (s->denominator = pl_alloc((size_t)(s->n * s->heads * s->t) * sizeof(float), "attention's denominators")) == NULL)
         return PL_ERR_MEMORY;
     return PL_OK;
@@ -65,10 +107,11 @@ static void heads(void *arg, int part, int64_t begin, int64_t end) {
     const struct job *j = arg;
     const struct state *s = j->p->state;
     const struct pl_io *io = j->io;
-    float *scratch = (float *)(void *)j->p->backend->scratch + part * 2 * BLOCK * s->t;
+    struct room room;
+    room_at(s, (float *)(void *)j->p->backend->scratch + part * room_elems(s), &room);
     for (int64_t i = begin; i < end; i++) {
         int64_t in = i / s->heads * s->t * THIRDS * s->f + i % s->heads * s->d, out = i / s->heads * s->t * s->f + i % s->heads * s->d;
-        struct head h = {.s = s, .x = io->x[0] + in, .y = io->y + out, .out = io->y + out, .weight = scratch, .slope = scratch + BLOCK * s->t};
+        struct head h = {.s = s, .x = io->x[0] + in, .y = io->y + out, .out = io->y + out, .room = room};
         if (io->dx[0] != NULL) {
             h.dy = io->dy + out;
             h.dx = io->dx[0] + in;
@@ -82,7 +125,7 @@ static void heads(void *arg, int part, int64_t begin, int64_t end) {
 static void run(struct pl_plan *p, const struct pl_io *io, void (*head)(const struct head *h)) {
     const struct state *s = p->state;
     struct job j = {p, io, head};
-    int64_t n = s->n * s->heads, grain = p->backend->blas_parallel ? 262144 / (s->t * s->t * s->d) + 1 : n;
+    int64_t n = s->n * s->heads, grain = p->backend->blas_parallel || s->packed != NULL ? 262144 / (s->t * s->t * s->d) + 1 : n;
     pl_cpu_parts(p->backend, n, grain, heads, &j);
 }
 
@@ -129,27 +172,80 @@ static float weigh(float *restrict w, int64_t n, float scale) {
     return top * scale + pl_vlog(all);
 }
 
-/* scores of the block's queries: [count, keys] */
-static void score(const struct head *h, const struct block *b, float *scores) {
-    int64_t ld = THIRDS * h->s->f;
-    pl_cpu_gemm_here(&(struct pl_cpu_gemm){.tb = true, .m = b->count, .n = b->keys, .k = h->s->d, .a = h->x + b->first * ld, .lda = ld,
-                                           .b = h->x + K * h->s->f, .ldb = ld, .c = scores, .ldc = b->keys});
+/* The head's keys or values: THIRDS * f from row to row. */
+static const float *rows_of(const struct head *h, int which) { return h->x + which * h->s->f; }
+static void pack(const struct state *s, struct pl_cpu_packing how) { s->packed->pack(&how, 0, 0, (how.columns + s->packed->columns - 1) / s->packed->columns); }
+
+static void pack_by_feature(const struct head *h, int which) {
+    const struct state *s = h->s;
+    if (s->packed != NULL)
+        pack(s, (struct pl_cpu_packing){.from = rows_of(h, which), .depth = s->d, .columns = s->t, .next_depth = 1, .next_column = THIRDS * s->f, .packed = h->room.by_feature[which]});
+}
+static void pack_by_position(const struct head *h, int which) {
+    const struct state *s = h->s;
+    if (s->packed != NULL)
+        pack(s, (struct pl_cpu_packing){.from = rows_of(h, which), .depth = s->t, .columns = s->d, .next_depth = THIRDS * s->f, .next_column = 1, .packed = h->room.by_position[which]});
+}
+
+/* to[count, keys] = rows, which are lda apart, times the keys or values turned */
+static void times_features(const struct head *h, const struct block *b, const float *rows, int64_t lda, int which, float *to) {
+    const struct state *s = h->s;
+    if (s->packed != NULL) {
+        struct pl_cpu_packed_product q = {.a = rows, .b = h->room.by_feature[which], .c = to, .rows = b->count, .depth = s->d, .columns = b->keys, .lda = lda, .next = 1, .ldc = b->keys};
+        pl_cpu_packed_multiply(s->packed, q, s->d, h->room.half);
+        return;
+    }
+    pl_cpu_gemm_here(&(struct pl_cpu_gemm){.tb = true, .m = b->count, .n = b->keys, .k = s->d, .a = rows, .lda = lda, .b = rows_of(h, which), .ldb = THIRDS * s->f, .c = to, .ldc = b->keys});
+}
+
+/* to[count, d], ldc apart, = weight[count, keys] times the keys or values */
+static void times_positions(const struct head *h, const struct block *b, const float *weight, int which, float *to, int64_t ldc) {
+    const struct state *s = h->s;
+    if (s->packed != NULL) {
+        struct pl_cpu_packed_product q = {.a = weight, .b = h->room.by_position[which], .c = to, .rows = b->count, .depth = b->keys, .columns = s->d, .lda = b->keys, .next = 1, .ldc = ldc};
+        pl_cpu_packed_multiply(s->packed, q, s->t, h->room.half);
+        return;
+    }
+    pl_cpu_gemm_here(&(struct pl_cpu_gemm){.m = b->count, .n = s->d, .k = b->keys, .a = weight, .lda = b->keys, .b = rows_of(h, which), .ldb = THIRDS * s->f, .c = to, .ldc = ldc});
+}
+
+/* The gradient of keys or values = or += weight[count, keys], turned, times rows, which are lda apart. */
+static void add_block(const struct head *h, const struct block *b, const float *weight, const float *rows, int64_t lda, int which, bool more) {
+    const struct state *s = h->s;
+    if (s->packed != NULL) {
+        pack(s, (struct pl_cpu_packing){.from = weight, .depth = b->count, .columns = b->keys, .next_depth = b->keys, .next_column = 1, .packed = h->room.block});
+        struct pl_cpu_packed_product q = {.a = rows, .b = h->room.block, .c = h->room.turned[which], .rows = s->d, .depth = b->count, .columns = b->keys, .lda = 1, .next = lda, .ldc = s->t, .add = more};
+        pl_cpu_packed_multiply(s->packed, q, b->count, h->room.half);
+        return;
+    }
+    pl_cpu_gemm_here(&(struct pl_cpu_gemm){.ta = true, .m = b->keys, .n = s->d, .k = b->count, .a = weight, .lda = b->keys, .b = rows, .ldb = lda, .beta = more ? 1.0f : 0.0f,
+                                           .c = h->dx + which * s->f, .ldc = THIRDS * s->f});
+}
+
+static void end_blocks(const struct head *h, int which) {
+    const struct state *s = h->s;
+    for (int64_t first = 0; s->packed != NULL && first < s->t; first += LANES)
+        for (int64_t k = 0; k < s->d; k++)
+            for (int64_t t = first; t < least(first + LANES, s->t); t++)
+                h->dx[t * THIRDS * s->f + which * s->f + k] = h->room.turned[which][k * s->t + t];
 }
 
 static void forward_head(const struct head *h) {
     const struct state *s = h->s;
+    float *weight = h->room.weight;
+    pack_by_feature(h, K);
+    pack_by_position(h, V);
     for (int64_t i = 0; i < blocks(s); i++) {
         struct block b = block_of(s, i);
-        score(h, &b, h->weight);
+        times_features(h, &b, h->x + b.first * THIRDS * s->f, THIRDS * s->f, K, weight);
         for (int64_t q = 0; q < b.count; q++) {
             int64_t n = seen(s, &b, q);
-            float denominator = weigh(h->weight + q * b.keys, n, s->scale);
-            memset(h->weight + q * b.keys + n, 0, (size_t)(b.keys - n) * sizeof *h->weight);
+            float denominator = weigh(weight + q * b.keys, n, s->scale);
+            memset(weight + q * b.keys + n, 0, (size_t)(b.keys - n) * sizeof *weight);
             if (h->denominator != NULL)
                 h->denominator[b.first + q] = denominator;
         }
-        pl_cpu_gemm_here(&(struct pl_cpu_gemm){.m = b.count, .n = s->d, .k = b.keys, .a = h->weight, .lda = b.keys, .b = h->x + V * s->f, .ldb = THIRDS * s->f,
-                                               .c = h->out + b.first * s->f, .ldc = s->f});
+        times_positions(h, &b, weight, V, h->out + b.first * s->f, s->f);
     }
 }
 
@@ -168,36 +264,53 @@ static void slope_row(float *restrict w, float *restrict slope, int64_t n, float
 }
 
 /* weight . slope is y . dy */
-static float dot_of(const float *y, const float *dy, int64_t d) {
-    float sum = 0.0f;
-    for (int64_t k = 0; k < d; k++)
-        sum += y[k] * dy[k];
-    return sum;
+PL_CLONES
+static float dot_of(const float *restrict y, const float *restrict dy, int64_t d) {
+    float sum[LANES] = {0};
+    int64_t whole = d / LANES * LANES;
+    for (int64_t k = 0; k < whole; k += LANES)
+        for (int l = 0; l < LANES; l++)
+            sum[l] += y[k + l] * dy[k + l];
+    for (int64_t k = whole; k < d; k++)
+        sum[0] += y[k] * dy[k];
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int l = 0; l < half; l++)
+            sum[l] += sum[l + half];
+    return sum[0];
+}
+
+/* Scores and gradients by the weights become weights and gradients by the scores. */
+static void slopes(const struct head *h, const struct block *b) {
+    const struct state *s = h->s;
+    for (int64_t q = 0; q < b->count; q++) {
+        int64_t n = seen(s, b, q), t = b->first + q;
+        float *w = h->room.weight + q * b->keys, *slope = h->room.slope + q * b->keys;
+        slope_row(w, slope, n, s->scale, h->denominator[t], dot_of(h->y + t * s->f, h->dy + t * s->f, s->d));
+        memset(w + n, 0, (size_t)(b->keys - n) * sizeof *w);
+        memset(slope + n, 0, (size_t)(b->keys - n) * sizeof *slope);
+    }
 }
 
 /* From the last block, which has all keys, to the first. */
 static void backward_head(const struct head *h) {
     const struct state *s = h->s;
     int64_t ld = THIRDS * s->f;
-    const float *k = h->x + K * s->f, *v = h->x + V * s->f;
-    float *dk = h->dx + K * s->f, *dv = h->dx + V * s->f;
+    pack_by_feature(h, K);
+    pack_by_feature(h, V);
+    pack_by_position(h, K);
     for (int64_t i = blocks(s) - 1; i >= 0; i--) {
         struct block b = block_of(s, i);
-        const float *q = h->x + b.first * ld, *dy = h->dy + b.first * s->f, *y = h->y + b.first * s->f;
-        float more = i < blocks(s) - 1 ? 1.0f : 0.0f;
-        score(h, &b, h->weight);
-        pl_cpu_gemm_here(&(struct pl_cpu_gemm){.tb = true, .m = b.count, .n = b.keys, .k = s->d, .a = dy, .lda = s->f, .b = v, .ldb = ld, .c = h->slope, .ldc = b.keys});
-        for (int64_t r = 0; r < b.count; r++) {
-            int64_t n = seen(s, &b, r);
-            float *w = h->weight + r * b.keys, *slope = h->slope + r * b.keys;
-            slope_row(w, slope, n, s->scale, h->denominator[b.first + r], dot_of(y + r * s->f, dy + r * s->f, s->d));
-            memset(w + n, 0, (size_t)(b.keys - n) * sizeof *w);
-            memset(slope + n, 0, (size_t)(b.keys - n) * sizeof *slope);
-        }
-        pl_cpu_gemm_here(&(struct pl_cpu_gemm){.m = b.count, .n = s->d, .k = b.keys, .a = h->slope, .lda = b.keys, .b = k, .ldb = ld, .c = h->dx + b.first * ld, .ldc = ld});
-        pl_cpu_gemm_here(&(struct pl_cpu_gemm){.ta = true, .m = b.keys, .n = s->d, .k = b.count, .a = h->slope, .lda = b.keys, .b = q, .ldb = ld, .beta = more, .c = dk, .ldc = ld});
-        pl_cpu_gemm_here(&(struct pl_cpu_gemm){.ta = true, .m = b.keys, .n = s->d, .k = b.count, .a = h->weight, .lda = b.keys, .b = dy, .ldb = s->f, .beta = more, .c = dv, .ldc = ld});
+        const float *q = h->x + b.first * ld, *dy = h->dy + b.first * s->f;
+        bool more = i < blocks(s) - 1;
+        times_features(h, &b, q, ld, K, h->room.weight);
+        times_features(h, &b, dy, s->f, V, h->room.slope);
+        slopes(h, &b);
+        times_positions(h, &b, h->room.slope, K, h->dx + b.first * ld, ld);
+        add_block(h, &b, h->room.slope, q, ld, K, more);
+        add_block(h, &b, h->room.weight, dy, s->f, V, more);
     }
+    end_blocks(h, K);
+    end_blocks(h, V);
 }
 
 static pl_status backward(struct pl_plan *p, const struct pl_io *io) {

@@ -1,15 +1,15 @@
 /* lanes: our own matrix products and what is built on them, compiled for vectors of eight floats and of sixteen. What depends
- * on the width is in headers (kernel.h, winograd.h, winograd_stages.h, dense_stages.h, recurrent_stages.h) that lanes_8.c and lanes_16.c
+ * on the width is in headers (kernel.h, winograd.h, winograd_stages.h, dense_stages.h, packed_stages.h) that lanes_8.c and lanes_16.c
  * include; plans call it by these tables. Activations in blocks have blocks of as many channels. */
 #ifndef PL_CPU_LANES_H
 #define PL_CPU_LANES_H
 
 #include "backend/cpu/cpu.h"
 
-struct pl_cpu_step; /* recurrent.h */
-struct pl_cpu_steps { /* products of a recurrent cell at a position */
+struct pl_cpu_packed_product; /* packed.h */
+struct pl_cpu_packed { /* products by a matrix that was packed before */
     pl_cpu_part_fn *pack; /* of struct pl_cpu_packing */
-    void (*multiply)(const struct pl_cpu_step *s);
+    void (*multiply)(const struct pl_cpu_packed_product *s);
     int64_t columns;      /* of a tile */
     bool half;            /* both factors are bf16 */
 };
@@ -23,7 +23,7 @@ struct pl_cpu_lanes {
     struct { /* of struct pl_cpu_narrow (dense_narrow.h) */
         pl_cpu_part_fn *pack_samples, *forward, *pack_inputs, *pack_units, *weights;
     } dense;
-    struct pl_cpu_steps step;
+    struct pl_cpu_packed packed;
 };
 
 extern const struct pl_cpu_lanes pl_cpu_lanes_8, pl_cpu_lanes_16;

@@ -8,7 +8,7 @@
  * Of z = W x + b + U h + bu [N, T, G * H] the activated gates stay where they are made, and backward writes the gradient by z
  * over them. GRU's third gate, n = tanh(W x + b + r * u) with u = U h + bu, has u, then the gradient by it, beside. */
 #include "backend/cpu/bf16.h"
-#include "backend/cpu/recurrent.h"
+#include "backend/cpu/packed.h"
 #include "backend/cpu/vmath.h"
 
 #include <string.h>
@@ -25,7 +25,7 @@ struct state {
     float *out;    /* [N, T, H]: h, where y has the last one only; otherwise NULL */
     float *before; /* [N, T, H]: h one position earlier; in scratch, but where products with bf16 use that */
     float *dh, *dc; /* [N, H] in scratch */
-    const struct pl_cpu_steps *step; /* multiplies at a position; NULL: the library does */
+    const struct pl_cpu_packed *step; /* multiplies at a position; NULL: the library does */
     float *packed, *packed_third;    /* U for it, in scratch: forward two matrices, as GRU's third gate goes elsewhere, backward one */
     uint16_t *half; /* [N, most depth] in scratch: A in bf16 */
 };
@@ -97,9 +97,7 @@ static pl_status plan(struct pl_plan *p) {
     s->z = (s->lstm ? 4 : 3) * s->h;
     PL_TRY(check(p, s));
     PL_TRY(plan_product(p, s, W));
-    s->step = p->backend->lanes != NULL ? &p->backend->lanes->step : NULL;
-    if (s->by[W] != NULL && pl_cpu_steps_bf16() != NULL)
-        s->step = pl_cpu_steps_bf16();
+    s->step = pl_cpu_packed_here(p->backend, s->by[W] != NULL);
     if (op->train)
         PL_TRY(plan_product(p, s, U));
     return take_memory(p, s);
@@ -195,40 +193,16 @@ static void gru_row(float *restrict gates, const float *restrict before, const f
             h[k] += z[k] * before[k];
 }
 
-PL_HALVES
-static void round_rows(const float *from, int64_t ld, int64_t rows, int64_t n, uint16_t *to) {
-    for (int64_t r = 0; r < rows; r++) {
-        for (int64_t k = 0; k < n; k++)
-            to[r * up(n, 2) + k] = pl_bf16_round(from[r * ld + k]);
-        if (n % 2)
-            to[(r + 1) * up(n, 2) - 1] = 0;
-    }
-}
-
-/* step, of samples from `begin` on, whose A is of floats, and panels of so many depths. */
-static void multiply(const struct state *s, int64_t begin, struct pl_cpu_step step, int64_t depths) {
-    step.panel = depths * s->step->columns;
-    if (s->step->half) {
-        uint16_t *half = s->half + begin * up(s->z, 2);
-        round_rows(step.a, step.lda, step.rows, step.depth, half);
-        step.a = half;
-        step.lda = up(step.depth, 2);
-        step.panel = up(depths, 2) * s->step->columns;
-    }
-    s->step->multiply(&step);
-}
-
-/* Where B's row `row` is in its first panel. */
-static const void *packed_row(const struct state *s, int64_t row) {
-    return s->step->half ? (const void *)((const uint16_t *)(const void *)s->packed + row * s->step->columns) : (const void *)(s->packed + row * s->step->columns);
-}
+/* For samples from `begin` on. */
+static uint16_t *half_of(const struct state *s, int64_t begin) { return s->half + begin * up(s->z, 2); }
 
 /* Samples [begin, end): to[.., columns] += h at position t - 1 times rows of U from `row` on. */
 static void add_state(const struct job *j, int64_t begin, int64_t end, int64_t t, int64_t row, int64_t columns, float *to, int64_t stride) {
     const struct state *s = j->s;
     if (s->step != NULL) {
-        multiply(s, begin, (struct pl_cpu_step){.a = j->h + (begin * s->t + t - 1) * s->h, .b = row > 0 ? s->packed_third : s->packed, .c = to + (begin * s->t + t) * stride,
-                                                .rows = end - begin, .depth = s->h, .columns = columns, .lda = s->t * s->h, .ldc = s->t * stride, .add = true}, s->h);
+        struct pl_cpu_packed_product q = {.a = j->h + (begin * s->t + t - 1) * s->h, .b = row > 0 ? s->packed_third : s->packed, .c = to + (begin * s->t + t) * stride,
+                                          .rows = end - begin, .depth = s->h, .columns = columns, .lda = s->t * s->h, .next = 1, .ldc = s->t * stride, .add = true};
+        pl_cpu_packed_multiply(s->step, q, s->h, half_of(s, begin));
         return;
     }
     pl_cpu_gemm_here(&(struct pl_cpu_gemm){.tb = true, .m = end - begin, .n = columns, .k = s->h, .a = j->h + (begin * s->t + t - 1) * s->h, .lda = s->t * s->h,
@@ -349,8 +323,9 @@ static void gru_row_back(float *restrict gates, const float *restrict before, fl
 static void back_state(const struct job *j, int64_t begin, int64_t end, int64_t t, int64_t row, int64_t columns, const float *from, int64_t stride, bool add) {
     const struct state *s = j->s;
     if (s->step != NULL) {
-        multiply(s, begin, (struct pl_cpu_step){.a = from + (begin * s->t + t) * stride, .b = packed_row(s, row), .c = s->dh + begin * s->h,
-                                                .rows = end - begin, .depth = columns, .columns = s->h, .lda = s->t * stride, .ldc = s->h, .add = add}, s->z);
+        struct pl_cpu_packed_product q = {.a = from + (begin * s->t + t) * stride, .b = pl_cpu_packed_row(s->step, s->packed, row), .c = s->dh + begin * s->h,
+                                          .rows = end - begin, .depth = columns, .columns = s->h, .lda = s->t * stride, .next = 1, .ldc = s->h, .add = add};
+        pl_cpu_packed_multiply(s->step, q, s->z, half_of(s, begin));
         return;
     }
     pl_cpu_gemm_here(&(struct pl_cpu_gemm){.m = end - begin, .n = s->h, .k = columns, .a = from + (begin * s->t + t) * stride, .lda = s->t * stride,

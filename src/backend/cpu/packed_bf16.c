@@ -1,6 +1,6 @@
-/* recurrent_bf16: the products of a recurrent cell at one position with bf16 factors and float sums, by the instruction of
+/* packed_bf16: products by a packed factor with bf16 factors and float sums, by the instruction of
  * AVX512-BF16 that multiplies pairs. Tiles of six rows by two vectors of columns, as in kernel.h. */
-#include "backend/cpu/recurrent.h"
+#include "backend/cpu/packed.h"
 
 #if defined(__x86_64__)
 #include "backend/cpu/bf16.h"
@@ -10,16 +10,32 @@
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16")))
 enum { ROWS = 6, COLUMNS = 32 };
 
+/* One pair of depths of a panel; high: NULL: 0. */
+PL_HALVES
+static inline __attribute__((always_inline)) void pack_pairs(const float *low, const float *high, int64_t next, int64_t there, uint32_t *to) {
+    for (int64_t c = 0; c < there; c++)
+        to[c] = pl_bf16_round(low[c * next]);
+    for (int64_t c = 0; high != NULL && c < there; c++)
+        to[c] |= (uint32_t)pl_bf16_round(high[c * next]) << 16;
+    for (int64_t c = there; c < COLUMNS; c++)
+        to[c] = 0;
+}
+
 /* Panels [begin, end) as [panel, pair of depths, COLUMNS, 2]; what is beyond the last depth or column is 0. */
+PL_HALVES
 static void pack(void *arg, int part, int64_t begin, int64_t end) {
     (void)part;
     const struct pl_cpu_packing *p = arg;
     int64_t depth = up(p->depth, 2);
-    for (int64_t c = begin * COLUMNS; c < end * COLUMNS; c++) {
-        uint16_t *to = (uint16_t *)(void *)p->packed + c / COLUMNS * COLUMNS * depth + c % COLUMNS * 2;
-        for (int64_t d = 0; d < depth; d++) {
-            bool there = c < p->columns && d < p->depth;
-            to[d / 2 * 2 * COLUMNS + d % 2] = there ? pl_bf16_round(p->from[d * p->next_depth + c * p->next_column]) : 0;
+    for (int64_t panel = begin; panel < end; panel++) {
+        int64_t first = panel * COLUMNS, there = least(COLUMNS, p->columns - first);
+        uint32_t *to = (uint32_t *)(void *)p->packed + first * depth / 2;
+        for (int64_t d = 0; d < depth; d += 2, to += COLUMNS) {
+            const float *low = p->from + d * p->next_depth + first * p->next_column, *high = d + 1 < p->depth ? low + p->next_depth : NULL;
+            if (p->next_column == 1)
+                pack_pairs(low, high, 1, there, to);
+            else
+                pack_pairs(low, high, p->next_column, there, to);
         }
     }
 }
@@ -73,7 +89,7 @@ static void multiply_tile(const struct tile *t, int64_t rows) {
 static __mmask16 columns_of(int64_t n) { return n >= 16 ? 0xffff : n > 0 ? (__mmask16)((1u << n) - 1) : 0; }
 
 TARGET
-static void multiply(const struct pl_cpu_step *s) {
+static void multiply(const struct pl_cpu_packed_product *s) {
     for (int64_t c = 0; c < s->columns; c += COLUMNS)
         for (int64_t r = 0; r < s->rows; r += ROWS) {
             struct tile t = {.a = (const uint16_t *)s->a + r * s->lda, .b = (const uint16_t *)s->b + c / COLUMNS * s->panel, .c = s->c + r * s->ldc + c,
@@ -83,12 +99,12 @@ static void multiply(const struct pl_cpu_step *s) {
         }
 }
 
-static const struct pl_cpu_steps steps = {.pack = pack, .multiply = multiply, .columns = COLUMNS, .half = true};
+static const struct pl_cpu_packed products = {.pack = pack, .multiply = multiply, .columns = COLUMNS, .half = true};
 
-const struct pl_cpu_steps *pl_cpu_steps_bf16(void) {
+const struct pl_cpu_packed *pl_cpu_packed_bf16(void) {
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") ? &steps : NULL;
+    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") ? &products : NULL;
 }
 #else
-const struct pl_cpu_steps *pl_cpu_steps_bf16(void) { return NULL; }
+const struct pl_cpu_packed *pl_cpu_packed_bf16(void) { return NULL; }
 #endif
