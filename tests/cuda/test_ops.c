@@ -88,7 +88,7 @@ static void test_channels_last(void **state)
             free_trial(&t);
         }
     assert_true(!(tf32 || bf16) || stayed[PL_OP_CONV] > 0 || ROUNDS < 20);
-    static const enum pl_op_kind through[] = {PL_OP_MAXPOOL, PL_OP_AVGPOOL, PL_OP_RELU, PL_OP_SIGMOID, PL_OP_TANH, PL_OP_DROPOUT, PL_OP_BATCHNORM, PL_OP_LRN, PL_OP_CONCAT, PL_OP_ADD};
+    static const enum pl_op_kind through[] = {PL_OP_MAXPOOL, PL_OP_AVGPOOL, PL_OP_RELU, PL_OP_SIGMOID, PL_OP_TANH, PL_OP_GELU, PL_OP_DROPOUT, PL_OP_BATCHNORM, PL_OP_LRN, PL_OP_CONCAT, PL_OP_ADD};
     for (size_t i = 0; i < sizeof through / sizeof *through; i++)
         if (stayed[through[i]] < ROUNDS / 4)
             fail_msg("op %d: only %d of %d outputs had their channels last", (int)through[i], stayed[through[i]], ROUNDS);
@@ -125,7 +125,7 @@ static void test_bf16(void **state)
     allowed = allowed_before;
     kink = kink_before;
     for (int kind = 0; kind < PL_OP_SOFTMAX_LOSS; kind++)
-        if (stayed[kind] < ROUNDS / 2 && kind != PL_OP_EMBEDDING && kind != PL_OP_LSTM && kind != PL_OP_GRU)
+        if (stayed[kind] < ROUNDS / 2 && kind != PL_OP_EMBEDDING && kind != PL_OP_LSTM && kind != PL_OP_GRU && kind != PL_OP_ATTENTION)
             fail_msg("op %d: only %d of %d outputs were of bf16", kind, stayed[kind], 2 * ROUNDS);
 }
 
@@ -145,6 +145,7 @@ static void check_sizes(const struct sizes *s, bool full)
         make_op(&t.op, s->kind, 1);
         t.op.positions = 0;
         t.op.x[0] = t.op.y = shape(s->h > 0 ? 4 : 2, s->n, s->c, s->h, s->w);
+        t.op.params = s->kind == PL_OP_LAYERNORM ? 2 : t.op.params;
         for (int k = 0; k < t.op.params; k++)
             t.op.p[k] = shape(1, s->c, 0, 0, 0);
         if (s->kind == PL_OP_CONCAT) {
@@ -163,35 +164,117 @@ static void check_sizes(const struct sizes *s, bool full)
     }
 }
 
-/* More channels and places than a tile has, more samples and classes than a block has threads. */
+static void make_attention(struct trial *t, int64_t n, int64_t positions, int64_t heads, int64_t d, bool causal)
+{
+    memset(t, 0, sizeof *t);
+    make_op(&t->op, PL_OP_ATTENTION, 1);
+    t->op.heads = heads;
+    t->op.causal = causal;
+    t->op.y = shape(3, n, positions, heads * d, 0);
+    t->op.x[0] = shape(3, n, positions, 3 * heads * d, 0);
+    fill_trial(t, true);
+}
+
+static void check_attention(int64_t n, int64_t positions, int64_t heads, int64_t d, bool causal)
+{
+    struct trial t;
+    make_attention(&t, n, positions, heads, d, causal);
+    check(&t, &t.op, true);
+    free_trial(&t);
+}
+
+/* More channels and places than a tile has, more samples, classes and positions than a block has threads. */
 static void test_large(void **state)
 {
     static const struct sizes sizes[] = {
         {PL_OP_BATCHNORM, 5, 70, 9, 5}, {PL_OP_BATCHNORM, 300, 3, 1, 2}, {PL_OP_BATCHNORM, 67, 40, 1, 1}, {PL_OP_BATCHNORM, 3, 2, 40, 41},
-        {PL_OP_CONCAT, 3, 37, 9, 8}, {PL_OP_RELU, 2, 67, 5, 9}, {PL_OP_DROPOUT, 3, 67, 5, 9}, {PL_OP_LRN, 2, 67, 4, 4},
+        {PL_OP_CONCAT, 3, 37, 9, 8}, {PL_OP_RELU, 2, 67, 5, 9}, {PL_OP_GELU, 2, 67, 5, 9}, {PL_OP_DROPOUT, 3, 67, 5, 9}, {PL_OP_LRN, 2, 67, 4, 4},
+        {PL_OP_LAYERNORM, 3, 1500, 0, 0}, {PL_OP_LAYERNORM, 2, 1100, 0, 0}, {PL_OP_LAYERNORM, 700, 37, 0, 0}, {PL_OP_POSITION_EMBEDDING, 600, 70, 0, 0},
         {PL_OP_SOFTMAX_LOSS, 3, 1500, 0, 0}, {PL_OP_SOFTMAX_LOSS, 600, 7, 0, 0}, {PL_OP_SIGMOID_LOSS, 300, 3, 0, 0}, {PL_OP_EUCLIDEAN_LOSS, 5, 700, 0, 0}};
     (void)state;
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
         check_sizes(&sizes[i], i % 2 == 0);
+    check_attention(1, 1100, 1, 2, true);
 }
 
 /* For blocks of more than two warps, of which few are made */
 static void test_few(void **state)
 {
-    static const struct sizes sizes[] = {{PL_OP_BATCHNORM, 70, 3, 2, 2}, {PL_OP_SOFTMAX_LOSS, 2, 300, 0, 0}};
+    static const struct sizes sizes[] = {{PL_OP_BATCHNORM, 70, 3, 2, 2}, {PL_OP_LAYERNORM, 3, 150, 0, 0}, {PL_OP_SOFTMAX_LOSS, 2, 300, 0, 0}};
     (void)state;
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
         check_sizes(&sizes[i], true);
+    check_attention(1, 150, 1, 3, false);
+}
+
+/* What would overflow, or be lost beside what is large: scores of attention that are all moved up by 200, rows with a mean of 100,
+ * to whose variance something is added. */
+static void test_extremes(void **state)
+{
+    struct trial t;
+    (void)state;
+    make_attention(&t, 2, 9, 2, 4, true);
+    for (int64_t i = 0; i < 2 * 9 * 2; i++) { /* heads of positions; queries and keys are 8 features apart */
+        float *head = t.x[0] + i / 2 * 24 + i % 2 * 4;
+        head[0] = 400;
+        head[8] = 1;
+    }
+    check(&t, &t.op, true);
+    free_trial(&t);
+    make_trial(&t, PL_OP_LAYERNORM, true, 1);
+    t.op.epsilon = 0.1;
+    for (int64_t i = 0; i < pl_shape_elems(&t.op.x[0]); i++)
+        t.x[0][i] += 100;
+    check(&t, &t.op, true);
+    free_trial(&t);
+}
+
+/* On a device of its own, where no other plan has asked for the memory that they share. */
+static void test_alone(void **state)
+{
+    static const struct sizes sizes[] = {{PL_OP_LAYERNORM, 700, 300, 0, 0}, {PL_OP_BATCHNORM, 300, 300, 1, 2}};
+    const int more = sizeof sizes / sizeof *sizes;
+    struct pl_backend *shared = cuda_backend;
+    (void)state;
+    for (int i = 0; i <= PL_OP_EUCLIDEAN_LOSS + more; i++) {
+        assert_int_equal(cuda->open(&(struct pl_device_options){.threads = 1, .tf32 = tf32, .bf16 = bf16}, &cuda_backend), PL_OK);
+        if (i < more) {
+            check_sizes(&sizes[i], true);
+        } else {
+            struct trial t;
+            make_trial(&t, (enum pl_op_kind)(i - more), true, 1);
+            check(&t, &t.op, true);
+            free_trial(&t);
+        }
+        cuda->close(cuda_backend);
+        cuda_backend = shared;
+    }
+}
+
+/* Plans after which no backward comes keep nothing for it. */
+static void test_without_backward(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 2 * PL_OP_EUCLIDEAN_LOSS; i++) {
+        struct trial t;
+        make_trial(&t, (enum pl_op_kind)(i / 2), i % 2, 1);
+        struct pl_op op = t.op;
+        op.train = false;
+        memset(op.need_dx, 0, sizeof op.need_dx);
+        check(&t, &op, false);
+        free_trial(&t);
+    }
 }
 
 /* Flattened tensors keep the order of what they look at. */
 static void test_flattened(void **state)
 {
-    static const enum pl_op_kind kinds[] = {PL_OP_RELU, PL_OP_DROPOUT, PL_OP_ADD, PL_OP_CONCAT, PL_OP_BATCHNORM};
+    static const enum pl_op_kind kinds[] = {PL_OP_RELU, PL_OP_GELU, PL_OP_DROPOUT, PL_OP_ADD, PL_OP_CONCAT, PL_OP_BATCHNORM, PL_OP_LAYERNORM, PL_OP_POSITION_EMBEDDING};
     (void)state;
     for (size_t i = 0; i < 4 * sizeof kinds / sizeof *kinds; i++) {
         struct trial t = {0};
         make_op(&t.op, kinds[i / 4], 1);
+        t.op.positions = 0;
         t.op.x[0] = t.op.y = shape(2, 3, 12 * 5, 0, 0);
         t.op.inputs = t.op.kind == PL_OP_ADD || t.op.kind == PL_OP_CONCAT ? 2 : 1;
         t.op.x[1] = t.op.x[0];
@@ -555,6 +638,7 @@ int main(void)
     seed = given ? strtoull(given, NULL, 10) : 1;
     rng = pl_rng_make(seed, 0, 0, 0);
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_canonical), cmocka_unit_test(test_channels_last), cmocka_unit_test(test_large), cmocka_unit_test(test_few),
+                                       cmocka_unit_test(test_extremes), cmocka_unit_test(test_alone), cmocka_unit_test(test_without_backward),
                                        cmocka_unit_test(test_flattened), cmocka_unit_test(test_networks), cmocka_unit_test(test_helpers), cmocka_unit_test(test_wrong_label), cmocka_unit_test(test_over_ranks),
                                        cmocka_unit_test(test_ahead), cmocka_unit_test(test_reducer), cmocka_unit_test(test_finish), cmocka_unit_test(test_faults)};
     const struct CMUnitTest in_bf16[] = {cmocka_unit_test(test_bf16), cmocka_unit_test(test_networks)};

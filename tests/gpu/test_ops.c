@@ -11,7 +11,8 @@ int main(void)
 {
     const char *given = getenv("PL_TEST_SEED"), *fewer = getenv("PL_TEST_ROUNDS");
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_canonical), cmocka_unit_test(test_channels_last), cmocka_unit_test(test_large),
-                                       cmocka_unit_test(test_few), cmocka_unit_test(test_flattened), cmocka_unit_test(test_networks), cmocka_unit_test(test_wrong_label),
+                                       cmocka_unit_test(test_few), cmocka_unit_test(test_extremes), cmocka_unit_test(test_alone), cmocka_unit_test(test_without_backward), cmocka_unit_test(test_flattened),
+                                       cmocka_unit_test(test_networks), cmocka_unit_test(test_wrong_label),
                                        cmocka_unit_test(test_ahead), cmocka_unit_test(test_reducer), cmocka_unit_test(test_over_ranks)};
     seed = given ? strtoull(given, NULL, 10) : 1;
     rng = pl_rng_make(seed, 0, 0, 0);

@@ -77,6 +77,14 @@ on cuda 1 sequence-again "${sequence[@]}"
 compare sequence-cuda sequence-again 0 0 exact
 on cuda 1 sequence-bf16 "${sequence[@]}" train.precision=bf16
 compare sequence-cuda sequence-bf16 5e-2 1
+# A transformer's block. The bias of the keys changes nothing: Adam would make steps of the rounding of its gradient.
+sequence+=(model=net-attention.yaml optimizer.kind=momentum optimizer.lr=0.05 train.steps=10)
+both 1 attention 1e-4 1e-3 "${sequence[@]}"
+holds "($(number attention-cpu eval loss) - $(number attention-cuda eval loss))^2 < 1e-8" "$(event attention-cpu eval) on the cpu, $(event attention-cuda eval)"
+on cuda 1 attention-again "${sequence[@]}"
+compare attention-cuda attention-again 0 0 exact
+on cuda 1 attention-bf16 "${sequence[@]}" train.precision=bf16
+compare attention-cuda attention-bf16 5e-2 1e6
 
 # bf16: learns as well, near to the losses in fp32, its own bits, twice and after a resume.
 for net in net $(sanitized || echo net-bn net-dense); do

@@ -1,5 +1,5 @@
-/* channel: sums over samples and planes, one a channel, and batch normalisation, which stands on them (Ioffe and Szegedy,
- * ICML 2015). Everything is added in double over float's exact products, so that mean and variance come from one pass.
+/* channel: sums over samples and planes, one a channel, and what stands on them: batch normalisation (Ioffe and Szegedy,
+ * ICML 2015) and the parameters' gradients of layer normalisation. Everything is added in double over float's exact products, so that mean and variance come from one pass.
  * A channel's numbers are cut into slices, by its shape alone; a block adds up a slice, and another the slices, in a fixed
  * order. Canonical: neighbouring threads run along a plane. Channels last: they have neighbouring channels, 32 a block, as
  * the well-known channels-last kernels do, and several places of them at a time. */
@@ -261,4 +261,41 @@ void pl_cuda_batchnorm_backward(pl_cuda_stream s, struct pl_cuda_batchnorm b, co
     PL_LAUNCH(gradients_of, dim3((unsigned)b.vy.c), 64, s, b, part, slices, g);
     if (dx)
         PL_LAUNCH(differentiate, pl_blocks_of_rows(b.vx.n, row), PL_THREADS, s, b, t, dx, pl_order_of(b.vx), row);
+}
+
+/* ---- layer normalisation: columns are the channels ---------------------------------------------------------------------- */
+
+/* dy, and its product with what x was normalised to */
+struct normalised {
+    pl_cuda_layernorm l;
+    const void *x, *dy;
+    __device__ pair at(int64_t i, int64_t k, int64_t) const
+    {
+        int64_t at = i * l.columns + k;
+        double g = pl_get(dy, l.y16, at);
+        return pair{g, g * (double)((pl_get(x, l.x16, at) - l.kept[2 * i]) * l.kept[2 * i + 1])};
+    }
+};
+
+static pl_cuda_view table(int64_t rows, int64_t columns) { return pl_cuda_view{rows, columns, 1, 1, columns, 1, 1, false}; }
+
+size_t pl_cuda_layernorm_scratch(int64_t rows, int64_t columns) { return pl_cuda_channel_scratch(table(rows, columns)); }
+
+static __global__ void finish_scale(const pair *part, int64_t channels, int64_t slices, bool add, float *dscale, float *dshift)
+{
+    for (int64_t k = blockIdx.x; k < channels; k += gridDim.x) {
+        pair sum = total_of(part, k, slices);
+        if (threadIdx.x != 0)
+            continue;
+        put(dscale, k, sum.b, add);
+        put(dshift, k, sum.a, add);
+    }
+}
+
+void pl_cuda_layernorm_sums(pl_cuda_stream s, struct pl_cuda_layernorm l, const void *x, const void *dy, bool accumulate, float *dscale,
+                            float *dshift, void *scratch)
+{
+    pair *part = static_cast<pair *>(scratch);
+    int64_t slices = add_up(s, normalised{l, x, dy}, table(l.rows, l.columns), nullptr, part);
+    PL_LAUNCH(finish_scale, dim3((unsigned)l.columns), 64, s, part, l.columns, slices, accumulate, dscale, dshift);
 }

@@ -124,9 +124,9 @@ pl_status pl_cuda_ledger_enter(struct pl_cuda_ledger *l, void *p, size_t bytes);
 void pl_cuda_ledger_strike(struct pl_cuda_ledger *l, const void *p);
 
 /* matmul.c: row-major C[m,n] = op(A) op(B) (+ C); with bias[n], of float, and a rectifier at the end where the plan says so.
- * bf16: A and B are, and bf16_out: C; all else, and the sums, are float. The algorithm is chosen by measurement when the plan is
- * made. */
-struct pl_cuda_matmul_shape { bool ta, tb; int64_t m, n, k; bool accumulate, bias, relu, bf16, bf16_out; uint32_t aligned; }; /* aligned: matrices begin at multiples of so many bytes; 0: 64 */
+ * bf16: A and B are, and bf16_out: C; all else, and the sums, are float. batch: so many products, 0: one, of matrices that lie one
+ * behind the other, without a bias. The algorithm is chosen by measurement when the plan is made. */
+struct pl_cuda_matmul_shape { bool ta, tb; int64_t m, n, k, batch; bool accumulate, bias, relu, bf16, bf16_out; uint32_t aligned; }; /* aligned: A, B and C begin at multiples of so many bytes; 0: 64 */
 struct pl_cuda_matmul;
 pl_status pl_cuda_matmul_create(struct pl_backend *b, const struct pl_cuda_matmul_shape *s, struct pl_cuda_matmul **out);
 void pl_cuda_matmul_destroy(struct pl_cuda_matmul *m); /* NULL is fine */
@@ -167,7 +167,7 @@ pl_status pl_cuda_optimizer_square_sum(struct pl_slab_optimizer *o, const float 
 pl_status pl_cuda_optimizer_update(struct pl_slab_optimizer *o, const struct pl_slab_update *u);
 
 extern const struct pl_cuda_kind pl_cuda_dense, pl_cuda_conv, pl_cuda_maxpool, pl_cuda_avgpool, pl_cuda_relu, pl_cuda_sigmoid,
-    pl_cuda_tanh, pl_cuda_embedding, pl_cuda_recurrent, pl_cuda_dropout, pl_cuda_batchnorm, pl_cuda_lrn, pl_cuda_concat, pl_cuda_add, pl_cuda_softmax_loss,
-    pl_cuda_sigmoid_loss, pl_cuda_euclidean_loss;
+    pl_cuda_tanh, pl_cuda_gelu, pl_cuda_embedding, pl_cuda_position_embedding, pl_cuda_recurrent, pl_cuda_attention, pl_cuda_dropout, pl_cuda_batchnorm,
+    pl_cuda_layernorm, pl_cuda_lrn, pl_cuda_concat, pl_cuda_add, pl_cuda_softmax_loss, pl_cuda_sigmoid_loss, pl_cuda_euclidean_loss;
 
 #endif

@@ -18,6 +18,13 @@ struct hyperbolic {
     static __device__ float of(float x) { return tanhf(x); }
     static __device__ float back(float y, float dy) { return dy * (1.0f - y * y); }
 };
+/* Of the standard normal distribution: the probability of less than x, and the density there. */
+PL_DEVICE float below(float x) { return 0.5f * erfcf(-x * 0.70710678f); }
+PL_DEVICE float density(float x) { return 0.39894228f * expf(-0.5f * x * x); }
+struct gaussian {
+    static __device__ float of(float x) { return x * below(x); }
+    static __device__ float back(float x, float dy) { return dy * (below(x) + x * density(x)); }
+};
 
 template <class F> static __global__ void forward_alike(const void *x, bool x16, void *y, bool y16, int64_t n)
 {
@@ -33,19 +40,20 @@ template <class F> static __global__ void forward(const void *x, pl_cuda_view vx
         }
 }
 
-template <class F> static __global__ void backward_alike(const void *y, const void *dy, bool y16, void *dx, bool x16, int64_t n)
+/* of: what the slope is made of, y or x */
+template <class F> static __global__ void backward_alike(const void *of, bool of16, const void *dy, bool y16, void *dx, bool x16, int64_t n)
 {
-    PL_EACH(i, n) pl_put(dx, x16, i, F::back(pl_get(y, y16, i), pl_get(dy, y16, i)));
+    PL_EACH(i, n) pl_put(dx, x16, i, F::back(pl_get(of, of16, i), pl_get(dy, y16, i)));
 }
 
 template <class F>
-static __global__ void backward(const void *y, const void *dy, pl_cuda_view vy, void *dx, pl_cuda_view vx, pl_order o, int64_t row)
+static __global__ void backward(const void *of, pl_cuda_view v, const void *dy, pl_cuda_view vy, void *dx, pl_cuda_view vx, pl_order o, int64_t row)
 {
     PL_EACH_ROW(i, vx.n)
         PL_EACH(e, row) {
             pl_place p = pl_place_of(o, (uint32_t)e);
-            int64_t at = pl_index(vy, i, p.k, p.at);
-            pl_put(dx, vx.bf16, pl_index(vx, i, p.k, p.at), F::back(pl_get(y, vy.bf16, at), pl_get(dy, vy.bf16, at)));
+            float slope_of = pl_get(of, v.bf16, pl_index(v, i, p.k, p.at));
+            pl_put(dx, vx.bf16, pl_index(vx, i, p.k, p.at), F::back(slope_of, pl_get(dy, vy.bf16, pl_index(vy, i, p.k, p.at))));
         }
 }
 
@@ -59,13 +67,13 @@ template <class F> static void run(pl_cuda_stream s, const void *x, pl_cuda_view
 }
 
 template <class F>
-static void run_back(pl_cuda_stream s, const void *y, const void *dy, pl_cuda_view vy, void *dx, pl_cuda_view vx)
+static void run_back(pl_cuda_stream s, const void *of, pl_cuda_view v, const void *dy, pl_cuda_view vy, void *dx, pl_cuda_view vx)
 {
     int64_t row = pl_row_of(vx), n = vx.n * row;
     if (pl_alike(vx, vy))
-        PL_LAUNCH(backward_alike<F>, pl_blocks(n), PL_THREADS, s, y, dy, vy.bf16, dx, vx.bf16, n);
+        PL_LAUNCH(backward_alike<F>, pl_blocks(n), PL_THREADS, s, of, v.bf16, dy, vy.bf16, dx, vx.bf16, n);
     else
-        PL_LAUNCH(backward<F>, pl_blocks_of_rows(vx.n, row), PL_THREADS, s, y, dy, vy, dx, vx, pl_order_of(vx), row);
+        PL_LAUNCH(backward<F>, pl_blocks_of_rows(vx.n, row), PL_THREADS, s, of, v, dy, vy, dx, vx, pl_order_of(vx), row);
 }
 
 void pl_cuda_function(pl_cuda_stream s, enum pl_cuda_function f, const void *x, struct pl_cuda_view vx, void *y, struct pl_cuda_view vy)
@@ -74,23 +82,25 @@ void pl_cuda_function(pl_cuda_stream s, enum pl_cuda_function f, const void *x, 
     case PL_CUDA_RELU: return run<relu>(s, x, vx, y, vy);
     case PL_CUDA_SIGMOID: return run<sigmoid>(s, x, vx, y, vy);
     case PL_CUDA_TANH: return run<hyperbolic>(s, x, vx, y, vy);
+    case PL_CUDA_GELU: return run<gaussian>(s, x, vx, y, vy);
     }
 }
 
-void pl_cuda_function_back(pl_cuda_stream s, enum pl_cuda_function f, const void *y, const void *dy, struct pl_cuda_view vy,
-                           void *dx, struct pl_cuda_view vx)
+void pl_cuda_function_back(pl_cuda_stream s, enum pl_cuda_function f, const void *of, struct pl_cuda_view v, const void *dy,
+                           struct pl_cuda_view vy, void *dx, struct pl_cuda_view vx)
 {
     switch (f) {
-    case PL_CUDA_RELU: return run_back<relu>(s, y, dy, vy, dx, vx);
-    case PL_CUDA_SIGMOID: return run_back<sigmoid>(s, y, dy, vy, dx, vx);
-    case PL_CUDA_TANH: return run_back<hyperbolic>(s, y, dy, vy, dx, vx);
+    case PL_CUDA_RELU: return run_back<relu>(s, of, v, dy, vy, dx, vx);
+    case PL_CUDA_SIGMOID: return run_back<sigmoid>(s, of, v, dy, vy, dx, vx);
+    case PL_CUDA_TANH: return run_back<hyperbolic>(s, of, v, dy, vy, dx, vx);
+    case PL_CUDA_GELU: return run_back<gaussian>(s, of, v, dy, vy, dx, vx);
     }
 }
 
 void pl_cuda_relu_mask(pl_cuda_stream s, const void *y, void *dy, struct pl_cuda_view vy)
 {
     int64_t n = vy.n * pl_row_of(vy);
-    PL_LAUNCH(backward_alike<relu>, pl_blocks(n), PL_THREADS, s, y, dy, vy.bf16, dy, vy.bf16, n);
+    PL_LAUNCH(backward_alike<relu>, pl_blocks(n), PL_THREADS, s, y, vy.bf16, dy, vy.bf16, dy, vy.bf16, n);
 }
 
 static __global__ void sum_of(pl_cuda_terms t, bool relu, void *y, bool y16, int64_t n)

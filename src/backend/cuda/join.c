@@ -80,7 +80,7 @@ static pl_status add_backward(struct pl_plan *p, const struct pl_io *io)
         if (!p->op.need_dx[i] || !io->dx[i])
             continue;
         if (p->op.relu)
-            pl_cuda_function_back(stream, PL_CUDA_RELU, io->y, io->dy, p->y, io->dx[i], p->x[i]);
+            pl_cuda_function_back(stream, PL_CUDA_RELU, io->y, p->y, io->dy, p->y, io->dx[i], p->x[i]);
         else if (io->dx[i] != io->dy)
             pl_cuda_copy(stream, io->dy, p->y, io->dx[i], p->x[i], false);
     }

@@ -97,6 +97,10 @@ static inline dim3 pl_blocks_of_rows(int64_t rows, int64_t row) /* for PL_EACH w
     return dim3(pl_blocks(row).x, (unsigned)(rows < 1 ? 1 : rows > 65535 ? 65535 : rows));
 }
 
+/* A block a row of so many columns, of one warp where they are few; for loops over blockIdx.x */
+static inline dim3 pl_block_each(int64_t rows) { return dim3((unsigned)(rows < 1 ? 1 : rows > 1 << 20 ? 1 << 20 : rows)); }
+static inline unsigned pl_threads_of_row(int64_t columns) { return columns <= 1024 ? 32 : PL_THREADS; }
+
 /* ---- reductions over a block: all of its threads call, and get the result ----------------------------------------------- */
 
 struct pl_plus { template <class T> __device__ T operator()(T a, T b) const { return a + b; } };

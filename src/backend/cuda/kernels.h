@@ -24,11 +24,11 @@ struct pl_cuda_view { int64_t n, c, h, w, sn, sc, sp; bool bf16; };
 
 /* ---- elementwise.cu ---------------------------------------------------------------------------------------------------- */
 
-enum pl_cuda_function { PL_CUDA_RELU, PL_CUDA_SIGMOID, PL_CUDA_TANH };
+enum pl_cuda_function { PL_CUDA_RELU, PL_CUDA_SIGMOID, PL_CUDA_TANH, PL_CUDA_GELU };
 void pl_cuda_function(pl_cuda_stream s, enum pl_cuda_function f, const void *x, struct pl_cuda_view vx, void *y, struct pl_cuda_view vy);
-/* dx from y and dy, which lie alike */
-void pl_cuda_function_back(pl_cuda_stream s, enum pl_cuda_function f, const void *y, const void *dy, struct pl_cuda_view vy,
-                           void *dx, struct pl_cuda_view vx);
+/* dx from dy and y, which lie alike; gelu's from dy and x, which lies as dx does */
+void pl_cuda_function_back(pl_cuda_stream s, enum pl_cuda_function f, const void *of, struct pl_cuda_view v, const void *dy,
+                           struct pl_cuda_view vy, void *dx, struct pl_cuda_view vx);
 void pl_cuda_relu_mask(pl_cuda_stream s, const void *y, void *dy, struct pl_cuda_view vy); /* dy = 0 where y is not above 0 */
 /* y = the sum of x[0 .. count), then a rectifier if relu; all lie alike, y may be one of them. */
 #define PL_CUDA_TERMS 16
@@ -84,6 +84,24 @@ void pl_cuda_batchnorm_forward(pl_cuda_stream s, struct pl_cuda_batchnorm b, con
 void pl_cuda_batchnorm_backward(pl_cuda_stream s, struct pl_cuda_batchnorm b, const void *x, const void *y, const void *dy,
                                 void *dx, float *const dp[4], bool accumulate);
 
+/* Layer normalisation; see layernorm.c. x, dx and y, dy are [rows, columns], of bf16 where they say so. */
+struct pl_cuda_layernorm {
+    int64_t rows, columns;
+    bool x16, y16;
+    float epsilon;
+    const float *scale, *shift;   /* [columns], or both NULL: 1 and 0 */
+    float *kept;                  /* [rows, 2]: mean and 1 / sqrt(variance + epsilon), which forward leaves for backward; NULL: none follows */
+};
+size_t pl_cuda_layernorm_scratch(int64_t rows, int64_t columns);
+/* The gradients of scale and shift, = or += */
+void pl_cuda_layernorm_sums(pl_cuda_stream s, struct pl_cuda_layernorm l, const void *x, const void *dy, bool accumulate, float *dscale,
+                            float *dshift, void *scratch);
+
+/* ---- layernorm.cu ------------------------------------------------------------------------------------------------------- */
+
+void pl_cuda_layernorm_forward(pl_cuda_stream s, struct pl_cuda_layernorm l, const void *x, void *y);
+void pl_cuda_layernorm_backward(pl_cuda_stream s, struct pl_cuda_layernorm l, const void *x, const void *dy, void *dx);
+
 /* ---- dropout.cu --------------------------------------------------------------------------------------------------------- */
 
 struct pl_cuda_dropout {
@@ -134,6 +152,9 @@ void pl_cuda_embedding_forward(pl_cuda_stream s, struct pl_cuda_table t, const f
 void pl_cuda_embedding_backward(pl_cuda_stream s, const float *id, int64_t n, const float *dy, int64_t entries, int64_t units,
                                 bool accumulate, float *gradient);
 
+/* y = x + w of each sample's row, which is as long as w */
+void pl_cuda_add_row(pl_cuda_stream s, const void *x, bool x16, const float *w, int64_t n, int64_t row, void *y, bool y16);
+
 /* A recurrent cell at one position of n samples: of LSTM where z is 4 h, of GRU where it is 3 h (backend.h has the formulas). */
 struct pl_cuda_cell {
     int64_t n, h, z;
@@ -153,6 +174,17 @@ struct pl_cuda_cell_back {
 };
 void pl_cuda_cell_forward(pl_cuda_stream s, struct pl_cuda_cell c);
 void pl_cuda_cell_backward(pl_cuda_stream s, struct pl_cuda_cell c, struct pl_cuda_cell_back g);
+
+/* ---- attention.cu ------------------------------------------------------------------------------------------------------- */
+
+/* Tensors of n * heads sequences, part[i]: [n, heads, t, d], beside each other: [n, t, parts, heads, d]. */
+struct pl_cuda_heads { int64_t n, t, parts, heads, d; float *part[3]; };
+void pl_cuda_split_heads(pl_cuda_stream s, struct pl_cuda_heads h, const float *x);
+void pl_cuda_join_heads(pl_cuda_stream s, struct pl_cuda_heads h, float *x);
+/* Of `sequences` matrices [t, t], row after row; causal: what is above the diagonal is not read and becomes 0. */
+struct pl_cuda_scores { int64_t sequences, t; float scale; bool causal; };
+void pl_cuda_weigh(pl_cuda_stream s, struct pl_cuda_scores c, float *scores); /* become the softmax of scale * scores */
+void pl_cuda_weigh_back(pl_cuda_stream s, struct pl_cuda_scores c, const float *weights, float *slopes); /* by weights; become those by scores */
 
 /* ---- loss.cu ------------------------------------------------------------------------------------------------------------ */
 

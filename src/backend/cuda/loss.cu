@@ -109,7 +109,7 @@ static __global__ void add_rows(pl_cuda_labels l, const pl_cuda_loss *rows, pl_c
 void pl_cuda_loss_forward(pl_cuda_stream s, enum pl_cuda_loss_kind kind, struct pl_cuda_labels l, int64_t n, int64_t k,
                           const float *x, float *y, struct pl_cuda_loss *rows, struct pl_cuda_loss *sum)
 {
-    PL_LAUNCH(forward, dim3((unsigned)n), k <= 1024 ? 32 : PL_THREADS, s, kind, l, n, k, x, y, rows);
+    PL_LAUNCH(forward, pl_block_each(n), pl_threads_of_row(k), s, kind, l, n, k, x, y, rows);
     if (l.label)
         PL_LAUNCH(add_rows, dim3(1), PL_THREADS, s, l, rows, sum);
 }

@@ -61,10 +61,18 @@ static pl_status set(cublasLtMatmulDesc_t product, cublasLtMatmulDescAttributes_
     return PL_OK;
 }
 
+static int64_t batch_of(const struct pl_cuda_matmul_shape *s) { return s->batch > 0 ? s->batch : 1; }
+
 /* A row-major matrix [rows, columns] is a column-major one [columns, rows]. */
-static pl_status lay(cublasLtMatrixLayout_t *l, bool bf16, int64_t rows, int64_t columns)
+static pl_status lay(cublasLtMatrixLayout_t *l, bool bf16, int64_t rows, int64_t columns, int64_t batch)
 {
+    const int32_t count = (int32_t)batch;
+    const int64_t stride = rows * columns;
     BLAS(cublasLtMatrixLayoutCreate(l, bf16 ? CUDA_R_16BF : CUDA_R_32F, (uint64_t)columns, (uint64_t)rows, columns));
+    if (batch == 1)
+        return PL_OK;
+    BLAS(cublasLtMatrixLayoutSetAttribute(*l, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count));
+    BLAS(cublasLtMatrixLayoutSetAttribute(*l, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride, sizeof stride));
     return PL_OK;
 }
 
@@ -83,9 +91,9 @@ static pl_status describe(struct pl_cuda_matmul *m)
     PL_TRY(set(m->product, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second));
     m->adds_bias = s->bias && !s->bf16_out; /* to an output of bf16 it would add one of bf16 */
     PL_TRY(set_epilogue(m));
-    PL_TRY(lay(&m->a, s->bf16, s->ta ? s->k : s->m, s->ta ? s->m : s->k));
-    PL_TRY(lay(&m->b, s->bf16, s->tb ? s->n : s->k, s->tb ? s->k : s->n));
-    return lay(&m->c, s->bf16_out, s->m, s->n);
+    PL_TRY(lay(&m->a, s->bf16, s->ta ? s->k : s->m, s->ta ? s->m : s->k, batch_of(s)));
+    PL_TRY(lay(&m->b, s->bf16, s->tb ? s->n : s->k, s->tb ? s->k : s->n, batch_of(s)));
+    return lay(&m->c, s->bf16_out, s->m, s->n, batch_of(s));
 }
 
 /* ---- the choice of an algorithm ----------------------------------------------------------------- */
@@ -176,7 +184,7 @@ static pl_status open_trial(struct trial *t)
     const struct pl_cuda_matmul_shape *s = &t->matmul->shape;
     struct { void **at; int64_t elems; bool bf16; } operands[] = {{&t->a, s->m * s->k, s->bf16}, {&t->b, s->k * s->n, s->bf16}, {&t->c, s->m * s->n, s->bf16_out}, {&t->bias, s->n, false}};
     for (int i = 0; i < 4; i++)
-        if (!(*operands[i].at = pl_cuda_alloc(t->matmul->backend->device, pl_cuda_copy_bytes(operands[i].elems, operands[i].bf16), "choosing a matrix product's algorithm")))
+        if (!(*operands[i].at = pl_cuda_alloc(t->matmul->backend->device, pl_cuda_copy_bytes(batch_of(s) * operands[i].elems, operands[i].bf16), "choosing a matrix product's algorithm")))
             return PL_ERR_MEMORY;
     return t->matmul->adds_bias ? set(t->matmul->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &t->bias, sizeof t->bias) : PL_OK;
 }
@@ -198,7 +206,8 @@ static pl_status measure(struct pl_cuda_matmul *m)
     if (status == PL_OK)
         status = list_some(m, candidate, &candidates);
     if (status == PL_OK && candidates == 0)
-        status = pl_error(PL_ERR_MEMORY, "device", "cuda: cuBLASLt has no algorithm for a product of %lld x %lld x %lld", (long long)s->m, (long long)s->n, (long long)s->k);
+        status = pl_error(PL_ERR_MEMORY, "device", "cuda: cuBLASLt has no algorithm for a batch of %lld products of %lld x %lld x %lld", (long long)batch_of(s), (long long)s->m,
+                          (long long)s->n, (long long)s->k);
     m->algorithm = candidate[0].algo; /* where none could be measured its first run says why */
     m->workspace_bytes = candidate[0].workspaceSize;
     if (status == PL_OK)

@@ -12,6 +12,13 @@ pl_status pl_cuda_check_same(struct pl_plan *p);
 pl_status pl_cuda_far_state(struct pl_plan *p, size_t bytes, const char *what); /* makes p->far */
 /* Whether all inputs and the output lie alike, so that one loop goes over all of them. */
 bool pl_cuda_lie_alike(const struct pl_plan *p);
+/* The next so many floats of memory that is cut up. */
+static inline float *pl_cuda_take(char **at, int64_t elems)
+{
+    float *v = (float *)(void *)*at;
+    *at += pl_cuda_copy_bytes(elems, false);
+    return v;
+}
 /* After a plan's launches */
 static inline pl_status pl_cuda_started(const struct pl_plan *p) { return pl_cuda_launched(p->backend->device, p->op.name); }
 

@@ -34,31 +34,24 @@ static struct pl_cuda_view all_gates(const struct state *s)
     return pl_cuda_view_of(&gates, &(struct pl_layout){0});
 }
 
-static float *take(char **at, int64_t elems)
-{
-    float *v = (float *)(void *)*at;
-    *at += pl_cuda_copy_bytes(elems, false);
-    return v;
-}
-
 /* Copies move while plans are made. */
 static struct memory memory_of(const struct pl_plan *p)
 {
     const struct state *s = p->state;
     int64_t rows = s->n * s->t;
     char *copies = (char *)p->backend->copies + p->converted_bytes, *kept = p->far;
-    struct memory m = {.product = take(&copies, s->n * s->z)};
+    struct memory m = {.product = pl_cuda_take(&copies, s->n * s->z)};
     if (!kept)
         kept = copies;
-    m.x = take(&kept, rows * s->i);
-    m.gates = take(&kept, rows * s->z);
-    m.beside = take(&kept, rows * s->h);
-    m.y = take(&kept, rows * s->h);
-    m.du = s->lstm ? m.gates : take(&kept, rows * s->z);
-    m.dh = take(&copies, s->n * s->h);
-    m.direct = take(&copies, s->n * s->h);
-    m.dy = take(&copies, rows * s->h);
-    m.dx = take(&copies, rows * s->i);
+    m.x = pl_cuda_take(&kept, rows * s->i);
+    m.gates = pl_cuda_take(&kept, rows * s->z);
+    m.beside = pl_cuda_take(&kept, rows * s->h);
+    m.y = pl_cuda_take(&kept, rows * s->h);
+    m.du = s->lstm ? m.gates : pl_cuda_take(&kept, rows * s->z);
+    m.dh = pl_cuda_take(&copies, s->n * s->h);
+    m.direct = pl_cuda_take(&copies, s->n * s->h);
+    m.dy = pl_cuda_take(&copies, rows * s->h);
+    m.dx = pl_cuda_take(&copies, rows * s->i);
     return m;
 }
 

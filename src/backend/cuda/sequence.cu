@@ -1,4 +1,4 @@
-/* sequence: rows of a table, and what is not a product of the recurrent cells. Products are time-major: one position of all
+/* sequence: rows of a table, rows of positions, and what is not a product of the recurrent cells. Products are time-major: one position of all
  * samples, [n, ..], lies in one piece. */
 #include "backend/cuda/kernel.cuh"
 
@@ -45,6 +45,17 @@ void pl_cuda_embedding_backward(pl_cuda_stream s, const float *id, int64_t n, co
     if (!accumulate)
         pl_cuda_clear(s, gradient, entries * units);
     PL_LAUNCH(add, dim3((unsigned)(n < 65535 ? n : 65535)), PL_THREADS, s, id, n, dy, entries, units, gradient);
+}
+
+static __global__ void add_row(const void *x, bool x16, const float *w, int64_t n, int64_t row, void *y, bool y16)
+{
+    PL_EACH_ROW(i, n)
+        PL_EACH(k, row) pl_put(y, y16, i * row + k, pl_get(x, x16, i * row + k) + w[k]);
+}
+
+void pl_cuda_add_row(pl_cuda_stream s, const void *x, bool x16, const float *w, int64_t n, int64_t row, void *y, bool y16)
+{
+    PL_LAUNCH(add_row, pl_blocks_of_rows(n, row), PL_THREADS, s, x, x16, w, n, row, y, y16);
 }
 
 /* ---- cells -------------------------------------------------------------------------------------------------------------- */

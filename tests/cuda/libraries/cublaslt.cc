@@ -1,4 +1,4 @@
-/* cuBLASLt: products of column-major matrices, as cublasLtMatmul's page says for operands of float and of bf16 with sums of float. */
+/* cuBLASLt: products of column-major matrices, one or a strided batch, as cublasLtMatmul's page says for operands of float and of bf16 with sums of float. */
 #include "device.h"
 
 #include <cublasLt.h>
@@ -13,7 +13,7 @@ struct Product {
     const void *bias = nullptr;
 };
 
-struct Matrix { bool bf16; int64_t rows, columns, ld; };
+struct Matrix { bool bf16; int64_t rows, columns, ld; int32_t batch = 1; int64_t stride = 0; };
 struct Preference { size_t workspace = 0; uint32_t sums = ~0u; uint32_t aligned = 256; };
 struct Algorithm { uint64_t magic, kind, workspace, aligned; }; /* in a cublasLtMatmulAlgo_t */
 
@@ -23,13 +23,18 @@ int handles;
 const Matrix &of(cublasLtMatrixLayout_t l) { return *(const Matrix *)l; }
 int64_t rows(const Matrix &m, cublasOperation_t op) { return op == CUBLAS_OP_N ? m.rows : m.columns; }
 int64_t columns(const Matrix &m, cublasOperation_t op) { return op == CUBLAS_OP_N ? m.columns : m.rows; }
-size_t bytes(const Matrix &m) { return (size_t)((m.columns - 1) * m.ld + m.rows) * (m.bf16 ? 2 : 4); }
+int64_t elems(const Matrix &m) { return (m.columns - 1) * m.ld + m.rows; }
+size_t bytes(const Matrix &m) { return (size_t)((m.batch - 1) * m.stride + elems(m)) * (m.bf16 ? 2 : 4); }
 
 /* What its table of types has, and dimensions that fit. */
 cublasStatus_t fits(const Product &p, const Matrix &a, const Matrix &b, const Matrix &c, const Matrix &d)
 {
     if (rows(a, p.ta) != d.rows || columns(a, p.ta) != rows(b, p.tb) || columns(b, p.tb) != d.columns || c.rows != d.rows || c.columns != d.columns)
         return CUBLAS_STATUS_INVALID_VALUE;
+    if (a.batch < 1 || a.batch != d.batch || b.batch != d.batch || c.batch != d.batch)
+        return CUBLAS_STATUS_INVALID_VALUE;
+    if (d.batch > 1 && p.epilogue == CUBLASLT_EPILOGUE_BIAS) /* it has a stride of its own, which is not imitated */
+        return CUBLAS_STATUS_NOT_SUPPORTED;
     if (a.bf16 != b.bf16 || c.bf16 != d.bf16 || (d.bf16 && !a.bf16))
         return CUBLAS_STATUS_NOT_SUPPORTED;
     if (p.compute == CUBLAS_COMPUTE_32F_FAST_TF32 && a.bf16)
@@ -39,9 +44,10 @@ cublasStatus_t fits(const Product &p, const Matrix &a, const Matrix &b, const Ma
 
 bool aligned(const void *p, uint64_t to) { return (uintptr_t)p % to == 0; }
 
-double at(const Matrix &m, const void *p, cublasOperation_t op, int64_t i, int64_t j)
+/* Element (i, j) of a batch's matrix z */
+double at(const Matrix &m, const void *p, cublasOperation_t op, int64_t z, int64_t i, int64_t j)
 {
-    return pl_emulated_get(p, m.bf16, op == CUBLAS_OP_N ? i + j * m.ld : j + i * m.ld);
+    return pl_emulated_get(p, m.bf16, z * m.stride + (op == CUBLAS_OP_N ? i + j * m.ld : j + i * m.ld));
 }
 
 } // namespace
@@ -96,6 +102,18 @@ cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *out, cudaDataT
         return CUBLAS_STATUS_INVALID_VALUE;
     *out = (cublasLtMatrixLayout_t) new Matrix{type == CUDA_R_16BF, (int64_t)rows, (int64_t)columns, ld};
     return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatrixLayoutSetAttribute(cublasLtMatrixLayout_t l, cublasLtMatrixLayoutAttribute_t what, const void *v, size_t n)
+{
+    Matrix *m = (Matrix *)l;
+    if (pl_fake_fails("cublasLtMatrixLayoutSetAttribute"))
+        return CUBLAS_STATUS_INVALID_VALUE;
+    if (what == CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT && n == sizeof m->batch)
+        return memcpy(&m->batch, v, n), CUBLAS_STATUS_SUCCESS;
+    if (what == CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET && n == sizeof m->stride)
+        return memcpy(&m->stride, v, n), CUBLAS_STATUS_SUCCESS;
+    return CUBLAS_STATUS_INVALID_VALUE;
 }
 
 cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t l) { return delete (Matrix *)l, CUBLAS_STATUS_SUCCESS; }
@@ -168,25 +186,31 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t h, cublasLtMatmulDesc_t product, 
     if (!pl_fake_far(A, bytes(a)) || !pl_fake_far(B, bytes(b)) || !pl_fake_far(D, bytes(d)) || (be != 0 && !pl_fake_far(C, bytes(c))) || (C == D && c.ld != d.ld) ||
         (algorithm.workspace > 0 && !pl_fake_far(workspace, algorithm.workspace)) || (biased && !pl_fake_far(p.bias, (size_t)d.rows * (d.bf16 ? 2 : 4))))
         pl_fake_wrong("cublasLtMatmul", "memory that is not the device's, or too little of it");
+    if (d.batch > 1 && (d.stride < elems(d) || (C == D && c.stride != d.stride)))
+        pl_fake_wrong("cublasLtMatmul", "results of a batch that overlap");
     bool submitted = pl_fake_submit(stream, 20 - (double)algorithm.kind, [=] {
-        std::vector<float> sum((size_t)(d.rows * d.columns));
-        for (int64_t j = 0; j < d.columns; j++)
-            for (int64_t i = 0; i < d.rows; i++) {
-                double v = 0;
-                for (int64_t k = 0; k < columns(a, p.ta); k++)
-                    v += at(a, A, p.ta, i, k) * at(b, B, p.tb, k, j);
-                v *= al;
-                if (be != 0)
-                    v += be * pl_emulated_get(C, c.bf16, i + j * c.ld);
-                if (biased)
-                    v += pl_emulated_get(p.bias, d.bf16, i);
-                sum[(size_t)(i + j * d.rows)] = (float)v;
-            }
+        std::vector<float> sum;
+        sum.reserve((size_t)(d.batch * d.rows * d.columns));
+        for (int64_t z = 0; z < d.batch; z++)
+            for (int64_t j = 0; j < d.columns; j++)
+                for (int64_t i = 0; i < d.rows; i++) {
+                    double v = 0;
+                    for (int64_t k = 0; k < columns(a, p.ta); k++)
+                        v += at(a, A, p.ta, z, i, k) * at(b, B, p.tb, z, k, j);
+                    v *= al;
+                    if (be != 0)
+                        v += be * at(c, C, CUBLAS_OP_N, z, i, j);
+                    if (biased)
+                        v += pl_emulated_get(p.bias, d.bf16, i);
+                    sum.push_back((float)v);
+                }
         if (algorithm.workspace > 0)
             pl_fake_spoil(workspace, algorithm.workspace);
-        for (int64_t j = 0; j < d.columns; j++)
-            for (int64_t i = 0; i < d.rows; i++)
-                pl_emulated_put(D, d.bf16, i + j * d.ld, sum[(size_t)(i + j * d.rows)]);
+        size_t next = 0;
+        for (int64_t z = 0; z < d.batch; z++)
+            for (int64_t j = 0; j < d.columns; j++)
+                for (int64_t i = 0; i < d.rows; i++)
+                    pl_emulated_put(D, d.bf16, z * d.stride + i + j * d.ld, sum[next++]);
     });
     return submitted ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_EXECUTION_FAILED;
 }
