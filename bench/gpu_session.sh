@@ -99,7 +99,7 @@ part_torch() {
     local precision model bad=0
     mkdir -p "$here/json"
     for precision in ${PRECISIONS:-tf32 bf16 fp32}; do
-        for model in ${MODELS:-lenet mlp-mnist mlp-higgs mlp-molecular char-lstm alexnet overfeat vgg-a googlenet resnet50 inception-v3}; do
+        for model in ${MODELS:-lenet mlp-mnist mlp-higgs mlp-molecular char-lstm char-gpt alexnet overfeat vgg-a googlenet resnet50 inception-v3}; do
             timeout 240 python3 "$here/bench/vs_pytorch.py" --device cuda --precision "$precision" --models "$model" --rounds 3 --seconds 1 \
                 --build "$here/bin" --json "$here/json/$precision-$model.json" --venv none || bad=1
             tar -C "$here/json" -cf "$OUT/vs_pytorch.tar" .

@@ -246,20 +246,17 @@ static void cell_backward(struct pl_plan *p, const struct pl_io *io)
 /* One head of one sample: a position's row of each begins `stride` behind the one before. */
 struct head {
     int64_t positions, d, stride, first; /* first: of Q in a row of x, and of y */
-    double scale, *weight;               /* [T, T]: what a position takes from each */
+    double scale, *weight;               /* [T]: what a position takes from each */
     bool causal;
 };
 
-static size_t attention_saved(const struct pl_op *op)
-{
-    return (size_t)(op->x[0].dim[0] * op->heads * op->x[0].dim[1] * op->x[0].dim[1]);
-}
+/* A position's weights and their slopes, and a sample's gradient. */
+static size_t attention_saved(const struct pl_op *op) { return (size_t)(2 * op->x[0].dim[1] + pl_shape_row_elems(&op->x[0])); }
 
-static struct head head_of(const struct pl_plan *p, int64_t n, int64_t k)
+static struct head head_of(const struct pl_plan *p, int64_t k)
 {
     int64_t t = p->op.x[0].dim[1], features = p->op.y.dim[2], d = features / p->op.heads;
-    return (struct head){.positions = t, .d = d, .stride = features, .first = k * d, .scale = 1 / sqrt((double)d), .causal = p->op.causal,
-                         .weight = p->saved + (n * p->op.heads + k) * t * t};
+    return (struct head){.positions = t, .d = d, .stride = features, .first = k * d, .scale = 1 / sqrt((double)d), .causal = p->op.causal, .weight = p->saved};
 }
 
 enum { Q, K, V };
@@ -269,7 +266,7 @@ static int64_t seen(const struct head *h, int64_t t) { return h->causal ? t + 1 
 
 static void weigh(const struct head *h, const float *x, int64_t t)
 {
-    double *w = h->weight + t * h->positions, most = -INFINITY, sum = 0;
+    double *w = h->weight, most = -INFINITY, sum = 0;
     for (int64_t s = 0; s < seen(h, t); s++) {
         w[s] = 0;
         for (int64_t i = 0; i < h->d; i++)
@@ -286,7 +283,7 @@ static void attention_forward(struct pl_plan *p, const struct pl_io *io)
 {
     for (int64_t n = 0; n < p->op.x[0].dim[0]; n++)
         for (int64_t k = 0; k < p->op.heads; k++) {
-            struct head h = head_of(p, n, k);
+            struct head h = head_of(p, k);
             const float *x = io->x[0] + n * pl_shape_row_elems(&p->op.x[0]);
             float *y = io->y + n * pl_shape_row_elems(&p->op.y);
             for (int64_t t = 0; t < h.positions; t++) {
@@ -294,7 +291,7 @@ static void attention_forward(struct pl_plan *p, const struct pl_io *io)
                 for (int64_t i = 0; i < h.d; i++) {
                     double sum = 0;
                     for (int64_t s = 0; s < seen(&h, t); s++)
-                        sum += h.weight[t * h.positions + s] * x[at(&h, V, s) + i];
+                        sum += h.weight[s] * x[at(&h, V, s) + i];
                     y[t * h.stride + h.first + i] = (float)sum;
                 }
             }
@@ -304,7 +301,7 @@ static void attention_forward(struct pl_plan *p, const struct pl_io *io)
 /* Gradients by the scores, before the softmax, over the weights of position t; dy of that position. */
 static void slopes(const struct head *h, const float *x, const float *dy, int64_t t, double *ds)
 {
-    const double *w = h->weight + t * h->positions;
+    const double *w = h->weight;
     double dot = 0;
     for (int64_t s = 0; s < seen(h, t); s++) {
         ds[s] = 0;
@@ -321,12 +318,13 @@ static void head_backward(const struct head *h, const float *x, const float *dy,
 {
     for (int64_t t = 0; t < h->positions; t++) {
         const float *dy_t = dy + t * h->stride + h->first;
+        weigh(h, x, t);
         slopes(h, x, dy_t, t, ds);
         for (int64_t s = 0; s < seen(h, t); s++)
             for (int64_t i = 0; i < h->d; i++) {
                 dx[at(h, Q, t) + i] += ds[s] * x[at(h, K, s) + i];
                 dx[at(h, K, s) + i] += ds[s] * x[at(h, Q, t) + i];
-                dx[at(h, V, s) + i] += h->weight[t * h->positions + s] * dy_t[i];
+                dx[at(h, V, s) + i] += h->weight[s] * dy_t[i];
             }
     }
 }
@@ -334,19 +332,16 @@ static void head_backward(const struct head *h, const float *x, const float *dy,
 static void attention_backward(struct pl_plan *p, const struct pl_io *io)
 {
     int64_t row = pl_shape_row_elems(&p->op.x[0]);
-    double *dx = pl_alloc((size_t)(row + p->op.x[0].dim[1]) * sizeof *dx, "attention's gradient");
-    if (!dx)
-        p->status = PL_ERR_MEMORY;
-    for (int64_t n = 0; dx && io->dx[0] && n < p->op.x[0].dim[0]; n++) {
+    double *ds = p->saved + p->op.x[0].dim[1], *dx = ds + p->op.x[0].dim[1];
+    for (int64_t n = 0; io->dx[0] && n < p->op.x[0].dim[0]; n++) {
         memset(dx, 0, (size_t)row * sizeof *dx);
         for (int64_t k = 0; k < p->op.heads; k++) {
-            struct head h = head_of(p, n, k);
-            head_backward(&h, io->x[0] + n * row, io->dy + n * pl_shape_row_elems(&p->op.y), dx + row, dx);
+            struct head h = head_of(p, k);
+            head_backward(&h, io->x[0] + n * row, io->dy + n * pl_shape_row_elems(&p->op.y), ds, dx);
         }
         for (int64_t i = 0; i < row; i++)
             io->dx[0][n * row + i] = (float)dx[i];
     }
-    pl_free(dx);
 }
 
 const struct ref_op ref_embedding = {.saved = embedding_saved, .forward = embedding_forward, .backward = embedding_backward};
