@@ -337,6 +337,46 @@ static void recurrent_on(const struct pl_cpu_lanes *lanes)
     reference->close(rb);
 }
 
+/* The same on cpu and reference */
+static void check_on_cpu(struct trial *t)
+{
+    const struct pl_backend_table *reference = pl_backend_find("reference"), *cpu = pl_backend_find("cpu");
+    struct pl_backend *rb, *b;
+    struct results wanted, found;
+    assert_int_equal(reference->open(&(struct pl_device_options){.threads = 1}, &rb), PL_OK);
+    assert_int_equal(cpu->open(&(struct pl_device_options){.threads = 1}, &b), PL_OK);
+    run_on(reference, rb, t, true, &wanted);
+    run_on(cpu, b, t, true, &found);
+    compare_all(t, "cpu", &wanted, &found, true);
+    free_results(&wanted);
+    free_results(&found);
+    cpu->close(b);
+    reference->close(rb);
+}
+
+/* Scores beyond what exp can take, rows that lie far from 0, and an epsilon that counts. */
+static void test_extremes(void **state)
+{
+    struct trial t = {.op = {.kind = PL_OP_ATTENTION, .name = "attention", .inputs = 1, .train = true, .need_dx = {true}, .heads = 2, .causal = true}};
+    (void)state;
+    t.op.x[0] = shape(3, 2, 70, 24, 0);
+    t.op.y = shape(3, 2, 70, 8, 0);
+    fill_trial(&t, true);
+    for (int64_t i = 0; i < 2 * 70 * 2; i++) { /* heads of positions: a feature of all queries and one of all keys */
+        float *head = t.x[0] + i / 2 * 24 + i % 2 * 4;
+        head[0] = 200; /* halved, 100 */
+        head[8] = 1;
+    }
+    check_on_cpu(&t);
+    free_trial(&t);
+    make_trial(&t, PL_OP_LAYERNORM, true, 1);
+    t.op.epsilon = 0.1;
+    for (int64_t i = 0; i < pl_shape_elems(&t.op.x[0]); i++)
+        t.x[0][i] += 100;
+    check_on_cpu(&t);
+    free_trial(&t);
+}
+
 static void test_recurrent(void **state)
 {
     const struct pl_cpu_lanes *here = pl_cpu_lanes_here();
@@ -539,6 +579,6 @@ int main(void)
     const char *given = getenv("PL_TEST_SEED");
     seed = given ? strtoull(given, NULL, 10) : 1;
     rng = pl_rng_make(seed, 0, 0, 0);
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_finite_differences), cmocka_unit_test(test_against_reference), cmocka_unit_test(test_blocked), cmocka_unit_test(test_bf16), cmocka_unit_test(test_over_ranks), cmocka_unit_test(test_convolutions), cmocka_unit_test(test_narrow_dense), cmocka_unit_test(test_recurrent), cmocka_unit_test(test_maxima)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_finite_differences), cmocka_unit_test(test_against_reference), cmocka_unit_test(test_blocked), cmocka_unit_test(test_bf16), cmocka_unit_test(test_over_ranks), cmocka_unit_test(test_convolutions), cmocka_unit_test(test_narrow_dense), cmocka_unit_test(test_recurrent), cmocka_unit_test(test_extremes), cmocka_unit_test(test_maxima)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
