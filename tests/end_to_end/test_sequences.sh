@@ -79,18 +79,11 @@ for how in norm between; do run 1 $how model=$how.yaml train.epochs=3 optimizer.
 holds "($(number norm eval loss) - $(number between eval loss))^2 < 1e-10" "$(event norm eval), with a layer between $(event between eval)"
 
 # stopped, and on again
-run 1 long train.epochs=2
-stopped 1 stops 7 train.epochs=2 report.every="1 steps" debug.fault=step@step=9:delay=2000
-run 1 stops train.epochs=2
-compare long stops 0 0 exact
-if ! "$PACELINE" doctor | grep -q '^cpu backend.*no bf16'; then
-    run 1 bf16 train.precision=bf16
-    holds "($(number base eval loss) - $(number bf16 eval loss))^2 < 1e-2" "$(event base eval), in bf16 $(event bf16 eval)"
-fi
+stops_and_goes_on
+near_in_bf16 base
 
 # What is written, against the formulas of PyTorch's documentation.
-ranks 2 "$PACELINE" predict job.yaml train.batch=7 checkpoint.dir=one --out P.h5 >predict.log 2>&1 || fail "predict: $(cat predict.log)"
-ranks 1 "$PACELINE" eval job.yaml checkpoint.dir=one >eval.log 2>&1 && evaluates_to eval.log one || fail "eval: $(cat eval.log)"
+predicts one
 /usr/bin/python3 - "$(model one)" <<'PY' || fail "predictions are not what numpy computes"
 import h5py, numpy as np, sys
 p = h5py.File(sys.argv[1], "r")["params"]
@@ -146,16 +139,11 @@ expect 3 ".5 at element 0, wanted an integer of 0..10" 1 job.yaml checkpoint.dir
 expect 3 "bad-label.h5:/label: sample 5 has label 11 at element 2, wanted 0..10" 1 job.yaml checkpoint.dir=no report.dir=no data.train.file=bad-label.h5
 expect 3 "one-label.h5:/label: wanted [N, 12], found [1010]" 1 job.yaml checkpoint.dir=no report.dir=no data.train.file=one-label.h5
 expect 3 "leave out scale, mean, std and augment" 1 job.yaml checkpoint.dir=no report.dir=no data.train.scale=0.5
-refused() { # refused TEXT SED: of the network
-    sed "$2" net.yaml >other.yaml
-    cmp -s net.yaml other.yaml && fail "nothing is changed by $2"
-    expect 2 "$1" 1 job.yaml checkpoint.dir=no report.dir=no model=other.yaml
-}
-refused "softmax_loss of input 12x11, but the input's label is 1 class" 's/\[int, 12\]/int/'
-refused "softmax_loss of input 12x11, but the input's label is 10 classes" 's/\[int, 12\]/[int, 10]/'
-refused "input.label: int for a class, [int, K] for K classes" 's/\[int, 12\]/[int, 12, 2]/'
-refused "first: lstm needs an input of positions x features, but gets 12" '/embedding/d'
-refused "embedding takes the data themselves" 's/kind: dropout, rate: 0.1/kind: embedding, entries: 3, units: 3/'
-refused "embedding needs \`entries\` and \`units\`" 's/entries: 11, //'
-refused "hidden: dense needs an input of positions x features, but gets 20" '/gru/s/20}/20, last: true}/'
+no_network "softmax_loss of input 12x11, but the input's label is 1 class" 's/\[int, 12\]/int/'
+no_network "softmax_loss of input 12x11, but the input's label is 10 classes" 's/\[int, 12\]/[int, 10]/'
+no_network "input.label: int for a class, [int, K] for K classes" 's/\[int, 12\]/[int, 12, 2]/'
+no_network "first: lstm needs an input of positions x features, but gets 12" '/embedding/d'
+no_network "embedding takes the data themselves" 's/kind: dropout, rate: 0.1/kind: embedding, entries: 3, units: 3/'
+no_network "embedding needs \`entries\` and \`units\`" 's/entries: 11, //'
+no_network "hidden: dense needs an input of positions x features, but gets 20" '/gru/s/20}/20, last: true}/'
 finish

@@ -48,6 +48,32 @@ evaluates_to() { holds "($(sed -nE 's/.*: loss ([0-9.]+),.*/\1/p' "$1") - $(numb
 holds() { awk "BEGIN{exit !($1)}" || fail "wanted $1: $2"; } # holds CONDITION WHAT: of numbers
 resumed() { grep -q "\"event\": \"resume\", \"step\": $2" "$1/metrics.jsonl" || fail "$1: it did not go on from step $2"; } # resumed DIR STEP
 
+# ---- what all networks must do ------------------------------------------------------------------------------------------
+# no_network TEXT SED: net.yaml, changed so, is refused with this text
+no_network() {
+    sed "$2" net.yaml >other.yaml
+    cmp -s net.yaml other.yaml && fail "nothing is changed by $2"
+    expect 2 "$1" 1 job.yaml checkpoint.dir=no report.dir=no model=other.yaml
+}
+# stops_and_goes_on: with the bits of a run that was not stopped
+stops_and_goes_on() {
+    run 1 long train.epochs=2
+    stopped 1 stops 7 train.epochs=2 report.every="1 steps" debug.fault=step@step=9:delay=2000
+    run 1 stops train.epochs=2
+    compare long stops 0 0 exact
+}
+# near_in_bf16 DIR: where the processor has it, a run in bf16 comes near to the loss of the run in DIR
+near_in_bf16() {
+    ! "$PACELINE" doctor | grep -q '^cpu backend.*no bf16' || return 0
+    run 1 bf16 train.precision=bf16
+    holds "($(number "$1" eval loss) - $(number bf16 eval loss))^2 < 1e-2" "$(event "$1" eval), in bf16 $(event bf16 eval)"
+}
+# predicts DIR: by the run's network, on 2 ranks, into P.h5; eval says what the run ended with
+predicts() {
+    ranks 2 "$PACELINE" predict job.yaml train.batch=7 checkpoint.dir="$1" --out P.h5 >predict.log 2>&1 || fail "predict: $(cat predict.log)"
+    ranks 1 "$PACELINE" eval job.yaml checkpoint.dir="$1" >eval.log 2>&1 && evaluates_to eval.log "$1" || fail "eval: $(cat eval.log)"
+}
+
 # ---- what happens to a run ---------------------------------------------------------------------------------------------
 wait_for() { local i; for ((i = 0; i < 50 * $1; i++)); do "${@:2}" 2>/dev/null && return; sleep 0.02; done; return 1; } # wait_for SECONDS COMMAND...
 reported() { grep -qE "\"step\": $2," "$1/metrics.jsonl"; } # reported DIR STEPS (a pattern)

@@ -3,7 +3,8 @@
  * their square: only the logarithm of each softmax's denominator stays, and backward makes the weights again (Rabe and Staats,
  * Self-attention does not need O(n^2) memory, 2021; Dao et al., FlashAttention, NeurIPS 2022, whose keys go in blocks as well).
  * With bf16 the factors of all products are, keys and values packed once a head; where the processor has no such products, and with
- * floats, the library multiplies: our own were no faster there (heads of 32 features, Zen 4). All rows up to the capacity are computed: padding rows are finite and their dy is 0. */
+ * floats, the library multiplies: our own were no faster there (heads of 32 features, Zen 4). All rows up to the capacity are
+ * computed: padding rows are finite and their dy is 0. */
 #include "backend/cpu/packed.h"
 #include "backend/cpu/vmath.h"
 
@@ -12,7 +13,6 @@
 
 enum { Q, K, V, THIRDS };
 enum { BLOCK = 64 }; /* queries */
-enum { LANES = 16 }; /* sums of so many, side by side: one would not become vector code */
 
 struct state {
     int64_t n, t, f, heads, d; /* samples, positions, features, heads, features of one */
@@ -35,8 +35,8 @@ struct room {
 /* One head of one sample; rows of x and dx are THIRDS * f apart, those of y and dy f. */
 struct head {
     const struct state *s;
-    const float *x, *y, *dy;
-    float *out, *dx;
+    const float *x, *dy;
+    float *y, *dx;
     float *denominator;
     struct room room;
 };
@@ -49,34 +49,31 @@ struct job {
 
 /* ---- set-up ---------------------------------------------------------------------------------- */
 
-static float *take(float **at, int64_t elems) {
-    float *v = *at;
+/* Floats from `at` on; base NULL: they are only counted. */
+static float *take(float *base, int64_t *at, int64_t elems) {
+    float *v = base != NULL ? base + *at : NULL;
     *at += up(elems, 16);
     return v;
 }
 
-/* From `at` on; where it ends. */
-static float *room_at(const struct state *s, float *at, struct room *r) {
-    r->weight = take(&at, BLOCK * s->t);
-    r->slope = take(&at, BLOCK * s->t);
+/* Sets r; the floats it takes. */
+static int64_t make_room(const struct state *s, float *base, struct room *r) {
+    int64_t at = 0;
+    r->weight = take(base, &at, BLOCK * s->t);
+    r->slope = take(base, &at, BLOCK * s->t);
     if (s->packed == NULL)
         return at;
     for (int i = K; i <= V; i++) {
-        r->by_feature[i] = take(&at, pl_cpu_packed_elems(s->packed, s->d, s->t));
-        r->by_position[i] = take(&at, pl_cpu_packed_elems(s->packed, s->t, s->d));
-        r->turned[i] = take(&at, s->d * s->t);
+        r->by_feature[i] = take(base, &at, pl_cpu_packed_elems(s->packed, s->d, s->t));
+        r->by_position[i] = take(base, &at, pl_cpu_packed_elems(s->packed, s->t, s->d));
+        r->turned[i] = take(base, &at, s->d * s->t);
     }
-    r->block = take(&at, pl_cpu_packed_elems(s->packed, BLOCK, s->t));
-    int64_t rounded = BLOCK * up(s->t > s->d ? s->t : s->d, 2), turned = s->d * BLOCK; /* the most of all that is not packed */
-    r->half = (uint16_t *)(void *)take(&at, rounded > turned ? rounded : turned);
+    r->block = take(base, &at, pl_cpu_packed_elems(s->packed, BLOCK, s->t));
+    r->half = (uint16_t *)(void *)take(base, &at, BLOCK / 2 * up(s->t > s->d ? s->t : s->d, 2));
     return at;
 }
 
-static int64_t room_elems(const struct state *s) {
-    struct room r;
-    float none[1];
-    return room_at(s, none, &r) - none;
-}
+static int64_t room_elems(const struct state *s) { return make_room(s, NULL, &(struct room){0}); }
 
 static pl_status plan(struct pl_plan *p) {
     const struct pl_op *op = &p->op;
@@ -108,10 +105,10 @@ static void heads(void *arg, int part, int64_t begin, int64_t end) {
     const struct state *s = j->p->state;
     const struct pl_io *io = j->io;
     struct room room;
-    room_at(s, (float *)(void *)j->p->backend->scratch + part * room_elems(s), &room);
+    make_room(s, (float *)(void *)j->p->backend->scratch + part * room_elems(s), &room);
     for (int64_t i = begin; i < end; i++) {
         int64_t in = i / s->heads * s->t * THIRDS * s->f + i % s->heads * s->d, out = i / s->heads * s->t * s->f + i % s->heads * s->d;
-        struct head h = {.s = s, .x = io->x[0] + in, .y = io->y + out, .out = io->y + out, .room = room};
+        struct head h = {.s = s, .x = io->x[0] + in, .y = io->y + out, .room = room};
         if (io->dx[0] != NULL) {
             h.dy = io->dy + out;
             h.dx = io->dx[0] + in;
@@ -146,26 +143,25 @@ static int64_t seen(const struct state *s, const struct block *b, int64_t q) { r
 /* Scores become weights; the logarithm of their denominator. */
 PL_CLONES
 static float weigh(float *restrict w, int64_t n, float scale) {
-    float most[LANES], sum[LANES] = {0}, top = w[0], all = 0.0f;
-    int64_t whole = n / LANES * LANES;
-    for (int l = 0; l < LANES; l++)
+    float most[PL_SUMS], sum[PL_SUMS] = {0}, top = w[0];
+    int64_t whole = n / PL_SUMS * PL_SUMS;
+    for (int l = 0; l < PL_SUMS; l++)
         most[l] = w[0];
-    for (int64_t k = 0; k < whole; k += LANES)
-        for (int l = 0; l < LANES; l++)
+    for (int64_t k = 0; k < whole; k += PL_SUMS)
+        for (int l = 0; l < PL_SUMS; l++)
             most[l] = w[k + l] > most[l] ? w[k + l] : most[l];
     for (int64_t k = whole; k < n; k++)
         most[0] = w[k] > most[0] ? w[k] : most[0];
-    for (int l = 0; l < LANES; l++)
+    for (int l = 0; l < PL_SUMS; l++)
         top = most[l] > top ? most[l] : top;
     for (int64_t k = 0; k < n; k++)
         w[k] = pl_vexp((w[k] - top) * scale);
-    for (int64_t k = 0; k < whole; k += LANES)
-        for (int l = 0; l < LANES; l++)
+    for (int64_t k = 0; k < whole; k += PL_SUMS)
+        for (int l = 0; l < PL_SUMS; l++)
             sum[l] += w[k + l];
     for (int64_t k = whole; k < n; k++)
         sum[0] += w[k];
-    for (int l = 0; l < LANES; l++)
-        all += sum[l];
+    float all = pl_vtotal(sum);
     float inverse = 1.0f / all;
     for (int64_t k = 0; k < n; k++)
         w[k] *= inverse;
@@ -222,11 +218,12 @@ static void add_block(const struct head *h, const struct block *b, const float *
                                            .c = h->dx + which * s->f, .ldc = THIRDS * s->f});
 }
 
+/* Turned back, 16 positions at a time, whose lines stay in the cache. */
 static void end_blocks(const struct head *h, int which) {
     const struct state *s = h->s;
-    for (int64_t first = 0; s->packed != NULL && first < s->t; first += LANES)
+    for (int64_t first = 0; s->packed != NULL && first < s->t; first += 16)
         for (int64_t k = 0; k < s->d; k++)
-            for (int64_t t = first; t < least(first + LANES, s->t); t++)
+            for (int64_t t = first; t < least(first + 16, s->t); t++)
                 h->dx[t * THIRDS * s->f + which * s->f + k] = h->room.turned[which][k * s->t + t];
 }
 
@@ -245,7 +242,7 @@ static void forward_head(const struct head *h) {
             if (h->denominator != NULL)
                 h->denominator[b.first + q] = denominator;
         }
-        times_positions(h, &b, weight, V, h->out + b.first * s->f, s->f);
+        times_positions(h, &b, weight, V, h->y + b.first * s->f, s->f);
     }
 }
 
@@ -266,17 +263,14 @@ static void slope_row(float *restrict w, float *restrict slope, int64_t n, float
 /* weight . slope is y . dy */
 PL_CLONES
 static float dot_of(const float *restrict y, const float *restrict dy, int64_t d) {
-    float sum[LANES] = {0};
-    int64_t whole = d / LANES * LANES;
-    for (int64_t k = 0; k < whole; k += LANES)
-        for (int l = 0; l < LANES; l++)
+    float sum[PL_SUMS] = {0};
+    int64_t whole = d / PL_SUMS * PL_SUMS;
+    for (int64_t k = 0; k < whole; k += PL_SUMS)
+        for (int l = 0; l < PL_SUMS; l++)
             sum[l] += y[k + l] * dy[k + l];
     for (int64_t k = whole; k < d; k++)
         sum[0] += y[k] * dy[k];
-    for (int half = LANES / 2; half > 0; half /= 2)
-        for (int l = 0; l < half; l++)
-            sum[l] += sum[l + half];
-    return sum[0];
+    return pl_vtotal(sum);
 }
 
 /* Scores and gradients by the weights become weights and gradients by the scores. */

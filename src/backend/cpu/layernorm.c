@@ -2,11 +2,11 @@
  * which each thread has columns of its own, so that no sum depends on the threads. Mean and 1 / deviation of each row stay for
  * backward. */
 #include "backend/cpu/cpu.h"
+#include "backend/cpu/vmath.h"
 
 #include <math.h>
 
 enum { SCALE, SHIFT };
-enum { LANES = 16 }; /* sums of so many, side by side: one would not become vector code */
 
 struct row {
     float mean, inverse; /* 1 / sqrt(variance + epsilon) */
@@ -37,28 +37,21 @@ static struct job job_of(const struct pl_plan *p, const struct pl_io *io) {
                         .dshift = scales ? io->dp[SHIFT] : NULL, .accumulate = io->accumulate, .row = p->state};
 }
 
-PL_WITHIN float added(const float *lane) {
-    double sum = 0.0;
-    for (int l = 0; l < LANES; l++)
-        sum += (double)lane[l];
-    return (float)sum;
-}
-
 PL_WITHIN struct row moments(const float *x, int64_t n, double epsilon) {
-    float sum[LANES] = {0}, square[LANES] = {0};
-    int64_t whole = n / LANES * LANES;
-    for (int64_t k = 0; k < whole; k += LANES)
-        for (int l = 0; l < LANES; l++)
+    float sum[PL_SUMS] = {0}, square[PL_SUMS] = {0};
+    int64_t whole = n / PL_SUMS * PL_SUMS;
+    for (int64_t k = 0; k < whole; k += PL_SUMS)
+        for (int l = 0; l < PL_SUMS; l++)
             sum[l] += x[k + l];
     for (int64_t k = whole; k < n; k++)
         sum[0] += x[k];
-    float mean = added(sum) / (float)n;
-    for (int64_t k = 0; k < whole; k += LANES)
-        for (int l = 0; l < LANES; l++)
+    float mean = pl_vtotal(sum) / (float)n;
+    for (int64_t k = 0; k < whole; k += PL_SUMS)
+        for (int l = 0; l < PL_SUMS; l++)
             square[l] += (x[k + l] - mean) * (x[k + l] - mean);
     for (int64_t k = whole; k < n; k++)
         square[0] += (x[k] - mean) * (x[k] - mean);
-    return (struct row){mean, (float)(1.0 / sqrt((double)added(square) / (double)n + epsilon))};
+    return (struct row){mean, (float)(1.0 / sqrt((double)pl_vtotal(square) / (double)n + epsilon))};
 }
 
 PL_CLONES
@@ -87,10 +80,10 @@ static pl_status forward(struct pl_plan *p, const struct pl_io *io) {
 
 /* Of one row: the means of g and of g times what x was normalised to, where g = dy * scale. */
 PL_WITHIN void means(const struct job *j, const float *x, const float *dy, struct row m, float *mean, float *dot) {
-    float sum[LANES] = {0}, product[LANES] = {0};
-    int64_t whole = j->columns / LANES * LANES;
-    for (int64_t k = 0; k < whole; k += LANES)
-        for (int l = 0; l < LANES; l++) {
+    float sum[PL_SUMS] = {0}, product[PL_SUMS] = {0};
+    int64_t whole = j->columns / PL_SUMS * PL_SUMS;
+    for (int64_t k = 0; k < whole; k += PL_SUMS)
+        for (int l = 0; l < PL_SUMS; l++) {
             float g = j->scale != NULL ? dy[k + l] * j->scale[k + l] : dy[k + l];
             sum[l] += g;
             product[l] += g * ((x[k + l] - m.mean) * m.inverse);
@@ -100,8 +93,8 @@ PL_WITHIN void means(const struct job *j, const float *x, const float *dy, struc
         sum[0] += g;
         product[0] += g * ((x[k] - m.mean) * m.inverse);
     }
-    *mean = added(sum) / (float)j->columns;
-    *dot = added(product) / (float)j->columns;
+    *mean = pl_vtotal(sum) / (float)j->columns;
+    *dot = pl_vtotal(product) / (float)j->columns;
 }
 
 PL_CLONES
@@ -143,7 +136,7 @@ static pl_status backward(struct pl_plan *p, const struct pl_io *io) {
     struct job j = job_of(p, io);
     j.out = io->dx[0];
     if (j.dscale != NULL && j.dshift != NULL)
-        pl_cpu_parts(p->backend, j.columns, PL_CPU_GRAIN / j.rows + LANES, add_columns, &j);
+        pl_cpu_parts(p->backend, j.columns, PL_CPU_GRAIN / j.rows + PL_SUMS, add_columns, &j);
     if (p->op.need_dx[0] && j.out != NULL)
         pl_cpu_parts(p->backend, j.rows, PL_CPU_GRAIN / j.columns + 1, backward_rows, &j);
     return PL_OK;

@@ -94,6 +94,15 @@ static inline float pl_vsigmoid(float x) {
     return pl_select(pl_nan_mask(x), x, pl_select(pl_bits(x) >> 31, e, 1.0f) * near1);
 }
 
+/* Sums of so many, side by side, become vector code, one would not; sum[] is used up. */
+enum { PL_SUMS = 16 };
+static inline float pl_vtotal(float *sum) {
+    for (int half = PL_SUMS / 2; half > 0; half /= 2)
+        for (int l = 0; l < half; l++)
+            sum[l] += sum[l + half];
+    return sum[0];
+}
+
 /* The share of a standard normal distribution below x, off by at most 1e-7, and its density there: Hastings' approximation of the
  * error function (Abramowitz and Stegun 7.1.26). */
 struct pl_vnormal {

@@ -1,5 +1,6 @@
 /* channel: sums over samples and planes, one a channel, and what stands on them: batch normalisation (Ioffe and Szegedy,
- * ICML 2015) and the parameters' gradients of layer normalisation. Everything is added in double over float's exact products, so that mean and variance come from one pass.
+ * ICML 2015) and the parameters' gradients of layer normalisation. Everything is added in double over float's exact products, so that
+ * mean and variance come from one pass.
  * A channel's numbers are cut into slices, by its shape alone; a block adds up a slice, and another the slices, in a fixed
  * order. Canonical: neighbouring threads run along a plane. Channels last: they have neighbouring channels, 32 a block, as
  * the well-known channels-last kernels do, and several places of them at a time. */
