@@ -93,6 +93,7 @@ mlp/mnist 64
 mlp/higgs 64
 mlp/molecular 64
 text/shakespeare 32
+text/shakespeare-gpt 32
 L
 }
 part_torch() {

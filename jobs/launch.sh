@@ -108,12 +108,13 @@ elif ! until_gone "$linger"; then
 fi
 wait $pid
 status=$?
+killed() { [ $status -gt 128 ] && [ $status -le 192 ]; } # mpirun itself; above are refusals of its own, as 255
 for ((i = 0; i < 10; i++)); do kill -0 $filter 2>/dev/null || break; sleep 0.1; done
 for ((i = 0; i < 15; i++)); do [ -n "$early" ] || said && break; sleep 0.2; done # a shared file system shows it late
 code=$(said && sed -nE 's/.*"code": ([0-9]+).*/\1/p' "$outcome")
 if [ -z "$code" ] && [ -n "$early" ]; then
     code=5
-elif [ -z "$code" ] && [ $status -ne 0 ] && [ $asked -eq 0 ] && [ "$(reported)" = "$before" ]; then # of ranks that it started its status tells nothing
+elif [ -z "$code" ] && [ $status -ne 0 ] && ! killed && [ $asked -eq 0 ] && [ "$(reported)" = "$before" ]; then # of ranks that it started its status tells nothing
     echo "jobs/launch.sh: mpirun did not start the run (it ended with $status): what it says of that stands above" >&2
     code=2
 elif [ -z "$code" ] && [ -s "$ends" ] && ! begun; then

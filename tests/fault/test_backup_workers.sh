@@ -173,6 +173,11 @@ lost_early killed-early 'kill -KILL $$' 'aborted by signal' "${here[@]}"
 grep -q "for which the others wait: rank 2 (aborted by signal); all are ended now" killed-early.log || fail "killed-early: $(tail -n 2 killed-early.log)"
 PL_UP_TO=0 lost_early all-killed 'kill -KILL $$' 'aborted by signal' "${here[@]}"
 grep -q "lost before the run began: rank .*; no other rank is left" all-killed.log || fail "all-killed: $(tail -n 2 all-killed.log)"
+# mpirun itself is killed then, as by a node that is out of memory: it has not refused the run, which may be started again.
+rm -rf no-mpirun
+PL_UP_TO=0 PL_INSTEAD='[ "$OMPI_COMM_WORLD_RANK" -ne 0 ] || kill -KILL $PPID; exit' timeout --kill-after=5 60 "${here[@]}" ./late.sh "$PACELINE" train job.yaml "${keys[@]}" checkpoint.dir=no-mpirun report.dir=no-mpirun >no-mpirun.log 2>&1 &
+launched=$!
+ends no-mpirun 5 0 'no rank lived to write it.*mpirun ended with 137'
 
 # Over MPI a lost rank ends the run, a stopped one as well.
 for how in KILL STOP; do
