@@ -77,8 +77,8 @@ struct paceline_array {
     const void *values;
 };
 /* Takes these samples as the set "train" or "test", instead of files: data [N, ...], channels first, label [N] of integers, [N, K] of
- * floats, or [N, T] of integers where there is a class at each position, all of them on every rank. They are copied. The set's other keys (scale, mean, augment, ...) hold as they do for
- * files. Local; which ranks disagree about the samples is found in paceline_train (PACELINE_DATA). */
+ * floats, or [N, T] of integers where there is a class at each position (-1: none), all of them on every rank. They are copied. The
+ * set's other keys (scale, mean, augment, ...) hold as they do for files. Local; which ranks disagree about the samples is found in paceline_train (PACELINE_DATA). */
 int paceline_job_data(struct paceline_job *j, const char *set, const struct paceline_array *data, const struct paceline_array *label);
 
 /* ---- training ------------------------------------------------------------------------------------- */

@@ -44,7 +44,7 @@ enum pl_op_kind {
     PL_OP_LRN,            /* across channels: y = x / (k + alpha/size * sum x^2)^beta (Krizhevsky 2012, Caffe's form) */
     PL_OP_CONCAT,         /* along channels (axis 1) */
     PL_OP_ADD,            /* sum of the inputs; y may be x[0] */
-    PL_OP_SOFTMAX_LOSS,   /* x[N,C] (further dims must be 1), int32 label[N]; y = probabilities */
+    PL_OP_SOFTMAX_LOSS,   /* x[N,C] (further dims must be 1), int32 label[N], with positions also PL_NO_LABEL; y = probabilities */
     PL_OP_SIGMOID_LOSS,   /* x[N,K], float label[N,K] in [0,1] or int32 label with K = 1; y = probabilities */
     PL_OP_EUCLIDEAN_LOSS  /* x[N,K], float label[N,K]; loss of a sample = sum of squares / 2; y = x */
 };
@@ -79,6 +79,17 @@ struct pl_op {
 };
 
 static inline int64_t pl_op_positions(const struct pl_op *op) { return op->positions > 0 ? op->positions : 1; }
+
+/* A position whose label is PL_NO_LABEL counts in no sum, and its dx is 0. What the others of its sample count, so that they stand
+ * for all of them; label: of its first position. */
+#define PL_NO_LABEL (-1)
+static inline double pl_label_share(const int32_t *label, int64_t positions)
+{
+    int64_t labelled = 0;
+    for (int64_t i = 0; i < positions; i++)
+        labelled += label[i] != PL_NO_LABEL;
+    return labelled > 0 ? (double)positions / (double)labelled : 0;
+}
 
 /* Two sums a channel, and the rows that they are over. 0: the operation sums nothing over ranks. */
 static inline int64_t pl_op_sync_values(const struct pl_op *op) { return op->sync ? 2 * op->x[0].dim[1] + 1 : 0; }

@@ -204,15 +204,19 @@ static struct place place_of(int64_t i, int64_t width)
 static pl_status take_classes(const struct pl_cache *c, const char *path, enum pl_dtype t,
                               int64_t first, int64_t rows, int32_t *out)
 {
-    int64_t most = c->classes > 0 ? c->classes - 1 : INT32_MAX, width = pl_input_labels(&c->d->want);
-    for (int64_t i = 0; i < rows * width; i++) {
+    int64_t most = c->classes > 0 ? c->classes - 1 : INT32_MAX, width = pl_input_labels(&c->d->want), least = width > 1 ? -1 : 0;
+    for (int64_t i = 0, last = -1; i < rows * width; i++) {
         int64_t v = integer_at(t, c->stored_label, i);
-        if (v < 0 || v > most)
+        if (v < least || v > most)
             return pl_error(PL_ERR_DATA, "data",
-                            "%s:/%s: sample %lld has label %lld%s, wanted 0..%lld"
+                            "%s:/%s: sample %lld has label %lld%s, wanted 0..%lld%s"
                             "\nthe model's last layer says how many classes there are",
                             path, pl_dataset_plain(c->d->set->label), (long long)(first + i / width), (long long)v,
-                            place_of(i, width).s, (long long)most);
+                            place_of(i, width).s, (long long)most, least < 0 ? ", or -1 where there is none" : "");
+        last = v >= 0 ? i / width : last; /* the last sample with a label */
+        if (i % width == width - 1 && last != i / width)
+            return pl_error(PL_ERR_DATA, "data", "%s:/%s: sample %lld has no label, -1 at all its positions\nleave it out of the file",
+                            path, pl_dataset_plain(c->d->set->label), (long long)(first + i / width));
         out[i] = (int32_t)v;
     }
     return PL_OK;

@@ -28,6 +28,18 @@ bad["label"][5, 2] = 11
 write("bad-label.h5", bad)
 write("half.h5", train, data=train["data"] + np.float32(0.5))
 write("one-label.h5", train, label=train["step"])
+g = np.random.default_rng(4)
+none = g.random((1010, 12)) < g.random((1010, 1)) # of each sequence another part
+none[np.arange(1010), g.integers(0, 12, 1010)] = False
+part = np.where(none, -1, train["label"])
+write("part.h5", train, label=part)
+part[5, 2] = -2
+write("bad-none.h5", train, label=part)
+part[5] = -1
+write("all-none.h5", train, label=part)
+step = train["step"].astype("i4")
+step[5] = -1
+write("no-step.h5", train, step=step)
 PY
 
 # It learns what only memory tells; the loss is the mean over positions.
@@ -134,9 +146,29 @@ print("a step of %.2e, wanted %.2e, %.1e apart" % (np.linalg.norm(before - after
 assert np.linalg.norm(before - after - wanted) < 1e-3 * np.linalg.norm(wanted)
 PY
 
+# Positions without a label: of a sample those count that have one, in the gradient, in the loss and in what is right.
+run 1 part train.init="$(model one)" train.steps=1 data.train.file=part.h5
+ranks 1 "$PACELINE" eval job.yaml model=plain.yaml checkpoint.dir=one data.test.file=part.h5 >part.eval 2>&1 || fail "eval: $(cat part.eval)"
+/usr/bin/python3 - "$(model one)" "$(model part)" <<'PY' || fail "positions without a label count: $(cat part.eval)"
+import h5py, numpy as np, re, sys
+before, after = (h5py.File(f)["params/out/bias"][()].astype("f8") for f in sys.argv[1:])
+p, label = h5py.File("T.h5")["output"][()].astype("f8"), h5py.File("part.h5")["label"][()]
+counts = (label >= 0) / (label >= 0).sum(1, keepdims=True) / len(label)
+wanted = ((p - np.eye(11)[label]) * counts[:, :, None]).sum((0, 1))
+far = np.linalg.norm(before - after - wanted) / np.linalg.norm(wanted)
+loss = -(counts * np.log(np.take_along_axis(p, np.maximum(label, 0)[:, :, None], 2)[:, :, 0])).sum()
+right = (counts * (p.argmax(2) == label)).sum()
+said = [float(v) for v in re.search(r"loss ([0-9.]+), accuracy ([0-9.]+)", open("part.eval").read()).groups()]
+print("a step %.1e off, loss and accuracy %s, wanted %.6f, %.6f" % (far, said, loss, right))
+assert far < 1e-3 and abs(said[0] - loss) < 1e-4 and abs(said[1] - right) < 1e-4
+PY
+
 expect 3 "bad-data.h5:/data: sample 7 has 11 at element 3, wanted an integer of 0..10" 2 job.yaml checkpoint.dir=no report.dir=no data.train.file=bad-data.h5
 expect 3 ".5 at element 0, wanted an integer of 0..10" 1 job.yaml checkpoint.dir=no report.dir=no data.train.file=half.h5
 expect 3 "bad-label.h5:/label: sample 5 has label 11 at element 2, wanted 0..10" 1 job.yaml checkpoint.dir=no report.dir=no data.train.file=bad-label.h5
+expect 3 "bad-none.h5:/label: sample 5 has label -2 at element 2, wanted 0..10, or -1 where there is none" 1 job.yaml checkpoint.dir=no report.dir=no data.train.file=bad-none.h5
+expect 3 "all-none.h5:/label: sample 5 has no label, -1 at all its positions" 2 job.yaml checkpoint.dir=no report.dir=no data.train.file=all-none.h5
+expect 3 "no-step.h5:/step: sample 5 has label -1, wanted 0..2" 1 job.yaml model=class.yaml data.train.label=step data.test.label=step checkpoint.dir=no report.dir=no data.train.file=no-step.h5
 expect 3 "one-label.h5:/label: wanted [N, 12], found [1010]" 1 job.yaml checkpoint.dir=no report.dir=no data.train.file=one-label.h5
 expect 3 "leave out scale, mean, std and augment" 1 job.yaml checkpoint.dir=no report.dir=no data.train.scale=0.5
 no_network "softmax_loss of input 12x11, but the input's label is 1 class" 's/\[int, 12\]/int/'

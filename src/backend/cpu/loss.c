@@ -1,7 +1,8 @@
 /* loss: softmax with cross-entropy, sigmoid with cross-entropy, squared distance. Rows are cut over
  * the threads, each row's loss is computed in double, and the rows are added in their order by the
  * caller's thread, so the sum does not depend on the threads. Backward gives sums over rows, not
- * means: dx of a row is the gradient of its own loss times the weight; of a padding row it is 0. */
+ * means: dx of a row is the gradient of its own loss times the weight; of a padding row, or a position
+ * without a label, it is 0. */
 #include "backend/cpu/cpu.h"
 
 #include <math.h>
@@ -15,13 +16,18 @@ struct row_loss {
 struct state {
     int64_t columns;
     struct row_loss *row; /* [N] of the last forward */
+    double *share;        /* [samples] what a labelled position counts, in this pass; NULL: 1 */
 };
 
 struct job {
+    const struct pl_plan *p;
     const struct pl_op *op;
     const struct state *s;
     const struct pl_io *io;
 };
+
+static int32_t class_of(const struct job *j, int64_t n) { return ((const int32_t *)j->io->label)[n]; }
+static bool no_label(const struct job *j, int64_t n) { return j->s->share != NULL && class_of(j, n) == PL_NO_LABEL; }
 
 static pl_status plan(struct pl_plan *p) {
     const struct pl_op *op = &p->op;
@@ -30,13 +36,28 @@ static pl_status plan(struct pl_plan *p) {
         return pl_cpu_refuse(op, "its input is not one number a class");
     if (op->kind != PL_OP_SOFTMAX_LOSS && op->label_floats == 0 && columns != 1)
         return pl_cpu_refuse(op, "integer labels need one number a sample");
-    struct state *s = pl_alloc(sizeof *s + (size_t)rows * sizeof *s->row, "a loss's plan");
+    bool positions = op->kind == PL_OP_SOFTMAX_LOSS && op->positions > 0;
+    size_t samples = positions ? (size_t)(rows / op->positions) : 0;
+    struct state *s = pl_alloc(sizeof *s + (size_t)rows * sizeof *s->row + samples * sizeof *s->share, "a loss's plan");
     if (s == NULL)
         return PL_ERR_MEMORY;
     p->state = s;
     s->columns = columns;
     s->row = (struct row_loss *)(void *)(s + 1);
+    s->share = positions ? (double *)(void *)(s->row + rows) : NULL;
     return PL_OK;
+}
+
+static void count_labels(struct pl_plan *p, const struct pl_io *io) {
+    struct state *s = p->state;
+    int64_t each = p->op.positions;
+    for (int64_t i = 0; s->share != NULL && io->label != NULL && i < io->rows / each; i++)
+        s->share[i] = pl_label_share((const int32_t *)io->label + i * each, each);
+}
+
+static double share_of(const struct pl_plan *p, int64_t n) {
+    const struct state *s = p->state;
+    return s->share != NULL ? s->share[n / p->op.positions] : 1.0;
 }
 
 /* y = softmax(x), and the logarithm of its denominator before the maximum was taken off */
@@ -74,9 +95,9 @@ static void softmax_rows(void *arg, int part, int64_t begin, int64_t end) {
         struct row_loss *out = &j->s->row[n];
         double lse = softmax_row(x, columns, j->io->y + n * columns);
         *out = (struct row_loss){0};
-        if (j->io->label == NULL || n >= j->io->rows)
+        if (j->io->label == NULL || n >= j->io->rows || no_label(j, n))
             continue;
-        int32_t label = ((const int32_t *)j->io->label)[n];
+        int32_t label = class_of(j, n);
         out->wrong_label = label < 0 || label >= columns;
         if (out->wrong_label)
             continue;
@@ -134,7 +155,8 @@ static void euclidean_rows(void *arg, int part, int64_t begin, int64_t end) {
 
 static pl_status forward(struct pl_plan *p, const struct pl_io *io) {
     struct state *s = p->state;
-    struct job j = {&p->op, s, io};
+    struct job j = {p, &p->op, s, io};
+    count_labels(p, io);
     pl_cpu_part_fn *body = p->op.kind == PL_OP_SOFTMAX_LOSS   ? softmax_rows
                            : p->op.kind == PL_OP_SIGMOID_LOSS ? sigmoid_rows
                                                               : euclidean_rows;
@@ -145,10 +167,11 @@ static pl_status forward(struct pl_plan *p, const struct pl_io *io) {
         if (s->row[n].wrong_label)
             return pl_error(PL_ERR_DATA, "backend", "layer %s: label %d is not one of %lld classes",
                             p->op.name, ((const int32_t *)io->label)[n], (long long)s->columns);
-        io->sums->loss += s->row[n].loss;
-        io->sums->total += p->op.weight * s->row[n].loss;
-        io->sums->correct += s->row[n].correct;
-        io->sums->correct5 += s->row[n].correct5;
+        double share = share_of(p, n), loss = share * s->row[n].loss;
+        io->sums->loss += loss;
+        io->sums->total += p->op.weight * loss;
+        io->sums->correct += s->row[n].correct ? share : 0;
+        io->sums->correct5 += s->row[n].correct5 ? share : 0;
     }
     io->sums->rows += io->rows;
     return PL_OK;
@@ -162,10 +185,12 @@ static void backward_rows(void *arg, int part, int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; n++) {
         float *dx = j->io->dx[0] + n * columns;
         const float *y = j->io->y + n * columns;
-        if (n >= j->io->rows) {
+        if (n >= j->io->rows || no_label(j, n)) {
             memset(dx, 0, (size_t)columns * sizeof *dx);
-        } else if (j->op->kind == PL_OP_SOFTMAX_LOSS) {
-            int32_t label = ((const int32_t *)j->io->label)[n];
+            continue;
+        }
+        if (j->op->kind == PL_OP_SOFTMAX_LOSS) {
+            int32_t label = class_of(j, n);
             if (dx != y)
                 memcpy(dx, y, (size_t)columns * sizeof *dx);
             float share = (float)(j->op->smoothing / (double)columns);
@@ -177,7 +202,7 @@ static void backward_rows(void *arg, int part, int64_t begin, int64_t end) {
             for (int64_t k = 0; k < columns; k++)
                 dx[k] = (float)((double)y[k] - target(j, n, k));
         }
-        float weight = (float)j->op->weight;
+        float weight = (float)(j->op->weight * share_of(j->p, n));
         for (int64_t k = 0; weight != 1.0f && k < columns; k++)
             dx[k] *= weight;
     }
@@ -185,7 +210,8 @@ static void backward_rows(void *arg, int part, int64_t begin, int64_t end) {
 
 static pl_status backward(struct pl_plan *p, const struct pl_io *io) {
     struct state *s = p->state;
-    struct job j = {&p->op, s, io};
+    struct job j = {p, &p->op, s, io};
+    count_labels(p, io); /* another batch may have come in between */
     if (p->op.need_dx[0] && io->dx[0] != NULL)
         pl_cpu_parts(p->backend, p->op.x[0].dim[0], PL_CPU_GRAIN / s->columns + 1, backward_rows,
                      &j);

@@ -191,11 +191,13 @@ void pl_cuda_weigh_back(pl_cuda_stream s, struct pl_cuda_scores c, const float *
 /* Of one sample, and of all real rows together. wrong: the first row whose label is no class, or one behind the last. */
 struct pl_cuda_loss { double loss, correct, correct5; int64_t wrong; };
 enum pl_cuda_loss_kind { PL_CUDA_SOFTMAX_LOSS, PL_CUDA_SIGMOID_LOSS, PL_CUDA_EUCLIDEAN_LOSS };
+enum { PL_CUDA_NO_LABEL = -1 }; /* as in backend.h */
 struct pl_cuda_labels {
     const struct pl_cuda_pass *pass;
     const void *label;            /* int32_t[n], or float[n, k] if floats; NULL: y alone */
     bool floats;
     int64_t positions;            /* rows of a sample */
+    double *share;                /* [samples] room for what a labelled row of each counts; NULL: 1, and each has a label */
     double smoothing, weight;
 };
 /* x, y: [n, k]. rows: [n]; sum: [1] */

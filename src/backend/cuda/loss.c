@@ -2,6 +2,10 @@
  * memory (the end of p->far); who asks for them waits. */
 #include "backend/cuda/plans.h"
 
+_Static_assert((int)PL_CUDA_NO_LABEL == PL_NO_LABEL, "kernels and host mean the same");
+
+/* The losses of all rows, their sum, and where rows are positions what each counts, a sample's alike. */
+static bool of_positions(const struct pl_op *op) { return op->kind == PL_OP_SOFTMAX_LOSS && op->positions > 0; }
 static struct pl_cuda_loss *sum_of(const struct pl_plan *p) { return (struct pl_cuda_loss *)p->far + p->op.x[0].dim[0]; }
 
 static pl_status plan(struct pl_plan *p)
@@ -13,7 +17,8 @@ static pl_status plan(struct pl_plan *p)
         return pl_cuda_refuse(op, "its input is not one number a class");
     if (op->kind != PL_OP_SOFTMAX_LOSS && op->label_floats == 0 && columns != 1)
         return pl_cuda_refuse(op, "integer labels need one number a sample");
-    return pl_cuda_far_state(p, (size_t)(op->x[0].dim[0] + 1) * sizeof(struct pl_cuda_loss), "the losses of a batch");
+    int64_t rows = op->x[0].dim[0], samples = of_positions(op) ? rows / op->positions : 0;
+    return pl_cuda_far_state(p, (size_t)(rows + 1) * sizeof(struct pl_cuda_loss) + (size_t)samples * sizeof(double), "the losses of a batch");
 }
 
 static enum pl_cuda_loss_kind kind_of(const struct pl_op *op)
@@ -27,6 +32,7 @@ static struct pl_cuda_labels labels_of(const struct pl_plan *p, const struct pl_
 {
     return (struct pl_cuda_labels){.pass = p->backend->pass_far, .label = io->label,
                                    .floats = p->op.kind != PL_OP_SOFTMAX_LOSS && p->op.label_floats > 0,
+                                   .share = of_positions(&p->op) ? (double *)(sum_of(p) + 1) : NULL,
                                    .positions = pl_op_positions(&p->op), .smoothing = p->op.smoothing, .weight = p->op.weight};
 }
 

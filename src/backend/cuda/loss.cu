@@ -1,11 +1,34 @@
 /* loss: softmax and sigmoid with cross-entropy, squared distance. A block a row, of one warp where the columns are few;
  * each row's loss in double. One block then adds up the rows, in an order that depends on their number alone.
- * Backward: dx = weight * (y - target) for all three, 0 in padding rows. */
+ * Backward: dx = weight * (y - target) for all three, 0 in padding rows and those without a label. */
 #include "backend/cuda/kernel.cuh"
 
 #include <math.h>
 
 PL_DEVICE int64_t real_rows(const pl_cuda_labels &l) { return l.pass->rows * l.positions; }
+
+/* What a row with a label counts. */
+PL_DEVICE double share_of(const pl_cuda_labels &l, int64_t i) { return l.share ? l.share[i / l.positions] : 1; }
+
+PL_DEVICE bool no_label(const pl_cuda_labels &l, int64_t i) { return l.share && ((const int32_t *)l.label)[i] == PL_CUDA_NO_LABEL; }
+
+static __global__ void count_labels(pl_cuda_labels l)
+{
+    for (int64_t s = blockIdx.x; s < l.pass->rows; s += gridDim.x) {
+        const int32_t *label = (const int32_t *)l.label + s * l.positions;
+        int labelled = 0;
+        PL_EACH_IN_BLOCK(k, l.positions) labelled += label[k] != PL_CUDA_NO_LABEL;
+        labelled = pl_block_sum(labelled);
+        if (threadIdx.x == 0)
+            l.share[s] = labelled > 0 ? (double)l.positions / labelled : 0;
+    }
+}
+
+static void count(pl_cuda_stream s, const pl_cuda_labels &l, int64_t n)
+{
+    if (l.share && l.label)
+        PL_LAUNCH(count_labels, pl_block_each(n / l.positions), pl_threads_of_row(l.positions), s, l);
+}
 
 PL_DEVICE double target_of(const pl_cuda_labels &l, int64_t i, int64_t columns, int64_t k)
 {
@@ -27,7 +50,7 @@ PL_DEVICE pl_cuda_loss softmax(const pl_cuda_labels &l, bool counts, int64_t i, 
     sum = pl_block_sum(sum);
     double inverse = 1 / sum;
     PL_EACH_IN_BLOCK(k, columns) y[k] = (float)(y[k] * inverse); /* what the same thread wrote */
-    if (!counts)
+    if (!counts || no_label(l, i))
         return pl_cuda_loss{0, 0, 0, INT64_MAX};
     int32_t label = ((const int32_t *)l.label)[i];
     if (label < 0 || label >= columns)
@@ -40,7 +63,8 @@ PL_DEVICE pl_cuda_loss softmax(const pl_cuda_labels &l, bool counts, int64_t i, 
     double loss = log(sum) + most - (1 - l.smoothing) * x[label];
     if (l.smoothing > 0)
         loss -= l.smoothing / (double)columns * all;
-    return pl_cuda_loss{loss, number && above < 1 ? 1.0 : 0.0, number && above < 5 ? 1.0 : 0.0, INT64_MAX};
+    double share = share_of(l, i);
+    return pl_cuda_loss{share * loss, number && above < 1 ? share : 0, number && above < 5 ? share : 0, INT64_MAX};
 }
 
 PL_DEVICE pl_cuda_loss sigmoid(const pl_cuda_labels &l, bool counts, int64_t i, int64_t columns, const float *x, float *y)
@@ -109,6 +133,7 @@ static __global__ void add_rows(pl_cuda_labels l, const pl_cuda_loss *rows, pl_c
 void pl_cuda_loss_forward(pl_cuda_stream s, enum pl_cuda_loss_kind kind, struct pl_cuda_labels l, int64_t n, int64_t k,
                           const float *x, float *y, struct pl_cuda_loss *rows, struct pl_cuda_loss *sum)
 {
+    count(s, l, n);
     PL_LAUNCH(forward, pl_block_each(n), pl_threads_of_row(k), s, kind, l, n, k, x, y, rows);
     if (l.label)
         PL_LAUNCH(add_rows, dim3(1), PL_THREADS, s, l, rows, sum);
@@ -121,10 +146,10 @@ static __global__ void backward(pl_cuda_loss_kind kind, pl_cuda_labels l, int64_
     PL_EACH_ROW(i, n)
         PL_EACH(k, columns) {
             float v = 0;
-            if (i < rows) {
+            if (i < rows && !no_label(l, i)) {
                 double t = kind != PL_CUDA_SOFTMAX_LOSS ? target_of(l, i, columns, k)
                                                         : spread + (((const int32_t *)l.label)[i] == k ? 1 - l.smoothing : 0);
-                v = (float)(l.weight * (y[i * columns + k] - t));
+                v = (float)(l.weight * share_of(l, i) * (y[i * columns + k] - t));
             }
             dx[i * columns + k] = v;
         }
@@ -133,5 +158,6 @@ static __global__ void backward(pl_cuda_loss_kind kind, pl_cuda_labels l, int64_
 void pl_cuda_loss_backward(pl_cuda_stream s, enum pl_cuda_loss_kind kind, struct pl_cuda_labels l, int64_t n, int64_t k,
                            const float *y, float *dx)
 {
+    count(s, l, n);
     PL_LAUNCH(backward, pl_blocks_of_rows(n, k), PL_THREADS, s, kind, l, n, k, y, dx);
 }

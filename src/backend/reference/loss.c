@@ -3,19 +3,29 @@
 
 #include <math.h>
 
-static void rank_of_label(const float *x, int64_t C, int64_t label, struct pl_loss_sums *sums)
+static void rank_of_label(const float *x, int64_t C, int64_t label, double share, struct pl_loss_sums *sums)
 {
     int64_t above = 0; /* of equal values the first counts as the larger */
     for (int64_t c = 0; c < C; c++)
         above += x[c] > x[label] || (x[c] == x[label] && c < label);
-    sums->correct += above < 1;
-    sums->correct5 += above < 5;
+    sums->correct += above < 1 ? share : 0;
+    sums->correct5 += above < 5 ? share : 0;
 }
 
 static void add_loss(const struct pl_plan *p, const struct pl_io *io, double loss)
 {
     io->sums->loss += loss;
     io->sums->total += p->op.weight * loss;
+}
+
+/* What row n counts; 0 where it has no label. */
+static double share_of(const struct pl_plan *p, const struct pl_io *io, int64_t n)
+{
+    const int32_t *label = io->label;
+    int64_t T = p->op.positions;
+    if (T == 0)
+        return 1;
+    return label[n] == PL_NO_LABEL ? 0 : pl_label_share(label + n / T * T, T);
 }
 
 static void softmax_forward(struct pl_plan *p, const struct pl_io *io)
@@ -33,10 +43,13 @@ static void softmax_forward(struct pl_plan *p, const struct pl_io *io)
         if (!io->label || n >= io->rows)
             continue;
         int32_t label = ((const int32_t *)io->label)[n];
+        double counts = share_of(p, io, n);
+        if (counts == 0)
+            continue;
         for (int64_t c = 0; c < C; c++)
             all += x[c];
-        add_loss(p, io, log(sum) + top - (1 - share) * x[label] - share / (double)C * all);
-        rank_of_label(x, C, label, io->sums);
+        add_loss(p, io, counts * (log(sum) + top - (1 - share) * x[label] - share / (double)C * all));
+        rank_of_label(x, C, label, counts, io->sums);
     }
     if (io->label)
         io->sums->rows += io->rows;
@@ -51,9 +64,11 @@ static double target_of(const struct pl_plan *p, const struct pl_io *io, int64_t
 static void softmax_backward(struct pl_plan *p, const struct pl_io *io)
 {
     int64_t N = p->op.y.dim[0], C = pl_shape_row_elems(&p->op.x[0]);
-    for (int64_t n = 0; io->dx[0] && n < N; n++)
+    for (int64_t n = 0; io->dx[0] && n < N; n++) {
+        double weight = n < io->rows ? p->op.weight * share_of(p, io, n) : 0;
         for (int64_t c = 0; c < C; c++)
-            io->dx[0][n * C + c] = n < io->rows ? (float)(p->op.weight * (io->y[n * C + c] - target_of(p, io, n, c))) : 0;
+            io->dx[0][n * C + c] = weight != 0 ? (float)(weight * (io->y[n * C + c] - target_of(p, io, n, c))) : 0;
+    }
 }
 
 static double target(const struct pl_plan *p, const struct pl_io *io, int64_t i)
