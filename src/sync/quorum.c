@@ -292,7 +292,7 @@ pl_status pl_sync_quorum_create_in(const struct pl_replica *r, struct pl_mesh *m
     return status;
 }
 
-/* At the first step: only now it is known where the run begins. */
+/* At the first step or evaluation: only now it is known where the run begins. */
 static pl_status start(struct pl_sync *s, int64_t step)
 {
     s->options.survives = pl_mesh_survives(s->mesh);
@@ -529,6 +529,8 @@ static pl_status quorum_share_out(struct pl_sync *s, const struct pl_parts *p, d
     struct pl_part_done done = {.job = p->id, .parts = p->parts, .part = -1};
     double result[PL_QUORUM_VALUES];
     pl_status status = PL_OK;
+    if (!s->quorum)
+        PL_TRY(start(s, p->step));
     pthread_mutex_lock(&s->lock);
     s->works = true;
     for (bool over = false; status == PL_OK && !over;) {

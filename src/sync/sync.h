@@ -77,6 +77,7 @@ struct pl_staleness {
 /* Work in parts, each of which some rank does. */
 struct pl_parts {
     int64_t id; /* rises from one to the next */
+    int64_t step; /* of the run: how many it has made */
     int parts, values; /* values: PL_PART_VALUES at most */
     pl_status (*run)(void *arg, int part, double *sum); /* adds to sum[values] */
     void *arg;

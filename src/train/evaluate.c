@@ -142,7 +142,8 @@ static pl_status share_out(struct pl_trainer *t, struct evaluation *e, double *v
     int64_t batches = (e->samples + t->batch - 1) / t->batch, parts = 4 * t->world->ranks;
     parts = parts < batches ? parts : batches;
     e->each = (batches + parts - 1) / parts * t->batch;
-    struct pl_parts p = {.id = t->state.step + 1, .parts = (int)((e->samples + e->each - 1) / e->each), .values = SUMS, .run = run_part, .arg = e};
+    struct pl_parts p = {.id = t->state.step + 1, .step = t->state.step, .parts = (int)((e->samples + e->each - 1) / e->each),
+                         .values = SUMS, .run = run_part, .arg = e};
     return t->sync_table->meshed->share_out(t->sync, &p, v);
 }
 

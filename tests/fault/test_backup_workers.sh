@@ -108,14 +108,15 @@ kill -USR1 "$(rank_of averaged-signal 2)"
 ends averaged-signal 75 0 'stopped on a signal after step'
 kept averaged-signal
 
-# Signals.
-launch signal 4 train.steps=5000; until_step signal 20
+# Signals. The evaluation that was due at the step of the stop is made as the run goes on, before its first step.
+launch signal 4 train.steps=5000 train.eval_every="1 steps"; until_step signal 20
 kill -USR1 "$(rank_of signal 2)"
 ends signal 75 0 'stopped on a signal after step'
 kept signal
-timeout --kill-after=5 120 "$PL_SOURCE_DIR/jobs/launch.sh" --oversubscribe --bind-to none -n 4 job.yaml "${keys[@]}" train.steps=60 checkpoint.dir=signal report.dir=signal >resumed.log 2>&1 ||
+timeout --kill-after=5 120 "$PL_SOURCE_DIR/jobs/launch.sh" --oversubscribe --bind-to none -n 4 job.yaml "${keys[@]}" train.steps=60 train.eval_every="1 steps" checkpoint.dir=signal report.dir=signal >resumed.log 2>&1 ||
     { fail "no resume after a signal"; cat resumed.log; }
-grep -q 'continuing at step' resumed.log || fail "it did not continue"
+at=$(sed -nE 's/^continuing at step ([0-9]+) .*/\1/p' resumed.log)
+[ "$(grep -c "\"event\": \"eval\", \"step\": ${at:-none}," signal/metrics.jsonl)" = 1 ] || fail "it did not continue, or not with the evaluation that was due: $(head -n 8 resumed.log)"
 launch term 4 train.steps=5000; until_step term 20
 kill -TERM "$(pgrep -f 'launch.sh.*report.dir=term' -n)"
 ends term 75 0 'stopped on a signal after step'
